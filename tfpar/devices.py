@@ -1,0 +1,102 @@
+"""Which devices compute, and the `tf.distribute` strategy over them.
+
+A replica is one copy of the model on one device. Data parallelism gives each replica its rows of the global
+batch and adds up what they found. `strategy()` picks the replicas; everything else in tfpar follows from it.
+
+Example:
+    >>> strategy = devices.strategy(simulate=4)      # before anything starts TensorFlow
+    >>> print(devices.describe(strategy, global_batch_size=128))
+    4 replicas (CPU:0, CPU:1, CPU:2, CPU:3): global batch 128 -> 32 per replica
+"""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from tfpar import errors
+
+
+def strategy(*, simulate: int | None = None) -> tf.distribute.Strategy:
+    """Return the strategy for all devices of this machine, or for simulated ones.
+
+    All GPUs when there are several (`MirroredStrategy`), else the one device, with TensorFlow's default strategy,
+    which adds nothing to a step.
+
+    Args:
+        simulate: make that many replicas on this machine's CPU instead. They share its cores, so they teach and
+            test, and gain no speed. One is the CPU alone.
+
+    Raises:
+        errors.SettingsError: `simulate` is not at least 1, or TensorFlow already runs with fewer devices.
+
+    Example:
+        >>> with devices.strategy().scope():
+        ...     model = models.small_cnn((28, 28, 1), 10)
+    """
+    if simulate is not None:
+        return _simulated(simulate)
+    if len(tf.config.list_logical_devices("GPU")) > 1:
+        return tf.distribute.MirroredStrategy()
+    return tf.distribute.get_strategy()
+
+
+def _simulated(replicas: int) -> tf.distribute.Strategy:
+    if not isinstance(replicas, int) or replicas < 1:
+        raise errors.SettingsError(f"simulate={replicas!r}: give a whole number of replicas, at least 1")
+    if replicas == 1:
+        return tf.distribute.get_strategy()
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    there = len(tf.config.get_logical_device_configuration(cpu) or [None])
+    if there < replicas:
+        # data-parallel: one CPU is cut into several devices, so that several replicas fit on a laptop.
+        try:
+            tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * replicas)
+        except RuntimeError as error:
+            raise errors.SettingsError(
+                f"simulate={replicas}: TensorFlow has already started with {there} CPU device(s). Call "
+                f"devices.strategy(simulate={replicas}) before anything else uses TensorFlow (restart the kernel first)"
+            ) from error
+    return tf.distribute.MirroredStrategy([f"CPU:{index}" for index in range(replicas)])
+
+
+def is_default(strategy: tf.distribute.Strategy) -> bool:
+    """Tell whether this is TensorFlow's default strategy: one device, nothing distributed."""
+    return type(strategy).__name__ == "_DefaultDistributionStrategy"
+
+
+def names(strategy: tf.distribute.Strategy) -> list[str]:
+    """Return the short names of the devices a strategy computes on, in the order of its replicas."""
+    if is_default(strategy):
+        return ["GPU:0" if tf.config.list_logical_devices("GPU") else "CPU:0"]
+    return [":".join(device.split(":")[-2:]) for device in strategy.extended.worker_devices]
+
+
+def per_replica(global_batch_size: int, strategy: tf.distribute.Strategy) -> int:
+    """Return the images of one replica in one step.
+
+    Raises:
+        errors.SettingsError: the global batch cannot be dealt evenly to the replicas.
+    """
+    replicas = strategy.num_replicas_in_sync
+    if global_batch_size < 1 or global_batch_size % replicas:
+        fitting = max(1, -(-global_batch_size // replicas)) * replicas
+        raise errors.SettingsError(
+            f"global batch {global_batch_size} cannot be dealt evenly to {replicas} replicas; "
+            f"take a multiple of {replicas}, such as {fitting}"
+        )
+    return global_batch_size // replicas  # data-parallel: the global batch stays, each replica gets its part of it
+
+
+def describe(strategy: tf.distribute.Strategy, *, global_batch_size: int | None = None, shards: int | None = None) -> str:
+    """Return the one line that says who computes what.
+
+    Raises:
+        errors.SettingsError: the global batch cannot be dealt evenly to the replicas.
+    """
+    replicas = strategy.num_replicas_in_sync
+    line = f"{replicas} replica{'s'[: replicas > 1]} ({', '.join(names(strategy))})"
+    if global_batch_size is not None:
+        line += f": global batch {global_batch_size} -> {per_replica(global_batch_size, strategy)} per replica"
+    if shards is not None:
+        line += f", in {shards} shard{'s'[: shards > 1]}"
+    return line

@@ -1,0 +1,53 @@
+"""What a user can cause: one small class per exit code.
+
+Each class is also the built-in kind that Python users expect, so `except ValueError` works for those
+who do not know this module. `__main__` turns the class into a line and `exit_code` into the exit status.
+
+Example:
+    >>> try:
+    ...     prepare.load("nowhere")
+    ... except OSError as error:
+    ...     print(error)
+    nowhere: no such directory. Make it with: tfpar prepare SOURCE nowhere
+"""
+
+from __future__ import annotations
+
+
+class DataError(ValueError):
+    """The data is damaged or unusable; the message names the file."""
+
+    exit_code = 65
+
+
+class InputNotFound(OSError):
+    """An input that was named does not exist or cannot be read."""
+
+    exit_code = 66
+
+
+class Unavailable(RuntimeError):
+    """Something needed is not there: a download, a device, a worker."""
+
+    exit_code = 69
+
+
+class OutputError(OSError):
+    """An output cannot be made: not writable, something else lies there, another run is at work in it."""
+
+    exit_code = 73
+
+
+class InputOutputFailed(OSError):
+    """Reading or writing failed on the way; earlier state is intact."""
+
+    exit_code = 74
+
+
+class SettingsError(ValueError):
+    """The settings contradict what is there, or each other; the message lists both values."""
+
+    exit_code = 78
+
+
+KINDS = (DataError, InputNotFound, Unavailable, OutputError, InputOutputFailed, SettingsError)

@@ -1,0 +1,107 @@
+"""Files that appear whole or not at all, their checksums, and a lock that dies with its process."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from tfpar import errors
+
+try:
+    import fcntl
+except ImportError:  # Windows proper: there TensorFlow runs through WSL2 only
+    fcntl = None
+
+
+def write(path: str | os.PathLike, content: bytes | str | Callable[[Path], None]) -> None:
+    """Write a file so that a reader sees the old one or the new one, never a part.
+
+    Writes beside, flushes to the disk, renames. `content` is the bytes, the text (UTF-8), or a function that
+    writes a file at the path it is given (its name ends like `path`'s).
+
+    Raises:
+        errors.InputOutputFailed: the disk is full or gone; what was at `path` is intact.
+    """
+    path = Path(path)
+    beside = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        if callable(content):
+            content(beside)
+        else:
+            beside.write_bytes(content.encode() if isinstance(content, str) else content)
+        sync(beside)
+        beside.replace(path)
+        sync(path.parent)
+    except OSError as error:
+        raise errors.InputOutputFailed(
+            f"{path}: writing failed ({error.strerror or error}); what was there before is intact. "
+            "Free some space or mend the disk, then run the same command again"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
+
+
+def sync(path: str | os.PathLike) -> None:
+    """Wait until a file's bytes, or a directory's entries, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256(path: str | os.PathLike, progress: Callable[[int], None] = lambda _bytes: None) -> str:
+    """Return the SHA-256 of a file in hexadecimal; `progress` is told the bytes of each piece read."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+            progress(len(piece))
+    return digest.hexdigest()
+
+
+def canonical(value) -> str:
+    """Return JSON text that is the same for equal values: sorted keys, no spaces, plain ASCII."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def fingerprint(value) -> str:
+    """Return the SHA-256 of a value's canonical JSON text."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()
+
+
+def make_directory(path: str | os.PathLike) -> Path:
+    """Make a directory and its parents, or say in one line why it cannot be made.
+
+    Raises:
+        errors.OutputError: something else lies there, or the place is not writable.
+    """
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise errors.OutputError(f"{path}: cannot make this directory ({error.strerror}); name another place") from error
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise errors.OutputError(f"{path}: this directory is not writable; name another place")
+    return path
+
+
+@contextlib.contextmanager
+def locked(path: str | os.PathLike, owner: str) -> Iterator[None]:
+    """Hold a lock on a file while the block runs; the system drops it when the process ends, however it ends.
+
+    Raises:
+        errors.OutputError: another process holds it. `owner` says in the message what it is.
+    """
+    with open(path, "ab") as file:
+        if fcntl:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise errors.OutputError(f"{Path(path).parent}: {owner} is at work here; wait for it or stop it") from error
+        yield

@@ -1,0 +1,298 @@
+"""The training step under a strategy: the arithmetic is fixed first, devices are assigned to it afterwards.
+
+Floating-point addition is not associative, so "the same up to rounding" grows: two runs that differ by 1e-7 after one
+step differ in the second digit after forty. The step here gives the same bits on any number of replicas, because the
+replicas have no say in the arithmetic:
+
+1. The global batch of `B` rows is always `V` **shards** of `B/V` consecutive rows. Replica `r` of `R` computes the
+   shards `[rV/R, (r+1)V/R)`, one after the other.
+2. A shard is one pure function: weights, state, rows, labels, random key in; gradient, new state, logits out. It
+   does not know how many replicas there are.
+3. The `V` results are added in one order, a binary tree over the shard numbers, whatever `R` is.
+4. Every replica applies the same update to its copy of the weights.
+
+        rows of the global batch      shards        the tree (V = 4)        replicas may be 1, 2 or 4
+        [0 .. B/4)                    shard 0  --+
+        [B/4 .. B/2)                  shard 1  --+-- sum --+
+        [B/2 .. 3B/4)                 shard 2  --+         +-- sum -> update
+        [3B/4 .. B)                   shard 3  --+-- sum --+
+
+The idea of fixed virtual shards is that of virtual nodes (VirtualFlow, Or et al. 2022) and of accuracy-consistent
+elasticity (EasyScale, Li et al. 2023). Batch normalization sees its own shard (ghost batch norm, Hoffer et al. 2017).
+
+Example:
+    >>> steps.install(model, shards=4)          # from here on fit takes this step
+    >>> model.fit(batches, steps_per_epoch=epoch, epochs=3)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfpar import errors, objective
+
+MOST_STEPS_PER_CALL = 512
+
+# A function of its own, which the graph rewriter must not open: it would fuse operations across the border between
+# shard and update, and it does so differently for one replica than for several (seen with ResNet-20).
+_sealed = tf.function(experimental_attributes={"_noinline": True}, autograph=False)
+
+
+def install(model: keras.Model, *, shards: int | None = None, seed: int = 0, first_step: int = 0) -> Step:
+    """Make `model.fit` take tfpar's step: any strategy, the same bits.
+
+    `compile` drops it again; install after compile.
+
+    Args:
+        model: compiled, with one input and logits `[batch, classes]` as its output.
+        shards: parts the global batch is always computed in; None is one per replica. A multiple of the replicas.
+        seed: of all random layers, beside the seed of each layer.
+        first_step: the number of the first step; random layers draw for the step's number.
+
+    Returns:
+        The step, which counts.
+
+    Raises:
+        errors.SettingsError: the model, its loss, its optimizer or the shards break the law; the message says how.
+    """
+    if model.compiled and model.steps_per_execution != 1:
+        raise errors.SettingsError(
+            f"steps_per_execution={model.steps_per_execution}: Keras' own several steps per call fail under a strategy. "
+            "Compile with steps_per_execution=1, or train with train.run(..., steps_per_call=...)"
+        )
+    step = Step(model, shards=shards, seed=seed, first_step=first_step)
+
+    def train_function(iterator):
+        step(iterator, 1)
+        return model.get_metrics_result()
+
+    model.train_function = train_function
+    return step
+
+
+class Step:
+    """Training steps of one model: call it with an iterator of batches and a number of steps.
+
+    It counts the steps itself (`number`): an optimizer's `iterations` skips steps that overflow in mixed precision.
+
+    Attributes:
+        number: steps done since the run began.
+        losses, hits: float64 sum and count over the images since `reset()`, added in the order of the steps.
+        images: how many those were.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        *,
+        shards: int | None = None,
+        seed: int = 0,
+        first_step: int = 0,
+        learning_rate: Callable[[int], float] | None = None,
+        all_reduce: str = "ordered",
+    ):
+        """Build everything the step needs. `learning_rate` gives the rate of a step; None leaves the optimizer's alone."""
+        self.model, self.strategy, self.seed = model, model.distribute_strategy, seed
+        self.replicas = self.strategy.num_replicas_in_sync
+        self.shards = shards or self.replicas
+        self.number, self.learning_rate, self.all_reduce = first_step, learning_rate, all_reduce
+        if self.shards < 1 or self.shards % self.replicas:
+            raise errors.SettingsError(
+                f"{self.shards} shards cannot be dealt evenly to {self.replicas} replicas; "
+                f"take a multiple of {self.replicas}, such as {-(-self.shards // self.replicas) * self.replicas}"
+            )
+        if all_reduce not in ("ordered", "fast"):
+            raise errors.SettingsError(f"all_reduce={all_reduce!r}: give ordered or fast")
+        objective.check(model)
+        self.loss = objective.build(model)
+        self.scaled = isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
+        _leave_sums_to_the_step(model.optimizer)
+        self.seeds = [generator.state for generator in seed_generators(model)]
+        self.state = [v for v in model.non_trainable_variables if not _holds(self.seeds, v)]
+        self.averaged = [v for v in self.state if keras.backend.is_float_dtype(v.dtype)]
+        self.shard = _sealed(self._shard)
+        self.add = _sealed(lambda a, b: a + b)
+        self.run = tf.function(self._run, autograph=True, reduce_retracing=True)
+        self.reset()
+
+    def reset(self) -> None:
+        """Start the sums of an epoch anew."""
+        self.losses, self.hits, self.images = 0.0, 0, 0
+
+    def __call__(self, iterator, count: int) -> None:
+        """Take `count` steps in one call into TensorFlow, and add up the loss and the hits of their images."""
+        numbers = range(self.number, self.number + count)
+        rates = np.zeros(MOST_STEPS_PER_CALL, np.float32)  # always this long: another length would be traced anew
+        rates[:count] = [self.learning_rate(n) for n in numbers] if self.learning_rate else 0.0
+        losses, hits = self.run(iterator, tf.constant(self.number, tf.int64), tf.constant(count), tf.constant(rates))
+        for step_losses, step_hits in zip(losses.numpy(), hits.numpy(), strict=True):
+            self.losses += math.fsum(step_losses.tolist())
+            self.hits += int(step_hits.sum())
+            self.images += len(step_losses)
+        self.number += count
+
+    # ---- in the graph
+
+    def _run(self, iterator, first: tf.Tensor, count: tf.Tensor, rates: tf.Tensor):
+        losses = tf.TensorArray(tf.float32, count)
+        hits = tf.TensorArray(tf.bool, count)
+        for i in tf.range(count):
+            if self.learning_rate:
+                self.model.optimizer.learning_rate.assign(rates[i])
+            number = first + tf.cast(i, tf.int64)
+            # data-parallel: every replica runs the same step on its own rows of the global batch.
+            per_image = self.strategy.run(self._replica_step, args=(next(iterator), number))
+            loss, hit = tf.nest.map_structure(lambda v: self.strategy.experimental_local_results(v)[0], per_image)
+            losses, hits = losses.write(i, loss), hits.write(i, hit)
+        return losses.stack(), hits.stack()
+
+    @tf.autograph.experimental.do_not_convert
+    def _replica_step(self, batch, number: tf.Tensor):
+        """Take one step on one replica: its shards, the sum over all shards, the update."""
+        context = tf.distribute.get_replica_context()
+        sums, rows = self._own_shards(batch, number, context)
+        with tf.control_dependencies([sums]):
+            # data-parallel: the one moment in a step when replicas exchange anything.
+            if self.all_reduce == "ordered":
+                total = self._tree(tf.unstack(context.all_gather(sums, axis=0), num=sums.shape[0] * self.replicas))
+            else:
+                total = context.all_reduce(tf.distribute.ReduceOp.SUM, self._tree(tf.unstack(sums)))
+            rows = context.all_gather(rows, axis=0)
+        mean = total / self.shards
+        gradients, state = self._unpacked(mean, self.model.trainable_variables, self.averaged)
+        # data-parallel: the same sum and the same optimizer state on every replica give the same new weights.
+        self.model.optimizer.apply(gradients, self.model.trainable_variables)
+        context.merge_call(_write, args=([v.value for v in self.averaged], state))
+        losses, labels, logits = rows[:, 0], tf.cast(rows[:, 1], tf.int32), rows[:, 2:]
+        self._update_metrics(context, losses, labels, logits)
+        return losses, tf.argmax(logits, axis=1, output_type=tf.int32) == labels
+
+    def _own_shards(self, batch, number, context):
+        """Compute this replica's shards one after the other; return what it sends and its rows of losses and logits.
+
+        Where the replica holds whole subtrees of the sum it sends one partial sum, otherwise its shards one by one.
+        """
+        own = self.shards // self.replicas
+        first = context.replica_id_in_sync_group * own
+        parts = [tf.split(member, own) for member in batch]
+        values = [[tf.convert_to_tensor(v.value) for v in group] for group in self._variables()]
+        scale = tf.convert_to_tensor(self.model.optimizer.dynamic_scale.value) if self.scaled else tf.constant(1.0)
+        sums, rows = [], []
+        for k, shard in enumerate(zip(*parts, strict=True)):
+            with tf.control_dependencies(sums[-1:]):  # one after the other: the memory holds one shard's activations
+                packed, row = self.shard(*values, scale, shard, number, first + k)
+            sums.append(packed)
+            rows.append(row)
+        whole = self.all_reduce == "fast" or _whole_subtrees(self.shards, self.replicas)
+        sums = [self._tree(sums)] if whole else sums
+        return tf.stack(sums), tf.concat(rows, axis=0)
+
+    def _shard(self, trainable, state, seeds, scale, batch, number, shard):
+        """Compute one shard: a pure function of its arguments, which reads no variable.
+
+        Returns the gradient and the averaged state as one vector, and per image (loss, label, logits).
+        """
+        images, labels, *weights = batch
+        keys = [_key(s, self.seed, number, shard) for s in seeds]
+        non_trainable = self._in_order(state, keys)
+        with tf.GradientTape() as tape:
+            tape.watch(trainable)
+            logits, non_trainable, penalties = self.model.stateless_call(
+                trainable, non_trainable, images, training=True, return_losses=True
+            )
+            # Never Keras' reduced loss: it is divided by the number of replicas.
+            losses = objective.per_image(self.loss, labels, logits)
+            if weights:
+                losses *= weights[0]
+            objective_value = tf.reduce_mean(losses) + sum(tf.cast(p, tf.float32) for p in penalties)
+            objective_value = objective_value * scale if self.scaled else objective_value
+        gradients = tape.gradient(objective_value, trainable, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        averaged = [value for v, value in zip(self.model.non_trainable_variables, non_trainable, strict=True) if _holds(self.averaged, v)]
+        flat = [tf.reshape(tf.cast(tf.convert_to_tensor(t), tf.float32), [-1]) for t in [*gradients, *averaged]]
+        row = [losses[:, tf.newaxis], tf.cast(labels, tf.float32)[:, tf.newaxis], tf.cast(logits, tf.float32)]
+        return tf.concat(flat, axis=0), tf.concat(row, axis=1)
+
+    def _tree(self, parts: list[tf.Tensor]) -> tf.Tensor:
+        """Add the parts in the one order: the sum of each half first. Every single addition is sealed, for the graph
+        rewriter would turn a chain of them into one operation that adds from left to right."""
+        if len(parts) == 1:
+            return parts[0]
+        half = len(parts) // 2
+        return self.add(self._tree(parts[:half]), self._tree(parts[half:]))
+
+    def _unpacked(self, flat: tf.Tensor, *groups):
+        sizes = [[int(np.prod(v.shape)) for v in group] for group in groups]
+        pieces = iter(tf.split(flat, [size for group in sizes for size in group]))
+        return [[tf.cast(tf.reshape(next(pieces), v.shape), v.dtype) for v in group] for group in groups]
+
+    def _variables(self):
+        return self.model.trainable_variables, self.state, self.seeds
+
+    def _in_order(self, state, keys):
+        """Return state and keys in the order of `model.non_trainable_variables`."""
+        state, keys = iter(state), iter(keys)
+        by_seed = {id(seed): next(keys) for seed in self.seeds}
+        return [by_seed[id(v)] if id(v) in by_seed else next(state) for v in self.model.non_trainable_variables]
+
+    def _update_metrics(self, context, losses, labels, logits) -> None:
+        """Show the whole global batch to Keras' metrics, on one replica: they are read as the sum over all of them."""
+        metrics = self.model.metrics
+
+        def update():
+            for metric in metrics:
+                if metric.name == "loss":
+                    metric.update_state(losses)
+                else:
+                    metric.update_state(labels, logits)
+            return tf.constant(0)
+
+        tf.cond(tf.equal(context.replica_id_in_sync_group, 0), update, lambda: tf.constant(0))
+
+
+def seed_generators(model: keras.Model) -> list[keras.random.SeedGenerator]:
+    """Return the seed generators of a model's random layers, in a fixed order, each once."""
+    found = []
+    for layer in model._flatten_layers(include_self=True, recursive=True):
+        for generator in layer._seed_generators:
+            if not any(generator is other for other in found):
+                found.append(generator)
+    return found
+
+
+def _key(layer_seed: tf.Tensor, seed: int, number: tf.Tensor, shard: tf.Tensor) -> tf.Tensor:
+    """Return the state a random layer draws from: a hash of its seed, the run's, the step and the shard, counter at 0.
+
+    Drawing adds 1 to the second number, so step and shard must not stand there.
+    """
+    mixed = tf.random.stateless_uniform([2], [tf.cast(layer_seed[0], tf.int64), number], None, None, tf.int64, alg="philox")
+    last = tf.stack([mixed[0] + tf.cast(shard, tf.int64), mixed[1] + tf.constant(seed, tf.int64)])
+    hashed = tf.random.stateless_uniform([1], last, None, None, tf.uint32, alg="philox")
+    return tf.concat([hashed, tf.zeros([1], tf.uint32)], axis=0)
+
+
+def _whole_subtrees(shards: int, replicas: int) -> bool:
+    """Tell whether cutting the tree over the shards in halves ends exactly at the replicas' shares."""
+    while replicas > 1 and shards > 1 and shards % 2 == 0 and replicas % 2 == 0:
+        shards, replicas = shards // 2, replicas // 2
+    return replicas == 1
+
+
+def _holds(variables, variable) -> bool:
+    return any(variable is other for other in variables)
+
+
+def _leave_sums_to_the_step(optimizer: keras.optimizers.Optimizer) -> None:
+    """Let the optimizer take its gradients as they are: they are summed already. On this one instance only."""
+    inner = getattr(optimizer, "inner_optimizer", optimizer)  # on the wrapper of mixed_float16 it would do nothing
+    inner._all_reduce_sum_gradients = lambda gradients_and_variables: gradients_and_variables
+
+
+def _write(strategy: tf.distribute.Strategy, variables, values) -> None:
+    """Write each replica's value into its copy of each variable."""
+    for variable, value in zip(variables, values, strict=True):
+        strategy.extended.update(variable, lambda v, new: v.assign(new), args=(value,), group=False)

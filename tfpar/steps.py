@@ -115,7 +115,7 @@ class Step:
         self.seeds = [generator.state for generator in seed_generators(model)]
         self.state = [v for v in model.non_trainable_variables if not _holds(self.seeds, v)]
         self.averaged = [v for v in self.state if keras.backend.is_float_dtype(v.dtype)]
-        self.shard = _sealed(self._shard)
+        self.shard = None
         self.add = _sealed(lambda a, b: a + b)
         self.run = tf.function(self._run, autograph=True, reduce_retracing=True)
         self.reset()
@@ -126,6 +126,8 @@ class Step:
 
     def __call__(self, iterator, count: int) -> None:
         """Take `count` steps in one call into TensorFlow, and add up the loss and the hits of their images."""
+        if self.shard is None:
+            self.shard = self._traced_shard(iterator.element_spec)
         numbers = range(self.number, self.number + count)
         rates = np.zeros(MOST_STEPS_PER_CALL, np.float32)  # always this long: another length would be traced anew
         rates[:count] = [self.learning_rate(n) for n in numbers] if self.learning_rate else 0.0
@@ -171,6 +173,25 @@ class Step:
         losses, labels, logits = rows[:, 0], tf.cast(rows[:, 1], tf.int32), rows[:, 2:]
         self._update_metrics(context, losses, labels, logits)
         return losses, tf.argmax(logits, axis=1, output_type=tf.int32) == labels
+
+    def _traced_shard(self, element_spec):
+        """Trace the shard once, for all replicas and outside of them: a trace of a large network takes seconds."""
+        rows = self.shards // self.replicas
+
+        def one_shard(spec):
+            spec = getattr(spec, "_value_specs", (spec,))[0]  # of the first replica, where the dataset is distributed
+            return tf.TensorSpec([spec.shape[0] // rows, *spec.shape[1:]], spec.dtype)
+
+        def values(group):
+            return [tf.TensorSpec(v.shape, v.dtype) for v in group]
+
+        return _sealed(self._shard).get_concrete_function(
+            *(values(group) for group in self._variables()),
+            tf.TensorSpec([], tf.float32),
+            tuple(one_shard(spec) for spec in element_spec),
+            tf.TensorSpec([], tf.int64),
+            tf.TensorSpec([], tf.int32),
+        )
 
     def _own_shards(self, batch, number, context):
         """Compute this replica's shards one after the other; return what it sends and its rows of losses and logits.

@@ -9,8 +9,10 @@ import tensorflow as tf
 from tfpar import errors
 
 
-def check(model: keras.Model) -> None:
+def check(model: keras.Model, *, sets_rate: bool = False) -> None:
     """Refuse what would make results depend on the number of replicas, or what is no classifier of images.
+
+    With `sets_rate` the caller sets the learning rate of every step, so the optimizer must not.
 
     Raises:
         errors.SettingsError: with the remedy.
@@ -30,7 +32,7 @@ def check(model: keras.Model) -> None:
             f"model {model.name} ends in a softmax; give logits: leave the last activation out and compile with "
             "SparseCategoricalCrossentropy(from_logits=True)"
         )
-    _check_optimizer(model.optimizer)
+    _check_optimizer(model.optimizer, sets_rate)
 
 
 def _ends_in_softmax(model: keras.Model) -> bool:
@@ -41,8 +43,13 @@ def _ends_in_softmax(model: keras.Model) -> bool:
     return isinstance(operation, keras.layers.Softmax) or activation in (keras.activations.softmax, keras.activations.sigmoid)
 
 
-def _check_optimizer(optimizer: keras.optimizers.Optimizer) -> None:
+def _check_optimizer(optimizer: keras.optimizers.Optimizer, sets_rate: bool) -> None:
     inner = getattr(optimizer, "inner_optimizer", optimizer)
+    if sets_rate and isinstance(inner._learning_rate, keras.optimizers.schedules.LearningRateSchedule):
+        raise errors.SettingsError(
+            f"the optimizer carries a {type(inner._learning_rate).__name__}; give it a plain number, and say the rates in the "
+            "stages: Stage(epochs=10, learning_rate=0.2, final_learning_rate=0.02)"
+        )
     if inner.gradient_accumulation_steps:
         raise errors.SettingsError(
             f"the optimizer has gradient_accumulation_steps={inner.gradient_accumulation_steps}; leave that out and take "

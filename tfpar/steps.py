@@ -108,8 +108,9 @@ class Step:
             )
         if all_reduce not in ("ordered", "fast"):
             raise errors.SettingsError(f"all_reduce={all_reduce!r}: give ordered or fast")
-        objective.check(model)
+        objective.check(model, sets_rate=learning_rate is not None)
         self.loss = objective.build(model)
+        self.metric_names = {"loss", "accuracy", *(m.name for m in model._compile_metrics.metrics)} if model._compile_metrics else set()
         self.scaled = isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
         _leave_sums_to_the_step(model.optimizer)
         self.seeds = [generator.state for generator in seed_generators(model)]

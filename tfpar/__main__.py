@@ -1,0 +1,294 @@
+"""The command line: one thin command per function. `tfpar` is `python -m tfpar`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+
+from tfpar import __version__, errors
+
+DEFAULT_STAGES = {"sgd": ["10@0.2:0.02", "5@0.02:0"], "adamw": ["10@0.001:0.0001", "5@0.0001:0"]}
+EXIT_CODES = """exit codes: 0 done, 2 wrong use, 42 stopped with its state saved, 65 data damaged, 66 input not there,
+69 something needed not there, 70 a defect of tfpar, 73 output cannot be made, 74 reading or writing failed,
+78 settings contradict what is there"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command and return its exit code; what a user can cause becomes one line."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    given = _parser().parse_args(arguments)
+    _quieten(given.verbose)
+    try:
+        return given.command(given) or 0
+    except KeyboardInterrupt as stopped:
+        print(str(stopped) or "stopped", file=sys.stderr)
+        return getattr(stopped, "exit_code", 130)
+    except errors.KINDS as error:
+        print(f"tfpar: {' '.join(str(error).split())}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # who read our output has gone
+        return 0
+    except OSError as error:
+        print(f"tfpar: {error.filename or 'reading or writing'}: {error.strerror or error}; earlier state is intact", file=sys.stderr)
+        return errors.InputOutputFailed.exit_code
+    except Exception as error:  # noqa: BLE001 - the one last handler
+        with tempfile.NamedTemporaryFile("w", prefix="tfpar-", suffix=".txt", delete=False) as file:
+            file.write(traceback.format_exc())
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        print(f"tfpar: a defect of tfpar ({said}); please report it with {file.name}", file=sys.stderr)
+        return 70
+
+
+def _quieten(verbose: bool) -> None:
+    """Keep the start-up chatter of TensorFlow off the screen; must come before it is imported."""
+    if not verbose:
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+        os.environ.setdefault("ABSL_MIN_LOG_LEVEL", "3")
+
+
+# ---- the commands
+
+
+def _prepare(given) -> None:
+    from tfpar import prepare
+
+    data = prepare.dataset(
+        given.source, given.directory, image_size=given.image_size, validation_fraction=given.validation_fraction,
+        seed=given.seed, on_bad_image=given.on_bad_image, tfds_manual_dir=given.tfds_manual_dir,
+    )  # fmt: skip
+    _tell(data)
+
+
+def _train(given) -> None:
+    from tfpar import sources
+
+    with _stderr_silenced(not given.verbose):
+        import keras
+
+        from tfpar import devices, models, prepare, results, schedule, signals, train
+
+    _require_tensorflow(keras)
+    if given.deterministic:
+        import tensorflow as tf
+
+        tf.config.experimental.enable_op_determinism()
+    stages = [schedule.parse(text) for text in given.stage or DEFAULT_STAGES[given.optimizer]]
+    run = Path(given.run or f"runs/{sources.last_word(given.data)}")
+    with signals.Stop():
+        with _stderr_silenced(not given.verbose):
+            strategy = devices.strategy(simulate=given.simulate)  # before TensorFlow Datasets starts TensorFlow
+        known = {}
+        if (run / "run.json").exists() and not given.fresh:
+            known = results.Run(run).facts.get("verified", {})
+        data = _data(given.data, known)
+        _tell(data)
+        keras.config.set_dtype_policy(given.precision)
+        keras.utils.set_random_seed(given.seed)
+        with strategy.scope():
+            model = models.build(given.model, data.image_shape, data.num_classes, weights=given.weights, freeze=given.freeze)
+            model.compile(_optimizer(given), keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
+        finished = train.run(
+            model, data, run, stages=stages, global_batch_size=given.global_batch_size, shards=given.shards, seed=given.seed,
+            augment=given.augment, all_reduce=given.all_reduce, steps_per_call=given.steps_per_call,
+            checkpoint_seconds=given.checkpoint_seconds, fresh=given.fresh,
+        )  # fmt: skip
+    computed = finished.metrics()
+    print(f"finished: accuracy {computed['accuracy']:.4f} on {computed['examples']} validation images, {run / 'report.html'}")
+
+
+def _predict(given) -> None:
+    import numpy as np
+
+    from tfpar import pictures, results
+
+    run = results.Run(given.run)
+    height, width, channels = run.facts["data"]["image_shape"]
+    pixels = []
+    for path in given.images:
+        try:
+            pixels.append(pictures.load(path, (height, width), channels=channels))
+        except pictures.BadPicture as reason:
+            raise errors.InputNotFound(f"{sources_printable(path)}: {reason}") from reason
+    with _stderr_silenced(not given.verbose):
+        import keras
+
+        _require_tensorflow(keras)
+        logits = run.model().predict(np.stack(pixels), verbose=0)
+        probabilities = keras.ops.convert_to_numpy(keras.ops.softmax(logits.astype("float64")))
+    answers = [
+        {"image": sources_printable(path), "label": run.class_names[p.argmax()], "confidence": float(p.max())}
+        for path, p in zip(given.images, probabilities, strict=True)
+    ]
+    if given.json:
+        print(json.dumps(answers, indent=1, ensure_ascii=False))
+    else:
+        print("\n".join(f"{answer['image']}: {answer['label']} ({answer['confidence']:.1%})" for answer in answers))
+
+
+def _evaluate(given) -> None:
+    from tfpar import results
+
+    run = results.Run(given.run)
+    with _stderr_silenced(not given.verbose):
+        import keras
+
+        from tfpar import inference, prepare
+
+    _require_tensorflow(keras)
+    data = prepare.load(given.data or run.facts["data"]["directory"])
+    split = data.splits.get(given.split)
+    if split is None:
+        raise errors.SettingsError(f"{data.directory} has no split {given.split}; it has {', '.join(data.splits)}")
+    if (list(data.image_shape), data.class_names) != (run.facts["data"]["image_shape"], run.class_names):
+        raise errors.SettingsError(
+            f"{data.directory} has pictures {data.image_shape} of {data.num_classes} classes; "
+            f"the run was trained on {tuple(run.facts['data']['image_shape'])} of {len(run.class_names)}, in other words or another order"
+        )
+    model = run.model()
+    logits, losses = inference.Inference(model)(split)
+    computed = results.metrics(results.predictions_table(logits, split), losses, data.class_names)
+    print(json.dumps(computed, indent=1, ensure_ascii=False))
+
+
+# ---- their parts
+
+
+def _data(source: str, known: dict):
+    """Load a prepared directory, or prepare the source into data/NAME and find it there the next time."""
+    from tfpar import prepare, sources
+
+    if (Path(source) / "dataset.json").exists():
+        return prepare.load(source, known=known)
+    target = Path("data") / sources.last_word(source)
+    return prepare.dataset(source, target)
+
+
+def _tell(data) -> None:
+    shape = "x".join(map(str, data.image_shape))
+    splits = " and ".join(f"{len(split.labels):,} {name}" for name, split in data.splits.items())
+    print(f"{data.directory}: {splits} images {shape}, {data.num_classes} classes")
+
+
+def _optimizer(given):
+    import keras
+
+    if given.optimizer == "adamw":
+        optimizer = keras.optimizers.AdamW(weight_decay=given.weight_decay)
+    else:
+        optimizer = keras.optimizers.SGD(momentum=0.9, nesterov=True, weight_decay=given.weight_decay)
+    return keras.optimizers.LossScaleOptimizer(optimizer) if given.precision == "mixed_float16" else optimizer
+
+
+def _require_tensorflow(keras) -> None:
+    if keras.backend.backend() != "tensorflow":
+        raise errors.SettingsError(
+            f"Keras' backend is {keras.backend.backend()}, tfpar needs tensorflow; set KERAS_BACKEND=tensorflow, "
+            'or "backend": "tensorflow" in ~/.keras/keras.json'
+        )
+
+
+def sources_printable(path: str) -> str:
+    from tfpar import sources
+
+    return sources.printable(path)
+
+
+class _stderr_silenced:  # noqa: N801 - used like a function
+    """Send to nowhere what C++ code writes to file descriptor 2 while TensorFlow starts; Python's errors still raise."""
+
+    def __init__(self, active: bool):
+        self.active = active
+
+    def __enter__(self):
+        if self.active:
+            sys.stderr.flush()
+            self.kept = os.dup(2)
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, 2)
+            os.close(nowhere)
+
+    def __exit__(self, *_exception):
+        if self.active:
+            os.dup2(self.kept, 2)
+            os.close(self.kept)
+
+
+# ---- the arguments
+
+
+def _image_size(text: str) -> int | tuple[int, int]:
+    sides = [int(side) for side in text.lower().split("x")]
+    return sides[0] if len(sides) == 1 else tuple(sides)
+
+
+def _steps_per_call(text: str) -> int | str:
+    return text if text == "auto" else int(text)
+
+
+def _weights(text: str) -> str | None:
+    return None if text == "none" else text
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="tfpar", description="Data-parallel training of Keras 3 image classifiers on TensorFlow.", epilog=EXIT_CODES
+    )
+    parser.add_argument("--version", action="version", version=f"tfpar {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name, function, text):
+        added = commands.add_parser(name, help=text, description=text)
+        added.set_defaults(command=function)
+        added.add_argument("--verbose", action="store_true", help="show TensorFlow's own messages")
+        return added
+
+    prepare = command("prepare", _prepare, "turn any source of images into a verified directory of arrays")
+    prepare.add_argument("source", help="digits, a TensorFlow data set, or a folder of class folders")
+    prepare.add_argument("directory", help="where it goes")
+    prepare.add_argument("--image-size", type=_image_size, metavar="S|HxW", help="pixels; default: as they are, mixed sizes 224")
+    prepare.add_argument("--validation-fraction", type=float, default=0.1, metavar="F")
+    prepare.add_argument("--seed", type=int, default=0)
+    prepare.add_argument("--on-bad-image", choices=("skip", "fail"), default="skip")
+    prepare.add_argument("--tfds-manual-dir", metavar="D", help="files TensorFlow Datasets would otherwise download")
+
+    train = command("train", _train, "train in stages; the same command continues an interrupted run")
+    train.add_argument("data", help="a prepared directory, or a source as for prepare")
+    train.add_argument("--run", metavar="DIR", help="default: runs/NAME")
+    train.add_argument("--model", default="small_cnn", help="small_cnn, resnet20|32|44|56, or a keras.applications network")
+    train.add_argument("--weights", type=_weights, metavar="none|imagenet|FILE")
+    train.add_argument("--freeze", action="store_true", help="train the head of a pretrained network alone")
+    train.add_argument("--stage", action="append", metavar="E@R[:F]", help="epochs at a rate, falling to another; repeat")
+    train.add_argument("--global-batch-size", type=int, metavar="B", help="default 128")
+    train.add_argument("--seed", type=int, default=0)
+    train.add_argument("--simulate", type=int, metavar="N", help="replicas on this machine's CPU")
+    train.add_argument("--optimizer", choices=("sgd", "adamw"), default="sgd")
+    train.add_argument("--weight-decay", type=float, default=5e-4)
+    train.add_argument("--augment", choices=("none", "flip", "crop-flip"), default="none")
+    train.add_argument("--precision", choices=("float32", "mixed_bfloat16", "mixed_float16"), default="float32")
+    train.add_argument("--shards", type=int, metavar="V", help="parts of the batch; default: one per replica")
+    train.add_argument("--all-reduce", choices=("ordered", "fast"), default="ordered")
+    train.add_argument("--deterministic", action="store_true", help="deterministic operations on GPUs; slower")
+    train.add_argument("--steps-per-call", type=_steps_per_call, default="auto", metavar="auto|K")
+    train.add_argument("--checkpoint-seconds", type=float, default=60, metavar="S")
+    train.add_argument("--fresh", action="store_true", help="start over; the old run is kept beside")
+
+    predict = command("predict", _predict, "label new pictures")
+    predict.add_argument("run")
+    predict.add_argument("images", nargs="+", metavar="image")
+    predict.add_argument("--json", action="store_true")
+
+    evaluate = command("evaluate", _evaluate, "exact metrics of the final model")
+    evaluate.add_argument("run")
+    evaluate.add_argument("--data", metavar="DIR", help="default: the data it was trained on")
+    evaluate.add_argument("--split", choices=("validation", "test"), default="validation")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

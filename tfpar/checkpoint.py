@@ -1,0 +1,143 @@
+"""Exact resume: everything a run depends on, at any step, in files that appear whole or not at all.
+
+```
+RUN/checkpoints/000007/variables.bin   weights, statistics, seeds, optimizer, metrics: their bytes, one after the other
+RUN/checkpoints/000007/manifest.json   written last: what is where, checksums, and the progress of the run
+```
+A directory without a valid manifest does not exist. The newest valid checkpoint wins; a damaged one is named and the
+one before is used. The last two are kept, and an older one goes only after the new one was read back.
+
+Keras' own savers leave out the state of the seed generators, and so does `tf.train.Checkpoint`; weights alone would
+resume with other dropout masks.
+
+Example:
+    >>> checkpoint.save("runs/digits/checkpoints", variables, {"step": 130})
+    >>> progress, values = checkpoint.newest("runs/digits/checkpoints")
+    >>> progress["step"]
+    130
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfpar import errors, files
+
+FORMAT = 1
+KEPT = 2
+
+
+def variables_of(model: keras.Model) -> list[keras.Variable]:
+    """Return every variable of a compiled model that training changes or depends on, in a fixed order."""
+    metrics = [variable for metric in model.metrics for variable in metric.variables]
+    return [*model.trainable_variables, *model.non_trainable_variables, *model.optimizer.variables, *metrics]
+
+
+def save(directory: str | os.PathLike, variables: list[keras.Variable], progress: dict) -> Path:
+    """Write a checkpoint, read it back, and only then remove all but the last two.
+
+    Args:
+        directory: the run's `checkpoints`.
+        variables: from `variables_of`.
+        progress: what JSON can hold; floats come back as they were.
+
+    Raises:
+        errors.InputOutputFailed: the disk is full or gone, or gave back other bytes; older checkpoints are intact.
+    """
+    directory = files.make_directory(directory)
+    place = directory / f"{max(_serials(directory), default=0) + 1:06d}"
+    values = [np.asarray(variable) for variable in variables]
+    content = b"".join(value.tobytes() for value in values)
+    described = [
+        {"path": variable.path, "dtype": value.dtype.name, "shape": list(value.shape), "bytes": value.nbytes}
+        for variable, value in zip(variables, values, strict=True)
+    ]
+    files.make_directory(place)
+    files.write(place / "variables.bin", content)
+    manifest = {"format": FORMAT, "progress": progress, "variables": described, "bytes": len(content)}
+    manifest["content_sha256"] = files.sha256(place / "variables.bin")
+    manifest["sha256"] = files.fingerprint(manifest)
+    files.write(place / "manifest.json", json.dumps(manifest))
+    if _read(place)[1] != content:
+        raise errors.InputOutputFailed(f"{place}: reads back otherwise than it was written; look after this disk")
+    for serial in sorted(_serials(directory))[:-KEPT]:
+        shutil.rmtree(directory / f"{serial:06d}", ignore_errors=True)
+    return place
+
+
+def newest(directory: str | os.PathLike) -> tuple[dict, list[tuple[dict, bytes]]] | None:
+    """Return the progress and the variables of the newest valid checkpoint; None where there is none.
+
+    A damaged one is named in a line, and the one before is used.
+    """
+    directory = Path(directory)
+    for serial in sorted(_serials(directory), reverse=True):
+        place = directory / f"{serial:06d}"
+        try:
+            manifest, content = _read(place)
+        except errors.DataError as damage:
+            print(f"{damage}; using the one before")
+            continue
+        ends = np.cumsum([entry["bytes"] for entry in manifest["variables"]])
+        pieces = [content[end - entry["bytes"] : end] for entry, end in zip(manifest["variables"], ends, strict=True)]
+        return manifest["progress"], list(zip(manifest["variables"], pieces, strict=True))
+    return None
+
+
+def restore(variables: list[keras.Variable], values: list[tuple[dict, bytes]], strategy: tf.distribute.Strategy) -> None:
+    """Write the values of a checkpoint into the variables, on every replica.
+
+    Raises:
+        errors.SettingsError: they are the variables of another model or optimizer.
+    """
+    if [list(v.shape) for v in variables] != [entry["shape"] for entry, _ in values]:
+        raise errors.SettingsError("the checkpoint holds the variables of another model or optimizer; start over with --fresh")
+    arrays = [
+        np.frombuffer(content, np.asarray(variable).dtype).reshape(entry["shape"])
+        for variable, (entry, content) in zip(variables, values, strict=True)
+    ]
+
+    def write():
+        first = tf.equal(tf.distribute.get_replica_context().replica_id_in_sync_group, 0)
+        for variable, array in zip(variables, arrays, strict=True):
+            if _summed_over_replicas(variable):  # a metric: its value is the sum of what the replicas hold
+                variable.value.assign(tf.where(first, array, tf.zeros_like(array)))
+
+    for variable, array in zip(variables, arrays, strict=True):
+        if not _summed_over_replicas(variable):
+            variable.assign(array)
+    strategy.run(tf.function(write, autograph=False))
+
+
+def _summed_over_replicas(variable: keras.Variable) -> bool:
+    return variable.value.synchronization == tf.VariableSynchronization.ON_READ
+
+
+def _serials(directory: Path) -> list[int]:
+    return [int(path.name) for path in directory.glob("[0-9]*") if path.name.isdecimal()] if directory.is_dir() else []
+
+
+def _read(place: Path) -> tuple[dict, bytes]:
+    """Return manifest and content of one checkpoint, or raise DataError naming the damaged file."""
+    path = place / "manifest.json"
+    try:
+        manifest = json.loads(path.read_bytes())
+        stated = manifest.pop("sha256")
+        if stated != files.fingerprint(manifest) or manifest["format"] != FORMAT:
+            raise ValueError("another checksum or format")
+        path = place / "variables.bin"
+        content = path.read_bytes()
+        if len(content) != manifest["bytes"] or files.sha256(path) != manifest["content_sha256"]:
+            raise ValueError("another checksum")
+    except FileNotFoundError as error:
+        raise errors.DataError(f"{path}: missing") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise errors.DataError(f"{path}: damaged ({error})") from error
+    return manifest, content

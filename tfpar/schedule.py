@@ -1,0 +1,85 @@
+"""Stages, and the learning rate of every step as a function of the step's number alone.
+
+A rate is stated for a global batch of 256 images. SGD's is multiplied by `B / 256` (the linear scaling rule of Goyal
+et al. 2017, arXiv:1706.02677), because a step over k times the images stands for k steps; AdamW's is never scaled.
+
+Example:
+    >>> stages = [Stage(epochs=10, learning_rate=0.2, final_learning_rate=0.02), Stage(epochs=5, learning_rate=0.02)]
+    >>> schedule.rate(stages[0], step=30, steps=100, warmup=10, factor=0.5)
+    0.073
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import NamedTuple
+
+import keras
+
+from tfpar import errors
+
+WARMUP = 0.1  # of the first stage
+
+
+class Stage(NamedTuple):
+    """A part of the training: how many epochs, at which rate, falling to which (linearly; None: it stays)."""
+
+    epochs: int
+    learning_rate: float
+    final_learning_rate: float | None = None
+
+
+def parse(text: str) -> Stage:
+    """Read a stage as the command line writes it: `EPOCHS@RATE` or `EPOCHS@RATE:FINAL`.
+
+    Raises:
+        errors.SettingsError: it is not written so.
+
+    Example:
+        >>> schedule.parse("10@0.2:0.02")
+        Stage(epochs=10, learning_rate=0.2, final_learning_rate=0.02)
+    """
+    found = re.fullmatch(r"(\d{1,6})@([^:]+)(?::([^:]+))?", text)
+    try:
+        epochs, *rates = found.groups() if found else (None,)
+        return checked(Stage(int(epochs), *(None if value is None else float(value) for value in rates)))
+    except (TypeError, ValueError) as error:
+        raise errors.SettingsError(f"stage {text!r}: write EPOCHS@RATE or EPOCHS@RATE:FINAL, such as 10@0.2:0.02") from error
+
+
+def checked(stage: Stage) -> Stage:
+    """Return the stage as plain numbers.
+
+    Raises:
+        errors.SettingsError: no epochs, or a rate that is negative or no number.
+    """
+    epochs, rate, final = stage
+    rates = [rate] if final is None else [rate, final]
+    if not (isinstance(epochs, int) and epochs >= 1 and all(math.isfinite(value) and value >= 0 for value in rates) and rate > 0):
+        raise errors.SettingsError(f"{stage}: give at least 1 epoch, a rate above 0, and a final rate of at least 0")
+    return Stage(epochs, float(rate), None if final is None else float(final))
+
+
+def rate(stage: Stage, *, step: int, steps: int, warmup: int = 0, factor: float = 1.0) -> float:
+    """Return the learning rate of one step.
+
+    Args:
+        stage: whose step it is.
+        step: counted from 0 within the stage.
+        steps: of the whole stage.
+        warmup: steps over which the rate rises linearly from 0; of the first stage only.
+        factor: `B / 256`, or 1.
+    """
+    value = stage.learning_rate
+    if stage.final_learning_rate is not None:
+        value += (stage.final_learning_rate - value) * step / steps
+    if step < warmup:
+        value *= (step + 1) / warmup
+    return value * factor
+
+
+def scale(optimizer: keras.optimizers.Optimizer, global_batch_size: int, *, scale_learning_rate: bool = True) -> float:
+    """Return the factor on all rates: `B / 256` for SGD, else 1."""
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    return global_batch_size / 256 if scale_learning_rate and isinstance(inner, keras.optimizers.SGD) else 1.0

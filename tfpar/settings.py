@@ -1,0 +1,112 @@
+"""What the bits of a run depend on: its settings, which must agree to continue it, and its environment."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfpar import errors, schedule
+
+WORDS = {"data": "the data's fingerprint"}
+
+
+def of(model: keras.Model, data, stages, **numbers) -> dict:
+    """Return the settings of a run as plain JSON values."""
+    values = {
+        "model": model.name,
+        "model_config": _model_fingerprint(model),
+        "optimizer": _plain(keras.optimizers.serialize(model.optimizer)),
+        "loss": _plain(keras.losses.serialize(keras.losses.get(model.loss))),
+        "precision": keras.config.dtype_policy().name,
+        "data": data.fingerprint,
+        "stages": [list(schedule.checked(stage)) for stage in stages],
+        **numbers,
+    }
+    return json.loads(json.dumps(values, default=_number))
+
+
+def agree(earlier: dict, now: dict) -> None:
+    """Refuse to continue a run with other settings; stages may be added at the end.
+
+    Raises:
+        errors.SettingsError: names each setting that differs, with both values.
+    """
+    there = len(earlier["stages"])
+    comparable = now | {"stages": now["stages"][:there]}
+    differing = [key for key in earlier if earlier[key] != comparable.get(key)]
+    if differing:
+        named = "; ".join(f"{WORDS.get(key, key)} is {_short(earlier[key])} in the run, {_short(now.get(key))} now" for key in differing)
+        raise errors.SettingsError(f"the run was begun with other settings: {named}. Give those again, another --run, or --fresh")
+
+
+def environment() -> dict:
+    """Return what bits depend on beside the settings: versions, processor, threads."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "tensorflow": tf.__version__,
+        "keras": keras.__version__,
+        "numpy": np.__version__,
+        "processor": _processor(),
+        "gpus": [tf.config.experimental.get_device_details(gpu).get("device_name", "GPU") for gpu in tf.config.list_physical_devices("GPU")],
+        "cores": cores,
+        "intra_op_threads": tf.config.threading.get_intra_op_parallelism_threads(),
+        "inter_op_threads": tf.config.threading.get_inter_op_parallelism_threads(),
+        "deterministic_ops": os.environ.get("TF_DETERMINISTIC_OPS", "0"),
+        "onednn": os.environ.get("TF_ENABLE_ONEDNN_OPTS", ""),
+    }
+
+
+def tell_changes(earlier: dict, now: dict) -> None:
+    """Print one line where the environment of a continued run is another one."""
+    changed = [f"{key} {earlier.get(key)} -> {now[key]}" for key in now if earlier.get(key) != now[key]]
+    if changed:
+        print(f"this machine is not as it was ({'; '.join(changed)}): bits may differ from here on")
+
+
+def _model_fingerprint(model: keras.Model) -> str:
+    """Return a hash of what a model is made of; the names Keras counts up within a process do not matter."""
+    text = json.dumps(keras.saving.serialize_keras_object(model), sort_keys=True, default=_number)
+    for number, name in enumerate(dict.fromkeys(_operation_names(model))):
+        text = text.replace(json.dumps(name), f'"#{number}"')
+    weights = [[list(v.shape), v.dtype, v.trainable] for v in model.variables]
+    return hashlib.sha256((text + json.dumps(weights)).encode()).hexdigest()[:16]
+
+
+def _operation_names(model: keras.Model):
+    for operation in getattr(model, "operations", model.layers):
+        yield operation.name
+        if isinstance(operation, keras.Model):
+            yield from _operation_names(operation)
+
+
+def _plain(serialized) -> dict | str:
+    """Leave out what the run sets itself, or Keras counts up."""
+    if not isinstance(serialized, dict):
+        return str(serialized)
+    config = {key: value for key, value in serialized["config"].items() if key not in ("learning_rate", "name")}
+    if isinstance(config.get("inner_optimizer"), dict):
+        config["inner_optimizer"] = _plain(config["inner_optimizer"])
+    return {"class": serialized["class_name"], **config} if isinstance(serialized["config"], dict) else str(serialized["config"])
+
+
+def _number(value):
+    return value.item() if hasattr(value, "item") else str(value)
+
+
+def _short(value) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 300 else f"{text[:297]}..."
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

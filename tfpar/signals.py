@@ -1,0 +1,49 @@
+"""SIGTERM and SIGINT: finish the call that runs, save, and end with a state that the same command continues.
+
+Python handles a signal only between two calls into TensorFlow, so no call may last long (`train` sees to that).
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+
+
+class Interrupted(KeyboardInterrupt):
+    """A run was stopped and its state saved; the same call, or the same command, continues it.
+
+    Attributes:
+        step: steps done.
+    """
+
+    exit_code = 42
+
+    def __init__(self, step: int = 0):
+        super().__init__(f"stopped after step {step}, state saved; the same command continues")
+        self.step = step
+
+
+class Stop:
+    """While entered, a signal sets `asked`; outside of `held` it raises `Interrupted` at once, as nothing is at stake.
+
+    Entered in the main thread only; elsewhere (some notebooks and servers) signals are left alone.
+    """
+
+    def __init__(self):
+        self.asked = False
+        self.held = False
+
+    def __enter__(self) -> Stop:
+        self.earlier = {}
+        if threading.current_thread() is threading.main_thread():
+            self.earlier = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_exception) -> None:
+        for number, handler in self.earlier.items():
+            signal.signal(number, handler)
+
+    def _ask(self, _number, _frame) -> None:
+        self.asked = True
+        if not self.held:
+            raise Interrupted()

@@ -35,7 +35,10 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # who read our output has gone
         return 0
     except OSError as error:
-        print(f"tfpar: {error.filename or 'reading or writing'}: {error.strerror or error}; earlier state is intact", file=sys.stderr)
+        print(
+            f"tfpar: {error.filename or 'reading or writing'}: {error.strerror or error}; earlier state is intact",
+            file=sys.stderr,
+        )
         return errors.InputOutputFailed.exit_code
     except Exception as error:  # noqa: BLE001 - the one last handler
         with tempfile.NamedTemporaryFile("w", prefix="tfpar-", suffix=".txt", delete=False) as file:
@@ -71,7 +74,7 @@ def _train(given) -> None:
     with _stderr_silenced(not given.verbose):
         import keras
 
-        from tfpar import devices, models, prepare, results, schedule, signals, train
+        from tfpar import devices, models, results, schedule, signals, train
 
     _require_tensorflow(keras)
     if given.deterministic:
@@ -91,15 +94,21 @@ def _train(given) -> None:
         keras.config.set_dtype_policy(given.precision)
         keras.utils.set_random_seed(given.seed)
         with strategy.scope():
-            model = models.build(given.model, data.image_shape, data.num_classes, weights=given.weights, freeze=given.freeze)
-            model.compile(_optimizer(given), keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
+            model = models.build(
+                given.model, data.image_shape, data.num_classes, weights=given.weights, freeze=given.freeze
+            )
+            model.compile(
+                _optimizer(given), keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"]
+            )
         finished = train.run(
             model, data, run, stages=stages, global_batch_size=given.global_batch_size, shards=given.shards, seed=given.seed,
             augment=given.augment, all_reduce=given.all_reduce, steps_per_call=given.steps_per_call,
             checkpoint_seconds=given.checkpoint_seconds, fresh=given.fresh,
         )  # fmt: skip
     computed = finished.metrics()
-    print(f"finished: accuracy {computed['accuracy']:.4f} on {computed['examples']} validation images, {run / 'report.html'}")
+    print(
+        f"finished: accuracy {computed['accuracy']:.4f} on {computed['examples']} validation images, {run / 'report.html'}"
+    )
 
 
 def _predict(given) -> None:
@@ -237,7 +246,9 @@ def _weights(text: str) -> str | None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="tfpar", description="Data-parallel training of Keras 3 image classifiers on TensorFlow.", epilog=EXIT_CODES
+        prog="tfpar",
+        description="Data-parallel training of Keras 3 image classifiers on TensorFlow.",
+        epilog=EXIT_CODES,
     )
     parser.add_argument("--version", action="version", version=f"tfpar {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -251,7 +262,9 @@ def _parser() -> argparse.ArgumentParser:
     prepare = command("prepare", _prepare, "turn any source of images into a verified directory of arrays")
     prepare.add_argument("source", help="digits, a TensorFlow data set, or a folder of class folders")
     prepare.add_argument("directory", help="where it goes")
-    prepare.add_argument("--image-size", type=_image_size, metavar="S|HxW", help="pixels; default: as they are, mixed sizes 224")
+    prepare.add_argument(
+        "--image-size", type=_image_size, metavar="S|HxW", help="pixels; default: as they are, mixed sizes 224"
+    )
     prepare.add_argument("--validation-fraction", type=float, default=0.1, metavar="F")
     prepare.add_argument("--seed", type=int, default=0)
     prepare.add_argument("--on-bad-image", choices=("skip", "fail"), default="skip")
@@ -260,10 +273,14 @@ def _parser() -> argparse.ArgumentParser:
     train = command("train", _train, "train in stages; the same command continues an interrupted run")
     train.add_argument("data", help="a prepared directory, or a source as for prepare")
     train.add_argument("--run", metavar="DIR", help="default: runs/NAME")
-    train.add_argument("--model", default="small_cnn", help="small_cnn, resnet20|32|44|56, or a keras.applications network")
+    train.add_argument(
+        "--model", default="small_cnn", help="small_cnn, resnet20|32|44|56, or a keras.applications network"
+    )
     train.add_argument("--weights", type=_weights, metavar="none|imagenet|FILE")
     train.add_argument("--freeze", action="store_true", help="train the head of a pretrained network alone")
-    train.add_argument("--stage", action="append", metavar="E@R[:F]", help="epochs at a rate, falling to another; repeat")
+    train.add_argument(
+        "--stage", action="append", metavar="E@R[:F]", help="epochs at a rate, falling to another; repeat"
+    )
     train.add_argument("--global-batch-size", type=int, metavar="B", help="default 128")
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--simulate", type=int, metavar="N", help="replicas on this machine's CPU")

@@ -91,14 +91,18 @@ def newest(directory: str | os.PathLike) -> tuple[dict, list[tuple[dict, bytes]]
     return None
 
 
-def restore(variables: list[keras.Variable], values: list[tuple[dict, bytes]], strategy: tf.distribute.Strategy) -> None:
+def restore(
+    variables: list[keras.Variable], values: list[tuple[dict, bytes]], strategy: tf.distribute.Strategy
+) -> None:
     """Write the values of a checkpoint into the variables, on every replica.
 
     Raises:
         errors.SettingsError: they are the variables of another model or optimizer.
     """
     if [list(v.shape) for v in variables] != [entry["shape"] for entry, _ in values]:
-        raise errors.SettingsError("the checkpoint holds the variables of another model or optimizer; start over with --fresh")
+        raise errors.SettingsError(
+            "the checkpoint holds the variables of another model or optimizer; start over with --fresh"
+        )
     arrays = [
         np.frombuffer(content, np.asarray(variable).dtype).reshape(entry["shape"])
         for variable, (entry, content) in zip(variables, values, strict=True)

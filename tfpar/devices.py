@@ -87,7 +87,9 @@ def per_replica(global_batch_size: int, strategy: tf.distribute.Strategy) -> int
     return global_batch_size // replicas  # data-parallel: the global batch stays, each replica gets its part of it
 
 
-def describe(strategy: tf.distribute.Strategy, *, global_batch_size: int | None = None, shards: int | None = None) -> str:
+def describe(
+    strategy: tf.distribute.Strategy, *, global_batch_size: int | None = None, shards: int | None = None
+) -> str:
     """Return the one line that says who computes what.
 
     Raises:

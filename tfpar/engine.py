@@ -100,7 +100,9 @@ def train_batches(
         chosen = order(positions, examples=examples, seed=seed)
         x, y = tf.gather(images, chosen), tf.gather(labels, chosen)
         if augment != "none":
-            x = _augmented(x, first_row, step, seed=seed, global_batch_size=global_batch_size, crop=augment == "crop-flip")
+            x = _augmented(
+                x, first_row, step, seed=seed, global_batch_size=global_batch_size, crop=augment == "crop-flip"
+            )
         return (x, y) if weights is None else (x, y, tf.gather(weights, y))
 
     return _dealt(batch, strategy, first_step=first_step, steps=None)
@@ -169,7 +171,9 @@ def _augmented(x, first_row, step, *, seed: int, global_batch_size: int, crop: b
     happens to an image does not depend on who computes it. Pixels beyond the edge repeat the edge.
     """
     count, height, width, channels = x.shape
-    draws = tf.random.stateless_uniform([global_batch_size, 3], tf.stack([tf.constant(seed, tf.int64), step]), alg="philox")
+    draws = tf.random.stateless_uniform(
+        [global_batch_size, 3], tf.stack([tf.constant(seed, tf.int64), step]), alg="philox"
+    )
     draws = draws[first_row : first_row + count]
     rows, columns = tf.range(height)[tf.newaxis], tf.range(width)[tf.newaxis]
     columns = tf.where(draws[:, :1] < 0.5, columns, width - 1 - columns)

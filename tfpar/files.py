@@ -85,7 +85,9 @@ def make_directory(path: str | os.PathLike) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise errors.OutputError(f"{path}: cannot make this directory ({error.strerror}); name another place") from error
+        raise errors.OutputError(
+            f"{path}: cannot make this directory ({error.strerror}); name another place"
+        ) from error
     if not os.access(path, os.W_OK | os.X_OK):
         raise errors.OutputError(f"{path}: this directory is not writable; name another place")
     return path
@@ -103,5 +105,7 @@ def locked(path: str | os.PathLike, owner: str) -> Iterator[None]:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise errors.OutputError(f"{Path(path).parent}: {owner} is at work here; wait for it or stop it") from error
+                raise errors.OutputError(
+                    f"{Path(path).parent}: {owner} is at work here; wait for it or stop it"
+                ) from error
         yield

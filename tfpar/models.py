@@ -92,10 +92,14 @@ def backbone(
     try:
         body = build(include_top=False, weights=weights, input_shape=(*image_shape[:2], 3), pooling="avg")
     except ValueError as error:
-        raise errors.SettingsError(f"{name} with pictures {image_shape} and weights {weights}: {_first_line(error)}") from error
+        raise errors.SettingsError(
+            f"{name} with pictures {image_shape} and weights {weights}: {_first_line(error)}"
+        ) from error
     except OSError as error:
-        raise errors.Unavailable(f"{name}: weights {weights} could not be had ({_first_line(error)}); name a file of them") from error
-    except Exception as error:  # noqa: BLE001 - Keras raises a bare Exception where a download fails
+        raise errors.Unavailable(
+            f"{name}: weights {weights} could not be had ({_first_line(error)}); name a file of them"
+        ) from error
+    except Exception as error:
         if not str(error).startswith("URL fetch failure"):
             raise
         raise errors.Unavailable(
@@ -119,7 +123,9 @@ def build(
         return backbone(name, image_shape, num_classes, weights=weights, freeze=freeze)
     if freeze or weights == "imagenet":
         given = "freeze" if freeze else "weights imagenet"
-        raise errors.SettingsError(f"model {name} and {given}: it has no pretrained backbone; take one such as MobileNetV2")
+        raise errors.SettingsError(
+            f"model {name} and {given}: it has no pretrained backbone; take one such as MobileNetV2"
+        )
     _check_weights_file(weights)
     if name == "small_cnn":
         model = small_cnn(image_shape, num_classes)
@@ -129,7 +135,9 @@ def build(
         try:
             model.load_weights(weights)
         except (ValueError, OSError) as error:
-            raise errors.SettingsError(f"model {name} and weights {weights} do not fit: {_first_line(error)}") from error
+            raise errors.SettingsError(
+                f"model {name} and weights {weights} do not fit: {_first_line(error)}"
+            ) from error
     return model
 
 
@@ -166,18 +174,22 @@ def _logits(x, num_classes: int):
 
 def _at_least(image_shape, pixels: int, name: str) -> None:
     if len(image_shape) != 3 or min(image_shape[:2]) < pixels:
-        raise errors.SettingsError(f"{name} with pictures {tuple(image_shape)}: give at least {pixels}x{pixels} pixels and channels")
+        raise errors.SettingsError(
+            f"{name} with pictures {tuple(image_shape)}: give at least {pixels}x{pixels} pixels and channels"
+        )
 
 
 def _find_backbone(name: str):
     known = {key: value for key, value in vars(keras.applications).items() if key[:1].isupper() and callable(value)}
     if name not in known:
-        raise errors.SettingsError(f"model {name!r}: there is none of that name; give {', '.join(OWN)}, {', '.join(sorted(known))}")
+        raise errors.SettingsError(
+            f"model {name!r}: there is none of that name; give {', '.join(OWN)}, {', '.join(sorted(known))}"
+        )
     return known[name]
 
 
 def _check_weights_file(weights: str | None) -> None:
-    if weights not in (None, "imagenet") and not os.path.isfile(weights):  # noqa: PTH113
+    if weights not in (None, "imagenet") and not os.path.isfile(weights):
         raise errors.InputNotFound(f"{weights}: no such file of weights; give none, imagenet or a file")
 
 

@@ -18,9 +18,13 @@ def check(model: keras.Model, *, sets_rate: bool = False) -> None:
         errors.SettingsError: with the remedy.
     """
     if not model.compiled or model.optimizer is None:
-        raise errors.SettingsError("the model is not compiled; call model.compile(optimizer=..., loss=..., metrics=['accuracy'])")
+        raise errors.SettingsError(
+            "the model is not compiled; call model.compile(optimizer=..., loss=..., metrics=['accuracy'])"
+        )
     if len(model.inputs) != 1 or len(model.outputs) != 1 or len(model.outputs[0].shape) != 2:
-        raise errors.SettingsError(f"the model gives {model.output_shape}; give one with one input and logits [batch, classes]")
+        raise errors.SettingsError(
+            f"the model gives {model.output_shape}; give one with one input and logits [batch, classes]"
+        )
     for layer in model._flatten_layers(include_self=False, recursive=True):
         if isinstance(layer, keras.layers.BatchNormalization) and layer.synchronized:
             raise errors.SettingsError(
@@ -40,7 +44,10 @@ def _ends_in_softmax(model: keras.Model) -> bool:
     if isinstance(operation, keras.Model):
         return _ends_in_softmax(operation)
     activation = getattr(operation, "activation", None)
-    return isinstance(operation, keras.layers.Softmax) or activation in (keras.activations.softmax, keras.activations.sigmoid)
+    return isinstance(operation, keras.layers.Softmax) or activation in (
+        keras.activations.softmax,
+        keras.activations.sigmoid,
+    )
 
 
 def _check_optimizer(optimizer: keras.optimizers.Optimizer, sets_rate: bool) -> None:
@@ -58,7 +65,9 @@ def _check_optimizer(optimizer: keras.optimizers.Optimizer, sets_rate: bool) -> 
     if inner.use_ema:
         raise errors.SettingsError("the optimizer has use_ema=True, which fails under a strategy; leave it out")
     if inner.loss_scale_factor:
-        raise errors.SettingsError("the optimizer has loss_scale_factor; leave it out, or use mixed_float16, which scales the loss itself")
+        raise errors.SettingsError(
+            "the optimizer has loss_scale_factor; leave it out, or use mixed_float16, which scales the loss itself"
+        )
 
 
 def build(model: keras.Model) -> keras.losses.Loss:
@@ -85,9 +94,13 @@ def build(model: keras.Model) -> keras.losses.Loss:
     try:
         values = per_image(loss, tf.constant(labels), tf.zeros([2, classes]))
     except (ValueError, TypeError, tf.errors.InvalidArgumentError, NotImplementedError) as error:
-        raise errors.SettingsError(f"loss {loss.name} does not take int32 labels and logits [batch, {classes}]: {error}") from error
+        raise errors.SettingsError(
+            f"loss {loss.name} does not take int32 labels and logits [batch, {classes}]: {error}"
+        ) from error
     if values.shape != (2,):
-        raise errors.SettingsError(f"loss {loss.name} gives {values.shape} for 2 images; give one that returns a value an image")
+        raise errors.SettingsError(
+            f"loss {loss.name} gives {values.shape} for 2 images; give one that returns a value an image"
+        )
     return loss
 
 

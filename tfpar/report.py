@@ -44,7 +44,9 @@ def curves(run: results.Run) -> Figure:
     """Draw loss, accuracy and learning rate by epoch; a line marks where a stage begins."""
     history = run.history.to_pydict()
     figure = Figure(figsize=(10, 3.2), layout="constrained")
-    for axes, names in zip(figure.subplots(1, 3), (("loss", "val_loss"), ("accuracy", "val_accuracy"), ("learning_rate",)), strict=True):
+    for axes, names in zip(
+        figure.subplots(1, 3), (("loss", "val_loss"), ("accuracy", "val_accuracy"), ("learning_rate",)), strict=True
+    ):
         for name in names:
             label = {"val_": "validation"}.get(name[:4], "training") if len(names) > 1 else name.replace("_", " ")
             axes.plot(history["epoch"], history[name], marker=".", label=label)

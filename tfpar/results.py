@@ -54,12 +54,16 @@ class Run:
         """
         self.directory = Path(directory)
         if not (self.directory / "run.json").is_file():
-            raise errors.InputNotFound(f"{self.directory}: no run there. Make one with: tfpar train DATA --run {self.directory}")
+            raise errors.InputNotFound(
+                f"{self.directory}: no run there. Make one with: tfpar train DATA --run {self.directory}"
+            )
         try:
             self.facts = json.loads((self.directory / "run.json").read_bytes())
             self.settings, self.class_names = self.facts["settings"], self.facts["data"]["class_names"]
         except (ValueError, KeyError, TypeError) as error:
-            raise errors.DataError(f"{self.directory / 'run.json'}: damaged; start over with --fresh, which keeps the old run beside") from error
+            raise errors.DataError(
+                f"{self.directory / 'run.json'}: damaged; start over with --fresh, which keeps the old run beside"
+            ) from error
 
     def __repr__(self) -> str:
         return f"Run({str(self.directory)!r}, stages={self.stages}, finished={self.finished})"
@@ -148,7 +152,9 @@ def metrics(predictions: pa.Table, losses: np.ndarray, class_names: list[str]) -
     probabilities = probabilities_of(predictions)
     own = probabilities[np.arange(len(labels)), labels][:, np.newaxis]
     # Ties count by position, as a sort would put them.
-    before = (probabilities > own) | ((probabilities == own) & (np.arange(probabilities.shape[1]) < labels[:, np.newaxis]))
+    before = (probabilities > own) | (
+        (probabilities == own) & (np.arange(probabilities.shape[1]) < labels[:, np.newaxis])
+    )
     correct = predicted == labels
     return {
         "examples": len(labels),
@@ -211,7 +217,9 @@ def compare(first: Run, second: Run, *, stages: tuple[int | None, int | None] = 
     """
     tables = [run.predictions(stage=stage) for run, stage in zip((first, second), stages, strict=True)]
     if tables[0].select(["source", "label"]) != tables[1].select(["source", "label"]):
-        raise errors.SettingsError(f"{first.directory} and {second.directory} predict different images; compare runs on the same data")
+        raise errors.SettingsError(
+            f"{first.directory} and {second.directory} predict different images; compare runs on the same data"
+        )
     correct = [table["predicted"].to_numpy() == table["label"].to_numpy() for table in tables]
     return {
         "accuracy": tuple(float(right.mean()) for right in correct),

@@ -45,7 +45,9 @@ def parse(text: str) -> Stage:
         epochs, *rates = found.groups() if found else (None,)
         return checked(Stage(int(epochs), *(None if value is None else float(value) for value in rates)))
     except (TypeError, ValueError) as error:
-        raise errors.SettingsError(f"stage {text!r}: write EPOCHS@RATE or EPOCHS@RATE:FINAL, such as 10@0.2:0.02") from error
+        raise errors.SettingsError(
+            f"stage {text!r}: write EPOCHS@RATE or EPOCHS@RATE:FINAL, such as 10@0.2:0.02"
+        ) from error
 
 
 def checked(stage: Stage) -> Stage:
@@ -56,7 +58,12 @@ def checked(stage: Stage) -> Stage:
     """
     epochs, rate, final = stage
     rates = [rate] if final is None else [rate, final]
-    if not (isinstance(epochs, int) and epochs >= 1 and all(math.isfinite(value) and value >= 0 for value in rates) and rate > 0):
+    if not (
+        isinstance(epochs, int)
+        and epochs >= 1
+        and all(math.isfinite(value) and value >= 0 for value in rates)
+        and rate > 0
+    ):
         raise errors.SettingsError(f"{stage}: give at least 1 epoch, a rate above 0, and a final rate of at least 0")
     return Stage(epochs, float(rate), None if final is None else float(final))
 

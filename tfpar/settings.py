@@ -41,8 +41,13 @@ def agree(earlier: dict, now: dict) -> None:
     comparable = now | {"stages": now["stages"][:there]}
     differing = [key for key in earlier if earlier[key] != comparable.get(key)]
     if differing:
-        named = "; ".join(f"{WORDS.get(key, key)} is {_short(earlier[key])} in the run, {_short(now.get(key))} now" for key in differing)
-        raise errors.SettingsError(f"the run was begun with other settings: {named}. Give those again, another --run, or --fresh")
+        named = "; ".join(
+            f"{WORDS.get(key, key)} is {_short(earlier[key])} in the run, {_short(now.get(key))} now"
+            for key in differing
+        )
+        raise errors.SettingsError(
+            f"the run was begun with other settings: {named}. Give those again, another --run, or --fresh"
+        )
 
 
 def environment() -> dict:
@@ -53,7 +58,10 @@ def environment() -> dict:
         "keras": keras.__version__,
         "numpy": np.__version__,
         "processor": _processor(),
-        "gpus": [tf.config.experimental.get_device_details(gpu).get("device_name", "GPU") for gpu in tf.config.list_physical_devices("GPU")],
+        "gpus": [
+            tf.config.experimental.get_device_details(gpu).get("device_name", "GPU")
+            for gpu in tf.config.list_physical_devices("GPU")
+        ],
         "cores": cores,
         "intra_op_threads": tf.config.threading.get_intra_op_parallelism_threads(),
         "inter_op_threads": tf.config.threading.get_inter_op_parallelism_threads(),
@@ -92,7 +100,11 @@ def _plain(serialized) -> dict | str:
     config = {key: value for key, value in serialized["config"].items() if key not in ("learning_rate", "name")}
     if isinstance(config.get("inner_optimizer"), dict):
         config["inner_optimizer"] = _plain(config["inner_optimizer"])
-    return {"class": serialized["class_name"], **config} if isinstance(serialized["config"], dict) else str(serialized["config"])
+    return (
+        {"class": serialized["class_name"], **config}
+        if isinstance(serialized["config"], dict)
+        else str(serialized["config"])
+    )
 
 
 def _number(value):

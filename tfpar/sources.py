@@ -88,7 +88,7 @@ def identity(source) -> str:
         return "arrays"
     text = os.fspath(source)
     if text != "digits" and os.path.lexists(text):
-        return f"folder:{printable(os.path.abspath(text))}"  # noqa: PTH100 - Path.absolute keeps the ..
+        return f"folder:{printable(os.path.abspath(text))}"
     return text if text == "digits" else f"tfds:{text.removeprefix('tfds:')}"
 
 
@@ -123,7 +123,9 @@ def _arrays(source, name: str) -> Source:
                 f"arrays: {len(images)} images and labels {labels.dtype}{list(labels.shape)}; give one whole number per image"
             )
     if len({images.shape[1:] for images, _ in pairs}) > 1:
-        raise errors.DataError(f"arrays: train {pairs[0][0].shape[1:]} and validation {pairs[1][0].shape[1:]} differ in size")
+        raise errors.DataError(
+            f"arrays: train {pairs[0][0].shape[1:]} and validation {pairs[1][0].shape[1:]} differ in size"
+        )
     classes = np.unique(np.concatenate([labels.ravel() for _, labels in pairs]))
 
     def inputs(images, labels):
@@ -152,7 +154,9 @@ def _pixels(images) -> np.ndarray:
 
 def _folder(root: Path) -> Source:
     if not root.is_dir():
-        raise errors.InputNotFound(f"{printable(str(root))}: not a folder; give a folder with one folder per class inside")
+        raise errors.InputNotFound(
+            f"{printable(str(root))}: not a folder; give a folder with one folder per class inside"
+        )
     try:
         names = sorted(os.listdir(root))
     except OSError as error:
@@ -243,7 +247,9 @@ def _tfds(name: str, manual_dir: str | None) -> Source:
         read = tfds.ReadConfig(add_tfds_id=True, interleave_cycle_length=1, try_autocache=False)
         # The encoded bytes, as they are on the disk: pictures.py decodes every source alike.
         encoded = {image: tfds.decode.SkipDecoding()}
-        rows = builder.as_dataset(split=split, read_config=read, decoders=encoded).batch(256)  # one by one costs 1 ms each
+        rows = builder.as_dataset(split=split, read_config=read, decoders=encoded).batch(
+            256
+        )  # one by one costs 1 ms each
         for batch in tfds.as_numpy(rows):
             for name, number, content in zip(batch["tfds_id"], batch[label], batch[image], strict=True):
                 yield Input(name.decode(), int(number), content)

@@ -110,7 +110,9 @@ class Step:
             raise errors.SettingsError(f"all_reduce={all_reduce!r}: give ordered or fast")
         objective.check(model, sets_rate=learning_rate is not None)
         self.loss = objective.build(model)
-        self.metric_names = {"loss", "accuracy", *(m.name for m in model._compile_metrics.metrics)} if model._compile_metrics else set()
+        self.metric_names = (
+            {"loss", "accuracy", *(m.name for m in model._compile_metrics.metrics)} if model._compile_metrics else set()
+        )
         self.scaled = isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
         _leave_sums_to_the_step(model.optimizer)
         self.seeds = [generator.state for generator in seed_generators(model)]
@@ -234,7 +236,11 @@ class Step:
             objective_value = tf.reduce_mean(losses) + sum(tf.cast(p, tf.float32) for p in penalties)
             objective_value = objective_value * scale if self.scaled else objective_value
         gradients = tape.gradient(objective_value, trainable, unconnected_gradients=tf.UnconnectedGradients.ZERO)
-        averaged = [value for v, value in zip(self.model.non_trainable_variables, non_trainable, strict=True) if _holds(self.averaged, v)]
+        averaged = [
+            value
+            for v, value in zip(self.model.non_trainable_variables, non_trainable, strict=True)
+            if _holds(self.averaged, v)
+        ]
         flat = [tf.reshape(tf.cast(tf.convert_to_tensor(t), tf.float32), [-1]) for t in [*gradients, *averaged]]
         row = [losses[:, tf.newaxis], tf.cast(labels, tf.float32)[:, tf.newaxis], tf.cast(logits, tf.float32)]
         return tf.concat(flat, axis=0), tf.concat(row, axis=1)
@@ -291,7 +297,9 @@ def _key(layer_seed: tf.Tensor, seed: int, number: tf.Tensor, shard: tf.Tensor) 
 
     Drawing adds 1 to the second number, so step and shard must not stand there.
     """
-    mixed = tf.random.stateless_uniform([2], [tf.cast(layer_seed[0], tf.int64), number], None, None, tf.int64, alg="philox")
+    mixed = tf.random.stateless_uniform(
+        [2], [tf.cast(layer_seed[0], tf.int64), number], None, None, tf.int64, alg="philox"
+    )
     last = tf.stack([mixed[0] + tf.cast(shard, tf.int64), mixed[1] + tf.constant(seed, tf.int64)])
     hashed = tf.random.stateless_uniform([1], last, None, None, tf.uint32, alg="philox")
     return tf.concat([hashed, tf.zeros([1], tf.uint32)], axis=0)

@@ -89,13 +89,17 @@ def run(
     replicas = model.distribute_strategy.num_replicas_in_sync
     shards = shards or (earlier and earlier.settings["shards"]) or replicas
     if global_batch_size is None:
-        global_batch_size = earlier.settings["global_batch_size"] if earlier else -(-GLOBAL_BATCH_SIZE // shards) * shards
+        global_batch_size = (
+            earlier.settings["global_batch_size"] if earlier else -(-GLOBAL_BATCH_SIZE // shards) * shards
+        )
     _check_numbers(
         global_batch_size=global_batch_size, shards=shards, seed=seed, warmup_epochs=warmup_epochs,
         steps_per_call=steps_per_call, checkpoint_seconds=checkpoint_seconds, stages=stages,
     )  # fmt: skip
     if class_weights is not None and len(class_weights) != data.num_classes:
-        raise errors.SettingsError(f"{len(class_weights)} class weights for {data.num_classes} classes; give one for each")
+        raise errors.SettingsError(
+            f"{len(class_weights)} class weights for {data.num_classes} classes; give one for each"
+        )
     if model.output_shape[-1] != data.num_classes or tuple(model.input_shape[1:]) != tuple(data.image_shape):
         raise errors.SettingsError(
             f"the model takes {model.input_shape[1:]} and gives {model.output_shape[-1]} logits; "
@@ -141,7 +145,9 @@ def _check_numbers(**given) -> None:
     batch, shards = given["global_batch_size"], given["shards"]
     if batch % shards:
         fitting = -(-batch // shards) * shards
-        raise errors.SettingsError(f"global batch {batch} cannot be cut into {shards} equal shards; take a multiple of {shards}, such as {fitting}")
+        raise errors.SettingsError(
+            f"global batch {batch} cannot be cut into {shards} equal shards; take a multiple of {shards}, such as {fitting}"
+        )
 
 
 def _run_directory(directory: Path) -> Path:
@@ -170,7 +176,11 @@ class _Training:
         self.epoch_steps = engine.steps_per_epoch(data.train, global_batch_size=self.batch)
         self.factor = schedule.scale(model.optimizer, self.batch, scale_learning_rate=values["scale_learning_rate"])
         self.step = steps.Step(
-            model, shards=values["shards"], seed=values["seed"], learning_rate=self.rate, all_reduce=values["all_reduce"]
+            model,
+            shards=values["shards"],
+            seed=values["seed"],
+            learning_rate=self.rate,
+            all_reduce=values["all_reduce"],
         )
         self.inference = inference.Inference(model, loss=self.step.loss)
         self.variables = checkpoint.variables_of(model)
@@ -223,10 +233,16 @@ class _Training:
         self.step.number, self.stage, self.stage_start = progress["step"], progress["stage"], progress["stage_start"]
         self.rows, self.ending, self.seconds = progress["rows"], progress["ending"], progress["seconds"]
         self.step.losses, self.step.hits, self.step.images = progress["losses"], progress["hits"], progress["images"]
-        print(f"continuing after step {self.step.number}, in epoch {min(len(self.rows) + 1, self._epochs())} of {self._epochs()}")
+        print(
+            f"continuing after step {self.step.number}, in epoch {min(len(self.rows) + 1, self._epochs())} of {self._epochs()}"
+        )
 
     def _save(self) -> None:
-        carried = {str(i): keras.saving.serialize_keras_object(c.get_state()) for i, c in enumerate(self.callbacks) if hasattr(c, "get_state")}
+        carried = {
+            str(i): keras.saving.serialize_keras_object(c.get_state())
+            for i, c in enumerate(self.callbacks)
+            if hasattr(c, "get_state")
+        }
         progress = {
             "step": self.step.number, "stage": self.stage, "stage_start": self.stage_start, "rows": self.rows,
             "ending": self.ending, "seconds": self.seconds, "losses": self.step.losses, "hits": self.step.hits,
@@ -314,7 +330,12 @@ class _Training:
         logs["val_accuracy"] = float((logits.argmax(axis=1) == self.data.validation.labels).mean())
         logs["learning_rate"] = self.rate(self.step.number - 1)
         speed = self.step.images / self.seconds
-        row = {"stage": self.stage + 1, "epoch": len(self.rows) + 1, "step": self.step.number, "images_per_second": speed}
+        row = {
+            "stage": self.stage + 1,
+            "epoch": len(self.rows) + 1,
+            "step": self.step.number,
+            "images_per_second": speed,
+        }
         self.rows.append(row | {name: kind(logs[name]) for name, kind in results.HISTORY.items() if name not in row})
         results.write_history(self.directory, self.rows)
 
@@ -326,7 +347,9 @@ class _Training:
         results.write_stage(self.directory, self.stage + 1, predictions, computed, self.model)
         correct = round(computed["accuracy"] * computed["examples"])
         place = self.directory / results.stage_path(self.stage + 1)
-        print(f"stage {self.stage + 1}: accuracy {computed['accuracy']:.4f} ({correct} of {computed['examples']}), in {place}")
+        print(
+            f"stage {self.stage + 1}: accuracy {computed['accuracy']:.4f} ({correct} of {computed['examples']}), in {place}"
+        )
         self.stage, self.stage_start, self.ending = self.stage + 1, self.step.number, False
         self._save()
         self._between()
@@ -377,7 +400,9 @@ class _Training:
         self.resumed = None
 
     def _told(self, stage: Stage) -> str:
-        rates = f"{stage.learning_rate:g}" + ("" if stage.final_learning_rate is None else f" to {stage.final_learning_rate:g}")
+        rates = f"{stage.learning_rate:g}" + (
+            "" if stage.final_learning_rate is None else f" to {stage.final_learning_rate:g}"
+        )
         scaled = "" if self.factor == 1 else f" x {self.factor:g} for a batch of {self.batch}"
         return f"{stage.epochs} epochs of {self.epoch_steps} steps, learning rate {rates}{scaled}"
 

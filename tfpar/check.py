@@ -1,0 +1,73 @@
+"""The invariants, as claims anyone can test: each function prints one line and returns whether it holds.
+
+Example:
+    >>> check.same_weights(run_on_one.model(), run_on_four.model())
+    same weights: True (73,114 numbers, bit for bit)
+    True
+"""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfpar import engine, results
+
+
+def same_weights(first: keras.Model, second: keras.Model) -> bool:
+    """Tell whether two models hold the same bits, batch-normalization statistics included."""
+    pairs = list(zip(first.get_weights(), second.get_weights(), strict=False))
+    same = len(first.weights) == len(second.weights) and all(_bits(a) == _bits(b) for a, b in pairs)
+    return _claim("same weights", same, f"{sum(a.size for a, _ in pairs):,} numbers, bit for bit")
+
+
+def same_order(
+    split, strategy: tf.distribute.Strategy, *, global_batch_size: int, seed: int = 0, steps: int = 10
+) -> bool:
+    """Tell whether the replicas of a strategy together see the images that the order names, step for step."""
+    batches = iter(engine.train_batches(split, strategy, global_batch_size=global_batch_size, seed=seed))
+    same = True
+    for step in range(steps):
+        seen = strategy.experimental_local_results(next(batches)[0])
+        positions = step * global_batch_size + tf.range(global_batch_size, dtype=tf.int64)
+        chosen = engine.order(positions, examples=len(split[0]), seed=seed).numpy()
+        same &= np.array_equal(np.concatenate([images.numpy() for images in seen]), split[0][chosen])
+    return _claim("same order", bool(same), f"{steps} steps, {strategy.num_replicas_in_sync} replica(s)")
+
+
+def exact_metrics(run: results.Run, *, stage: int | None = None) -> bool:
+    """Tell whether a stage's metrics are what NumPy finds in its predictions, every image counted once."""
+    stated, predictions = run.metrics(stage=stage), run.predictions(stage=stage)
+    labels, probabilities = predictions["label"].to_numpy(), results.probabilities_of(predictions)
+    once = np.array_equal(predictions["index"].to_numpy(), np.arange(stated["examples"]))
+    ranked = np.argsort(-probabilities, axis=1, kind="stable")
+    correct = ranked[:, 0] == labels
+    same = (
+        once
+        and stated["accuracy"] == correct.mean()
+        and stated["top5_accuracy"] == (ranked[:, : results.TOP] == labels[:, np.newaxis]).any(axis=1).mean()
+        and [entry["correct"] for entry in stated["per_class"].values()]
+        == [int(correct[labels == label].sum()) for label in range(len(run.class_names))]
+    )
+    return _claim("exact metrics", bool(same), f"{stated['examples']:,} images, each once")
+
+
+def replicas_in_sync(model: keras.Model) -> bool:
+    """Tell whether all replicas of a model hold the same bits."""
+    copies = [[_bits(copy) for copy in getattr(v.value, "values", (v.value,))] for v in model.weights]
+    replicas = max(len(bits) for bits in copies)
+    return _claim(
+        "replicas in sync",
+        all(len(set(bits)) == 1 for bits in copies),
+        f"{replicas} replica(s), {len(copies)} variables",
+    )
+
+
+def _bits(value) -> bytes:
+    return np.asarray(value).tobytes()
+
+
+def _claim(name: str, holds: bool, how: str) -> bool:
+    print(f"{name}: {holds} ({how})")
+    return holds

@@ -81,14 +81,14 @@ def _train(given) -> None:
         import tensorflow as tf
 
         tf.config.experimental.enable_op_determinism()
-    stages = [schedule.parse(text) for text in given.stage or DEFAULT_STAGES[given.optimizer]]
+    stages = given.stage or [schedule.parse(text) for text in DEFAULT_STAGES[given.optimizer]]
     run = Path(given.run or f"runs/{sources.last_word(given.data)}")
     with signals.Stop():
         with _stderr_silenced(not given.verbose):
             strategy = devices.strategy(simulate=given.simulate)  # before TensorFlow Datasets starts TensorFlow
         known = {}
         if (run / "run.json").exists() and not given.fresh:
-            known = results.Run(run).facts.get("verified", {})
+            known = results.Run(run).facts["data"]["verified"]
         data = _data(given.data, known)
         _tell(data)
         keras.config.set_dtype_policy(given.precision)
@@ -175,7 +175,7 @@ def _data(source: str, known: dict):
     if (Path(source) / "dataset.json").exists():
         return prepare.load(source, known=known)
     target = Path("data") / sources.last_word(source)
-    return prepare.dataset(source, target)
+    return prepare.dataset(source, target, known=known)
 
 
 def _tell(data) -> None:
@@ -231,13 +231,45 @@ class _stderr_silenced:  # noqa: N801 - used like a function
 # ---- the arguments
 
 
+def _whole(lowest: int, highest: int):
+    def whole(text: str) -> int:
+        if not (text.isascii() and text.isdecimal() and lowest <= int(text[:20]) <= highest):
+            raise argparse.ArgumentTypeError(f"{text!r}: give a whole number from {lowest} to {highest}")
+        return int(text)
+
+    return whole
+
+
+def _number(lowest: float, highest: float):
+    def number(text: str) -> float:
+        try:
+            if lowest <= float(text) <= highest:
+                return float(text)
+        except ValueError:
+            pass
+        raise argparse.ArgumentTypeError(f"{text!r}: give a number from {lowest:g} to {highest:g}")
+
+    return number
+
+
 def _image_size(text: str) -> int | tuple[int, int]:
-    sides = [int(side) for side in text.lower().split("x")]
+    sides = [_whole(1, 4096)(side) for side in text.lower().split("x")]
+    if len(sides) > 2:
+        raise argparse.ArgumentTypeError(f"{text!r}: give pixels as 96 or 96x128")
     return sides[0] if len(sides) == 1 else tuple(sides)
 
 
+def _stage(text: str):
+    from tfpar import schedule
+
+    try:
+        return schedule.parse(text)
+    except errors.SettingsError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def _steps_per_call(text: str) -> int | str:
-    return text if text == "auto" else int(text)
+    return text if text == "auto" else _whole(1, 512)(text)
 
 
 def _weights(text: str) -> str | None:
@@ -265,8 +297,8 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_argument(
         "--image-size", type=_image_size, metavar="S|HxW", help="pixels; default: as they are, mixed sizes 224"
     )
-    prepare.add_argument("--validation-fraction", type=float, default=0.1, metavar="F")
-    prepare.add_argument("--seed", type=int, default=0)
+    prepare.add_argument("--validation-fraction", type=_number(1e-6, 0.999999), default=0.1, metavar="F")
+    prepare.add_argument("--seed", type=_whole(0, 2**32 - 1), default=0)
     prepare.add_argument("--on-bad-image", choices=("skip", "fail"), default="skip")
     prepare.add_argument("--tfds-manual-dir", metavar="D", help="files TensorFlow Datasets would otherwise download")
 
@@ -279,20 +311,22 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--weights", type=_weights, metavar="none|imagenet|FILE")
     train.add_argument("--freeze", action="store_true", help="train the head of a pretrained network alone")
     train.add_argument(
-        "--stage", action="append", metavar="E@R[:F]", help="epochs at a rate, falling to another; repeat"
+        "--stage", type=_stage, action="append", metavar="E@R[:F]", help="epochs at a rate, falling to another; repeat"
     )
-    train.add_argument("--global-batch-size", type=int, metavar="B", help="default 128")
-    train.add_argument("--seed", type=int, default=0)
-    train.add_argument("--simulate", type=int, metavar="N", help="replicas on this machine's CPU")
+    train.add_argument("--global-batch-size", type=_whole(1, 2**24), metavar="B", help="default 128")
+    train.add_argument("--seed", type=_whole(0, 2**32 - 1), default=0)
+    train.add_argument("--simulate", type=_whole(1, 256), metavar="N", help="replicas on this machine's CPU")
     train.add_argument("--optimizer", choices=("sgd", "adamw"), default="sgd")
-    train.add_argument("--weight-decay", type=float, default=5e-4)
+    train.add_argument("--weight-decay", type=_number(0, 1), default=5e-4)
     train.add_argument("--augment", choices=("none", "flip", "crop-flip"), default="none")
     train.add_argument("--precision", choices=("float32", "mixed_bfloat16", "mixed_float16"), default="float32")
-    train.add_argument("--shards", type=int, metavar="V", help="parts of the batch; default: one per replica")
+    train.add_argument(
+        "--shards", type=_whole(1, 4096), metavar="V", help="parts of the batch; default: one per replica"
+    )
     train.add_argument("--all-reduce", choices=("ordered", "fast"), default="ordered")
     train.add_argument("--deterministic", action="store_true", help="deterministic operations on GPUs; slower")
     train.add_argument("--steps-per-call", type=_steps_per_call, default="auto", metavar="auto|K")
-    train.add_argument("--checkpoint-seconds", type=float, default=60, metavar="S")
+    train.add_argument("--checkpoint-seconds", type=_number(0, 1e9), default=60, metavar="S")
     train.add_argument("--fresh", action="store_true", help="start over; the old run is kept beside")
 
     predict = command("predict", _predict, "label new pictures")

@@ -130,6 +130,12 @@ def write_csv(path: Path, header: Iterable[str], rows: Iterable[Iterable]) -> No
         writer.writerows(rows)
 
 
+def rendered(manifest: dict) -> str:
+    """Return the text of dataset.json: the manifest and the checksum of its canonical form."""
+    signed = manifest | {"sha256": files.fingerprint(manifest)}
+    return json.dumps(signed, indent=1, ensure_ascii=False) + "\n"
+
+
 # ---- reading
 
 
@@ -202,13 +208,15 @@ def manifest_of(directory: Path) -> dict:
             f"{path}: missing, so this is not a prepared directory. Make one with: tfpar prepare SOURCE DIR"
         )
     try:
-        manifest = json.loads(path.read_bytes())
-        stated = manifest.pop("sha256")
+        text = path.read_text(encoding="utf-8")
+        manifest = json.loads(text)
+        del manifest["sha256"]
+        same = text == rendered(manifest)
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise errors.DataError(f"{path}: damaged, it is not what was written; prepare the data again") from error
     except OSError as error:
         raise errors.InputNotFound(f"{path}: cannot be read ({error.strerror})") from error
-    if stated != files.fingerprint(manifest):
+    if not same:
         raise errors.DataError(f"{path}: damaged, its checksum is not the one that was written; prepare the data again")
     if manifest["format"] != FORMAT:
         raise errors.DataError(

@@ -46,6 +46,13 @@ def write(path: str | os.PathLike, content: bytes | str | Callable[[Path], None]
             beside.unlink(missing_ok=True)
 
 
+def remove_leftovers(directory: str | os.PathLike) -> None:
+    """Remove what killed processes left half written below a directory; its owner must hold the lock."""
+    for path in Path(directory).rglob(".*"):
+        if path.is_file() and path.name.split(".")[1].isdecimal():
+            path.unlink()
+
+
 def sync(path: str | os.PathLike) -> None:
     """Wait until a file's bytes, or a directory's entries, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)

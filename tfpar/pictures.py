@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import struct
 import warnings
 import zlib
@@ -96,7 +97,7 @@ def _opened(picture) -> Image.Image:
     except _DECODER_ERRORS as error:
         raise BadPicture(_reason(error)) from error
     if image.width * image.height > PIXEL_LIMIT:
-        raise BadPicture(f"claims {image.width}x{image.height} pixels, the limit is {PIXEL_LIMIT:,} in all")
+        raise BadPicture(f"claims {image.width}x{image.height} = {image.width * image.height:,} pixels, the limit is {PIXEL_LIMIT:,}")
     return image
 
 
@@ -150,7 +151,8 @@ def _reason(error: BaseException) -> str:
     if "truncated" in text:
         return f"truncated: {text}"
     if isinstance(error, Image.DecompressionBombError):
-        return f"claims too many pixels: {text}"
+        pixels = re.search(r"\((\d+) pixels\)", text)
+        return f"claims {format(int(pixels[1]), ',') if pixels else 'too many'} pixels, the limit is {PIXEL_LIMIT:,}"
     if isinstance(error, MemoryError):
         return "needs more memory than there is"
     return f"damaged: {text}"

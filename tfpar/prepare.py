@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import os
 import shutil
 from collections import Counter, deque
@@ -48,6 +47,7 @@ def dataset(
     seed: int = 0,
     on_bad_image: str = "skip",
     tfds_manual_dir: str | None = None,
+    known: dict[str, list[int]] | None = None,
 ) -> Dataset:
     """Turn a source of labelled images into a prepared directory, or find it there already.
 
@@ -61,6 +61,7 @@ def dataset(
         seed: chooses the validation images.
         on_bad_image: `"skip"` writes a line into `skipped.csv`, `"fail"` stops.
         tfds_manual_dir: a folder with the files that TensorFlow Datasets would download.
+        known: as for `load`, where the directory is found there already.
 
     Raises:
         errors.SettingsError: the directory was prepared with other settings; the message lists both.
@@ -83,7 +84,7 @@ def dataset(
     directory = Path(directory)
     settings = {"source": sources.identity(source), "validation_fraction": validation_fraction, "seed": seed}
     if (directory / "dataset.json").exists():
-        return _found(directory, settings, size)
+        return _found(directory, settings, size, known)
     found = sources.find(source, tfds_manual_dir=tfds_manual_dir)
     new = not directory.exists()
     if (
@@ -117,7 +118,7 @@ def _checked_size(image_size) -> tuple[int, int] | None:
     return size
 
 
-def _found(directory: Path, settings: dict, size) -> Dataset:
+def _found(directory: Path, settings: dict, size, known) -> Dataset:
     """Return what is there already, if it was prepared the same way."""
     there = arrays.manifest_of(directory)
     wanted = settings | ({"image_size": list(size)} if size else {})
@@ -127,13 +128,12 @@ def _found(directory: Path, settings: dict, size) -> Dataset:
         raise errors.SettingsError(
             f"{directory}: prepared otherwise: {'; '.join(differing)}. Name another directory, or remove this one"
         )
-    print(f"{directory}: prepared already")
-    return load(directory)
+    return load(directory, known=known)
 
 
 def _make(source: sources.Source, work: Path, size, on_bad_image: str, settings: dict) -> dict:
     """Decode all splits into `work`, and return what dataset.json will say."""
-    for name in (*SPLITS, "skipped.csv"):  # what a killed process left
+    for name in (*SPLITS, "skipped.csv", "dataset.json"):  # what a killed process left
         path = work / name
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     size = size or source.size or _common_size(source)
@@ -288,5 +288,6 @@ def _publish(work: Path, directory: Path, manifest: dict) -> None:
         shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
         (work / name).rename(target)
         files.sync(target)
-    manifest["sha256"] = files.fingerprint(manifest)
-    files.write(directory / "dataset.json", json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+    files.write(work / "dataset.json", arrays.rendered(manifest))
+    (work / "dataset.json").rename(directory / "dataset.json")
+    files.sync(directory)

@@ -15,8 +15,6 @@ import math
 import re
 from typing import NamedTuple
 
-import keras
-
 from tfpar import errors
 
 WARMUP = 0.1  # of the first stage
@@ -86,7 +84,9 @@ def rate(stage: Stage, *, step: int, steps: int, warmup: int = 0, factor: float 
     return value * factor
 
 
-def scale(optimizer: keras.optimizers.Optimizer, global_batch_size: int, *, scale_learning_rate: bool = True) -> float:
+def scale(optimizer, global_batch_size: int, *, scale_learning_rate: bool = True) -> float:
     """Return the factor on all rates: `B / 256` for SGD, else 1."""
+    import keras  # here, so that the command line reads its stages without waiting for it
+
     inner = getattr(optimizer, "inner_optimizer", optimizer)
     return global_batch_size / 256 if scale_learning_rate and isinstance(inner, keras.optimizers.SGD) else 1.0

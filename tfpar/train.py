@@ -205,6 +205,7 @@ class _Training:
 
     def _begin(self) -> None:
         """Write run.json, or continue from the newest checkpoint."""
+        files.remove_leftovers(self.directory)
         strategy = self.model.distribute_strategy
         found = checkpoint.newest(self.directory / "checkpoints")
         environment = settings.environment()

@@ -56,7 +56,11 @@ def _simulated(replicas: int) -> tf.distribute.Strategy:
                 f"simulate={replicas}: TensorFlow has already started with {there} CPU device(s). Call "
                 f"devices.strategy(simulate={replicas}) before anything else uses TensorFlow (restart the kernel first)"
             ) from error
-    return tf.distribute.MirroredStrategy([f"CPU:{index}" for index in range(replicas)])
+    # TensorFlow's default for several CPUs numbers its groups per process: a second strategy of another size would
+    # fail with "joining a group with size 4, but that group has size 2". This one has no groups.
+    return tf.distribute.MirroredStrategy(
+        [f"CPU:{index}" for index in range(replicas)], cross_device_ops=tf.distribute.ReductionToOneDevice()
+    )
 
 
 def is_default(strategy: tf.distribute.Strategy) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -87,7 +89,7 @@ def build(model: keras.Model) -> keras.losses.Loss:
     if len(losses) != 1 or losses[0].loss_weights not in (None, 1, 1.0):
         raise errors.SettingsError("the model must be compiled with one loss without a weight")
     loss = losses[0].loss
-    if getattr(loss, "_fn_kwargs", {}).get("from_logits") is False:
+    if _takes_probabilities(loss):
         raise errors.SettingsError(
             f"loss {loss.name} takes probabilities; compile with SparseCategoricalCrossentropy(from_logits=True)"
         )
@@ -102,6 +104,12 @@ def build(model: keras.Model) -> keras.losses.Loss:
             f"loss {loss.name} gives {values.shape} for 2 images; give one that returns a value an image"
         )
     return loss
+
+
+def _takes_probabilities(loss: keras.losses.Loss) -> bool:
+    function = getattr(loss, "fn", None)  # of a loss that wraps a function, as all that Keras names do
+    knows_logits = function is not None and "from_logits" in inspect.signature(function).parameters
+    return knows_logits and not loss._fn_kwargs.get("from_logits", False)
 
 
 def per_image(loss: keras.losses.Loss, labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:

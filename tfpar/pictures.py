@@ -97,7 +97,9 @@ def _opened(picture) -> Image.Image:
     except _DECODER_ERRORS as error:
         raise BadPicture(_reason(error)) from error
     if image.width * image.height > PIXEL_LIMIT:
-        raise BadPicture(f"claims {image.width}x{image.height} = {image.width * image.height:,} pixels, the limit is {PIXEL_LIMIT:,}")
+        raise BadPicture(
+            f"claims {image.width}x{image.height} = {image.width * image.height:,} pixels, the limit is {PIXEL_LIMIT:,}"
+        )
     return image
 
 

@@ -30,7 +30,6 @@ from tfpar.arrays import Dataset, load
 __all__ = ["Dataset", "dataset", "load"]
 
 MIXED_SIZE = (224, 224)  # what photographs of mixed sizes become, as most published backbones expect
-SPLITS = ("train", "validation", "test")
 _AT_WORK = ".preparing"  # inside the directory while it is being made
 _CHUNK = 16  # pictures one thread decodes at a time
 
@@ -133,9 +132,9 @@ def _found(directory: Path, settings: dict, size, known) -> Dataset:
 
 def _make(source: sources.Source, work: Path, size, on_bad_image: str, settings: dict) -> dict:
     """Decode all splits into `work`, and return what dataset.json will say."""
-    for name in (*SPLITS, "skipped.csv", "dataset.json"):  # what a killed process left
-        path = work / name
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    for path in work.iterdir():  # what a killed process left
+        if path.name != "lock":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     size = size or source.size or _common_size(source)
     shape = (*size, source.channels)
     skipped: list[tuple[str, str]] = []

@@ -1,0 +1,126 @@
+"""The order of the images, and that replicas see what the order says."""
+
+import itertools
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfpar import devices, engine, errors
+
+
+def split_of(examples, side=4, channels=1):
+    images = np.arange(examples, dtype=np.uint8)[:, None, None, None] * np.ones((1, side, side, channels), np.uint8)
+    return images, (np.arange(examples) % 3).astype(np.int32), [str(i) for i in range(examples)]
+
+
+def seen(split, replicas, steps, **arguments):
+    """Return what all replicas together see, as arrays [steps, B, ...]."""
+    strategy = devices.strategy(simulate=replicas)
+    batches = iter(engine.train_batches(split, strategy, **arguments))
+    steps = [[strategy.experimental_local_results(member) for member in next(batches)] for _ in range(steps)]
+    return [
+        np.stack([np.concatenate([np.asarray(part) for part in step[m]]) for step in steps])
+        for m in range(len(steps[0]))
+    ]
+
+
+@pytest.mark.parametrize("examples", [1, 2, 3, 7, 100, 257])
+def test_every_round_is_a_permutation(examples):
+    positions = tf.range(3 * examples, dtype=tf.int64)
+    rounds = engine.order(positions, examples=examples, seed=4).numpy().reshape(3, examples)
+    assert np.array_equal(np.sort(rounds, axis=1), np.tile(np.arange(examples), (3, 1)))
+    if examples >= 100:
+        assert not np.array_equal(rounds[0], rounds[1])
+
+
+def test_order_needs_no_state_and_depends_on_the_seed():
+    positions = tf.constant([999, 5, 10**12 + 3, 2**40], tf.int64)
+    once = engine.order(positions, examples=1000, seed=1).numpy()
+    alone = [int(engine.order(positions[i : i + 1], examples=1000, seed=1)[0]) for i in range(4)]
+    assert once.tolist() == alone
+    assert not np.array_equal(once, engine.order(positions, examples=1000, seed=2).numpy())
+
+
+def test_neighbouring_rounds_are_not_correlated():
+    rounds = engine.order(tf.range(100_000, dtype=tf.int64), examples=1000, seed=0).numpy().reshape(100, 1000)
+    pairs = [np.corrcoef(a, b)[0, 1] for a, b in itertools.pairwise(rounds)]
+    assert abs(np.mean(pairs)) < 0.01  # one standard error is 0.003
+
+
+@pytest.mark.parametrize("replicas", [1, 2, 3, 4])
+@pytest.mark.parametrize("augment", engine.AUGMENTATIONS)
+def test_any_number_of_replicas_sees_the_same(replicas, augment):
+    split = split_of(50)
+    arguments = {"global_batch_size": 12, "seed": 3, "augment": augment, "class_weights": [1, 2, 3]}
+    one, many = seen(split, 1, 9, **arguments), seen(split, replicas, 9, **arguments)
+    for a, b in zip(one, many, strict=True):
+        assert np.array_equal(a, b)
+    order = engine.order(tf.range(9 * 12, dtype=tf.int64), examples=50, seed=3).numpy().reshape(9, 12)
+    assert np.array_equal(one[0][:, :, 0, 0, 0], order)  # every image of this split is of one value
+    assert np.array_equal(one[2], np.float32([1, 2, 3])[one[1]])
+
+
+@pytest.mark.parametrize("replicas", [1, 4])
+def test_first_step_starts_anywhere(replicas):
+    split = split_of(50)
+    whole = seen(split, replicas, 12, global_batch_size=8, augment="crop-flip")
+    later = seen(split, replicas, 5, global_batch_size=8, augment="crop-flip", first_step=7)
+    assert np.array_equal(whole[0][7:], later[0])
+
+
+@pytest.mark.parametrize(("examples", "batch", "epoch"), [(3, 8, 1), (8, 8, 1), (9, 8, 2), (1, 4, 1)])
+def test_sets_smaller_than_the_batch_still_train(examples, batch, epoch):
+    split = split_of(examples)
+    assert engine.steps_per_epoch(split, global_batch_size=batch) == epoch
+    images = seen(split, 4, 2 * examples, global_batch_size=batch)[0][:, :, 0, 0, 0]
+    assert np.bincount(images.ravel()).tolist() == [2 * batch] * examples
+
+
+def test_augmentation_flips_half_and_shifts_within_reach():
+    ramp = (np.arange(16, dtype=np.uint8) * 10)[None, None, :, None] * np.ones((1, 16, 1, 1), np.uint8)
+    split = (np.repeat(ramp, 64, 0), np.zeros(64, np.int32), [])
+    flipped = seen(split, 1, 8, global_batch_size=64, augment="flip")[0]
+    falling = flipped[:, :, 0, 0, 0] == 150
+    assert 0.4 < falling.mean() < 0.6 and set(flipped[:, :, 0, 0, 0].ravel()) == {0, 150}
+    shifted = seen(split, 1, 8, global_batch_size=64, augment="crop-flip")[0]
+    middle = shifted[:, :, 8, 8, 0].ravel().astype(int)
+    assert set(middle) == {60, 70, 80, 90, 100} | {50}  # the middle is 80 or, flipped, 70; two pixels either way
+    assert not np.array_equal(shifted[0], shifted[1])
+
+
+@pytest.mark.parametrize(("examples", "replicas"), [(1, 4), (64, 2), (65, 2), (130, 4), (200, 1)])
+def test_inference_covers_the_split_once_in_order(examples, replicas):
+    split = split_of(examples)
+    strategy = devices.strategy(simulate=replicas)
+    batches = [strategy.experimental_local_results(b[0]) for b in engine.inference_batches(split, strategy)]
+    assert {part.shape[0] for batch in batches for part in batch} == {engine.INFERENCE_CHUNK}
+    images = np.concatenate([np.asarray(part)[:, 0, 0, 0] for batch in batches for part in batch])
+    assert np.array_equal(images[:examples], np.arange(examples)) and set(images[examples:]) <= {examples - 1}
+    assert len(batches) == -(-examples // (64 * replicas))
+
+
+def test_the_mapped_pixels_are_not_copied(digits):
+    tensor = engine._constant(digits.train.images)
+    digits.train.images[0, 0, 0, 0] += 1
+    assert tensor[0, 0, 0, 0].numpy() == digits.train.images[0, 0, 0, 0]
+    digits.train.images[0, 0, 0, 0] -= 1
+
+
+def test_arguments_are_checked():
+    split = split_of(10)
+    with pytest.raises(
+        errors.SettingsError,
+        match="global batch 10 cannot be dealt evenly to 4 replicas; take a multiple of 4, such as 12",
+    ):
+        engine.train_batches(split, devices.strategy(simulate=4), global_batch_size=10)
+    with pytest.raises(errors.SettingsError, match="augment='x': give one of"):
+        engine.train_batches(split, devices.strategy(simulate=1), global_batch_size=10, augment="x")
+
+
+def test_fit_takes_it_as_it_is(digits):
+    from conftest import tiny
+
+    strategy = devices.strategy(simulate=2)
+    batches = engine.train_batches(digits.train, strategy, global_batch_size=64, class_weights=[1.0] * 10)
+    assert len(tiny(strategy).fit(batches, steps_per_epoch=3, epochs=2, verbose=0).history["loss"]) == 2

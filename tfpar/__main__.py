@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -24,6 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
     _quieten(given.verbose)
     try:
+        _require_tensorflow()
         return given.command(given) or 0
     except KeyboardInterrupt as stopped:
         print(str(stopped) or "stopped", file=sys.stderr)
@@ -76,7 +78,6 @@ def _train(given) -> None:
 
         from tfpar import devices, models, results, schedule, signals, train
 
-    _require_tensorflow(keras)
     if given.deterministic:
         import tensorflow as tf
 
@@ -127,7 +128,6 @@ def _predict(given) -> None:
     with _stderr_silenced(not given.verbose):
         import keras
 
-        _require_tensorflow(keras)
         logits = run.model().predict(np.stack(pixels), verbose=0)
         probabilities = keras.ops.convert_to_numpy(keras.ops.softmax(logits.astype("float64")))
     answers = [
@@ -145,11 +145,8 @@ def _evaluate(given) -> None:
 
     run = results.Run(given.run)
     with _stderr_silenced(not given.verbose):
-        import keras
-
         from tfpar import inference, prepare
 
-    _require_tensorflow(keras)
     data = prepare.load(given.data or run.facts["data"]["directory"])
     split = data.splits.get(given.split)
     if split is None:
@@ -194,11 +191,17 @@ def _optimizer(given):
     return keras.optimizers.LossScaleOptimizer(optimizer) if given.precision == "mixed_float16" else optimizer
 
 
-def _require_tensorflow(keras) -> None:
-    if keras.backend.backend() != "tensorflow":
+def _require_tensorflow() -> None:
+    """Refuse another Keras backend before Keras is imported: it may be one that is not installed."""
+    configured = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / "keras.json"
+    backend = os.environ.get("KERAS_BACKEND")
+    if not backend and configured.is_file():
+        with contextlib.suppress(ValueError, OSError, AttributeError):  # Keras, too, ignores one it cannot read
+            backend = json.loads(configured.read_bytes()).get("backend")
+    if backend and backend != "tensorflow":
         raise errors.SettingsError(
-            f"Keras' backend is {keras.backend.backend()}, tfpar needs tensorflow; set KERAS_BACKEND=tensorflow, "
-            'or "backend": "tensorflow" in ~/.keras/keras.json'
+            f"Keras' backend is {backend}, tfpar needs tensorflow; set KERAS_BACKEND=tensorflow, "
+            f'or "backend": "tensorflow" in {configured}'
         )
 
 

@@ -53,7 +53,7 @@ def save(directory: str | os.PathLike, variables: list[keras.Variable], progress
     """
     directory = files.make_directory(directory)
     place = directory / f"{max(_serials(directory), default=0) + 1:06d}"
-    values = [np.asarray(variable) for variable in variables]
+    values = [keras.ops.convert_to_numpy(variable) for variable in variables]
     content = b"".join(value.tobytes() for value in values)
     described = [
         {"path": variable.path, "dtype": value.dtype.name, "shape": list(value.shape), "bytes": value.nbytes}
@@ -104,7 +104,7 @@ def restore(
             "the checkpoint holds the variables of another model or optimizer; start over with --fresh"
         )
     arrays = [
-        np.frombuffer(content, np.asarray(variable).dtype).reshape(entry["shape"])
+        np.frombuffer(content, keras.ops.convert_to_numpy(variable).dtype).reshape(entry["shape"])
         for variable, (entry, content) in zip(variables, values, strict=True)
     ]
 

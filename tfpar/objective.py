@@ -19,6 +19,10 @@ def check(model: keras.Model, *, sets_rate: bool = False) -> None:
     Raises:
         errors.SettingsError: with the remedy.
     """
+    if keras.backend.backend() != "tensorflow":
+        raise errors.SettingsError(
+            f"Keras' backend is {keras.backend.backend()}, tfpar needs tensorflow; set KERAS_BACKEND=tensorflow"
+        )
     if not model.compiled or model.optimizer is None:
         raise errors.SettingsError(
             "the model is not compiled; call model.compile(optimizer=..., loss=..., metrics=['accuracy'])"

@@ -79,7 +79,7 @@ def tell_changes(earlier: dict, now: dict) -> None:
 
 def _model_fingerprint(model: keras.Model) -> str:
     """Return a hash of what a model is made of; the names Keras counts up within a process do not matter."""
-    text = json.dumps(keras.saving.serialize_keras_object(model), sort_keys=True, default=_number)
+    text = json.dumps(model.get_config(), sort_keys=True, default=_number)
     for number, name in enumerate(dict.fromkeys(_operation_names(model))):
         text = text.replace(json.dumps(name), f'"#{number}"')
     weights = [[list(v.shape), v.dtype, v.trainable] for v in model.variables]

@@ -115,13 +115,13 @@ def run(
             return earlier
     with Stop() as stop:
         stop.held = True
+        training = _Training(model, data, directory, values, callbacks, stop)
+        training.steps_per_call, training.checkpoint_seconds = steps_per_call, checkpoint_seconds
+        training.verbose = verbose if verbose is not None else 1 if sys.stdout.isatty() else 2
         if fresh and (directory / "run.json").exists():
             with files.locked(directory / ".lock", "another run"):
                 _put_aside(directory)
         with files.locked(_run_directory(directory) / ".lock", "another run"):
-            training = _Training(model, data, directory, values, callbacks, stop)
-            training.steps_per_call, training.checkpoint_seconds = steps_per_call, checkpoint_seconds
-            training.verbose = verbose if verbose is not None else 1 if sys.stdout.isatty() else 2
             return training.run()
 
 

@@ -1,0 +1,235 @@
+"""The command line: what it prints, its exit codes, and that nothing a user can cause ends in a trace."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+from tfpar import __main__, results
+
+QUICK = ["--stage", "1@0.2:0.02", "--stage", "1@0.02"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A directory in which digits have been trained."""
+    place = tmp_path_factory.mktemp("cli")
+    here = os.getcwd()
+    os.chdir(place)
+    try:
+        assert __main__.main(["train", "digits", *QUICK]) == 0
+    finally:
+        os.chdir(here)
+    return place
+
+
+@pytest.fixture
+def tfpar(place, monkeypatch, capfd):
+    """Run one command in this process; return its exit code and what it printed."""
+    monkeypatch.chdir(place)
+
+    def run(*arguments):
+        capfd.readouterr()
+        try:
+            code = __main__.main([str(argument) for argument in arguments])
+        except SystemExit as stopped:
+            code = stopped.code
+        said = capfd.readouterr()
+        assert "Traceback" not in said.err
+        return code, said.out, said.err
+
+    return run
+
+
+def start(*arguments, cwd):
+    """Start the command as a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "tfpar", *map(str, arguments)],
+        cwd=cwd,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def test_help_and_version_do_not_import_tensorflow():
+    program = "import sys; from tfpar.__main__ import main\ntry: main(['{}'])\nfinally: print(sorted(m for m in sys.modules if m in ('tensorflow', 'keras', 'numpy')))"
+    for argument in ("--help", "--version"):
+        done = subprocess.run(
+            [sys.executable, "-c", program.format(argument)], capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 0 and done.stdout.strip().endswith("[]"), done
+
+
+def test_train_wrote_what_was_promised(place):
+    run = results.Run(place / "runs" / "digits")
+    assert run.finished and run.stages == 2 and run.settings["global_batch_size"] == 128
+    assert (place / "data" / "digits" / "dataset.json").exists()
+
+
+def test_train_again_prints_the_result(tfpar, place):
+    code, out, err = tfpar("train", "digits", *QUICK)
+    accuracy = results.Run(place / "runs" / "digits").metrics()["accuracy"]
+    assert code == 0 and f"finished: accuracy {accuracy:.4f}" in out and err == ""
+
+
+def test_the_screen_shows_only_our_own_lines(tmp_path):
+    done = start("train", "digits", "--stage", "1@0.1", cwd=tmp_path)
+    out, err = done.communicate(timeout=180)
+    assert done.returncode == 0 and err == "", err
+    assert out.splitlines()[0] == "data/digits: 1,618 train and 179 validation images 8x8x1, 10 classes"
+    assert "1 replica (CPU:0): global batch 128 -> 128 per replica, in 1 shard" in out
+
+
+def test_predict(tfpar, place, digits):
+    for i in range(3):
+        Image.fromarray(digits.validation.images[i, :, :, 0]).resize((80, 80)).save(place / f"{i}.png")
+    code, out, _ = tfpar("predict", "runs/digits", "0.png", "1.png", "2.png", "--json")
+    answers = json.loads(out)
+    pixels = np.stack(
+        [np.asarray(Image.open(place / f"{i}.png").resize((8, 8), Image.Resampling.BICUBIC)) for i in range(3)]
+    )
+    logits = keras.saving.load_model(place / "runs/digits/model.keras").predict(pixels[..., None], verbose=0)
+    assert code == 0 and [answer["label"] for answer in answers] == [str(i) for i in logits.argmax(axis=1)]
+    code, out, _ = tfpar("predict", "runs/digits", "0.png")
+    assert code == 0 and out.startswith(f"0.png: {answers[0]['label']} (")
+
+
+def test_evaluate_gives_the_metrics_of_the_last_stage(tfpar, place):
+    code, out, _ = tfpar("evaluate", "runs/digits")
+    assert code == 0 and json.loads(out) == results.Run(place / "runs" / "digits").metrics()
+    code, _, err = tfpar("evaluate", "runs/digits", "--split", "test")
+    assert code == 78 and "has no split test; it has train, validation" in err
+
+
+def test_prepare(tfpar, place):
+    assert tfpar("prepare", "digits", "other", "--image-size", "16x12")[:2] == (
+        0, "other: 1,618 train and 179 validation images 16x12x1, 10 classes\n",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("replicas", [2, 4])
+def test_simulated_replicas_give_the_same_files(tfpar, place, replicas):
+    for run, simulate in (("one", 1), (f"r{replicas}", replicas)):
+        code, out, _ = tfpar("train", "digits", *QUICK, "--shards", 4, "--run", run, "--simulate", simulate)
+        assert code == 0
+    compared = results.compare(results.Run(place / "one"), results.Run(place / run))
+    assert compared["same_bits"] and f"{replicas} replicas (CPU:0, CPU:1" in out
+    assert results.Run(place / "one").history.drop(["images_per_second"]) == results.Run(place / run).history.drop(
+        ["images_per_second"]
+    )
+
+
+def test_adamw_and_mixed_precision(tfpar):
+    code, out, err = tfpar(
+        "train",
+        "digits",
+        "--stage",
+        "1@0.001",
+        "--optimizer",
+        "adamw",
+        "--precision",
+        "mixed_float16",
+        "--run",
+        "mixed",
+    )
+    assert code == 0, err
+
+
+REFUSED = [
+    (["train", "no-such-thing"], 66, "no such folder, and no TensorFlow data set"),
+    (["train", "./nowhere"], 66, "no such folder"),
+    (["prepare", "empty", "d"], 65, "no pictures in it"),
+    (
+        ["train", "digits", "--run", "x", "--simulate", "4", "--global-batch-size", "10"],
+        78,
+        "take a multiple of 4, such as 12",
+    ),
+    (["train", "digits", "--run", "x", "--simulate", "4", "--shards", "6"], 78, "take a multiple of 4, such as 8"),
+    (["train", "damaged"], 65, "damaged/train/images.npy: damaged"),
+    (["train", "digits", "--run", "x", "--model", "nothing"], 78, "none of that name; give small_cnn"),
+    (["train", "digits", "--run", "x", "--model", "MobileNetV2"], 78, "at least 32x32"),
+    (["train", "digits", "--run", "x", "--weights", "no.h5"], 66, "no such file of weights"),
+    (["train", "digits", "--run", "x", "--freeze"], 78, "no pretrained backbone"),
+    (["train", "digits", "--run", "file/x"], 73, "cannot make this directory"),
+    (["train", "digits", "--run", "empty/.."], 73, "something else lies there"),
+    (["train", "digits", *QUICK, "--seed", "3"], 78, "seed is 0 in the run, 3 now"),
+    (["train", "digits", "--run", "x", "--stage", "x"], 2, "EPOCHS@RATE"),
+    (["train", "digits", "--seed", "-1"], 2, "whole number from 0"),
+    (["train", "digits", "--precision", "float64"], 2, "invalid choice"),
+    (["train"], 2, "required"),
+    ([], 2, "required"),
+    (["predict", "nowhere", "a.png"], 66, "no run there"),
+    (["predict", "runs/digits", "no.png"], 66, "no.png: not a regular file"),
+    (["predict", "runs/digits", "file"], 66, "file: text, not a picture"),
+    (["evaluate", "nowhere"], 66, "no run there"),
+    (["evaluate", "runs/digits", "--data", "empty"], 65, "not a prepared directory"),
+    (["evaluate", "runs/digits", "--data", "nowhere"], 66, "no such directory"),
+    (["prepare", "digits", "data/digits", "--seed", "4"], 78, "seed is 0, asked for 4"),
+    (["prepare", "digits", "file"], 73, "something else lies there"),
+    (["prepare", "digits", "d", "--validation-fraction", "1.5"], 2, "number from"),
+    (["prepare", "digits", "d", "--image-size", "0"], 2, "whole number from 1"),
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected", "text"),
+    REFUSED,
+    ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else "",
+)
+def test_one_line_and_the_exit_code(tfpar, place, arguments, expected, text):
+    import shutil
+
+    (place / "empty").mkdir(exist_ok=True)
+    (place / "file").write_text("hello, I am text")
+    if "damaged" in arguments and not (place / "damaged").exists():
+        shutil.copytree(place / "data" / "digits", place / "damaged")
+        path = place / "damaged" / "train" / "images.npy"
+        path.write_bytes(path.read_bytes()[:-1] + b"\x07")
+    before = sorted(place.rglob("*"))
+    code, _, err = tfpar(*arguments)
+    assert code == expected and text in err, (code, err)
+    assert code == 2 or len(err.splitlines()) == 1
+    assert sorted(place.rglob("*")) == before or arguments[-1] == "d"
+    assert not (place / "d").exists()
+
+
+def test_another_keras_backend_is_refused(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "tfpar", "train", "digits"], cwd=tmp_path, capture_output=True, text=True, timeout=120,
+        env={**os.environ, "KERAS_BACKEND": "numpy"},
+    )  # fmt: skip
+    assert done.returncode == 78 and "set KERAS_BACKEND=tensorflow" in done.stderr, done
+
+
+def test_a_defect_is_one_line_and_a_file(tfpar, monkeypatch):
+    monkeypatch.setattr(results.Run, "metrics", lambda self: 1 // 0)
+    code, _, err = tfpar("train", "digits", *QUICK)
+    path = err.split("report it with ")[1].strip()
+    assert code == 70 and len(err.splitlines()) == 1
+    with open(path) as file:
+        assert "ZeroDivisionError" in file.read()
+    os.unlink(path)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_the_same_command_continues(tmp_path, tfpar, place, number):
+    arguments = ["train", place / "data" / "digits", "--stage", "9@0.05", "--run", tmp_path / "r"]
+    process = start(*arguments, cwd=tmp_path)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "r" / "history.csv").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(number)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 42 and "state saved; the same command continues" in err, (out, err)
+    code, out, _ = tfpar(*arguments)
+    assert code == 0 and "continuing after step" in out

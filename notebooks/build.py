@@ -11,6 +11,7 @@ Example:
 from __future__ import annotations
 
 import hashlib
+import re
 import sys
 import tempfile
 import time
@@ -24,6 +25,10 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = ROOT / "tutorial" / "en"
 NOTEBOOKS = ROOT / "notebooks"
 CELL_SECONDS = 300  # a cell that takes longer hangs
+METADATA = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
 
 
 def main(names: list[str]) -> int:
@@ -32,7 +37,8 @@ def main(names: list[str]) -> int:
     pages = [page for page in found if not names or any(page.stem.startswith(name) for name in names)]
     unknown = [name for name in names if not any(page.stem.startswith(name) for page in found)]
     if unknown or not pages:
-        print(f"no such page: {', '.join(unknown)}; there are {', '.join(page.stem for page in found)}", file=sys.stderr)
+        named = ", ".join(page.stem for page in found)
+        print(f"no such page: {', '.join(unknown)}; there are {named}", file=sys.stderr)
         return 2
     for page in pages:
         started = time.monotonic()
@@ -50,15 +56,22 @@ def read(page: Path) -> nbformat.NotebookNode:
     """Return a page as a notebook without outputs, the same every time it is read."""
     notebook = jupytext.read(page)
     # Without Jupytext's own entries and the version of Python: they say nothing and would change with every machine.
-    notebook.metadata = {"kernelspec": notebook.metadata["kernelspec"], "language_info": {"name": "python"}}
+    notebook.metadata = METADATA
     seen: dict[str, int] = {}
     for cell in notebook.cells:
         cell.metadata = {}
+        if cell.cell_type == "markdown":
+            cell.source = _from_notebooks(cell.source)
         # Jupytext draws random ids. Named after its text, an untouched cell keeps its id when others come and go.
         digest = hashlib.sha256(cell.source.encode()).hexdigest()[:8]
         seen[digest] = seen.get(digest, 0) + 1
         cell.id = f"{digest}-{seen[digest]}"
     return notebook
+
+
+def _from_notebooks(text: str) -> str:
+    """Return a page's text with its links as they must be beside the notebooks: to these, and to the root."""
+    return re.sub(r"\]\((\d\d_\w+)\.md\)", r"](\1.ipynb)", text).replace("](../../", "](../")
 
 
 def executed(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
@@ -67,18 +80,17 @@ def executed(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     Raises:
         nbclient.exceptions.CellExecutionError: a cell failed; the message holds the cell and its traceback.
     """
-    kept = dict(notebook.metadata)
     with tempfile.TemporaryDirectory() as directory:  # what a page writes goes with it
         client = nbclient.NotebookClient(
             notebook,
-            kernel_name="python3",
+            kernel_name=METADATA["kernelspec"]["name"],
             timeout=CELL_SECONDS,
             coalesce_streams=True,  # how text is cut into messages depends on the moment
             record_timing=False,
             resources={"metadata": {"path": directory}},
         )
         client.execute()
-    notebook.metadata = kept  # the kernel adds its versions
+    notebook.metadata = METADATA  # the kernel adds its versions
     for cell in notebook.cells:
         if cell.cell_type == "code":
             # TensorFlow's notes about the machine: they differ from one to the next, and teach nothing.

@@ -128,7 +128,7 @@ def test_simulated_replicas_give_the_same_files(tfpar, place, replicas):
 
 
 def test_adamw_and_mixed_precision(tfpar):
-    code, out, err = tfpar(
+    code, _, err = tfpar(
         "train",
         "digits",
         "--stage",

@@ -23,7 +23,6 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code; what a user can cause becomes one line."""
     arguments = sys.argv[1:] if arguments is None else arguments
     given = _parser().parse_args(arguments)
-    _quieten(given.verbose)
     try:
         _require_tensorflow()
         return given.command(given) or 0
@@ -50,19 +49,14 @@ def main(arguments: list[str] | None = None) -> int:
         return 70
 
 
-def _quieten(verbose: bool) -> None:
-    """Keep the start-up chatter of TensorFlow off the screen; must come before it is imported."""
-    if not verbose:
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-        os.environ.setdefault("ABSL_MIN_LOG_LEVEL", "3")
-
-
 # ---- the commands
 
 
 def _prepare(given) -> None:
     from tfpar import prepare
 
+    if given.source != "digits" and not Path(given.source).exists():
+        _import_tensorflow(given)  # TensorFlow Datasets will
     data = prepare.dataset(
         given.source, given.directory, image_size=given.image_size, validation_fraction=given.validation_fraction,
         seed=given.seed, on_bad_image=given.on_bad_image, tfds_manual_dir=given.tfds_manual_dir,
@@ -71,12 +65,10 @@ def _prepare(given) -> None:
 
 
 def _train(given) -> None:
-    from tfpar import sources
+    _import_tensorflow(given)
+    import keras
 
-    with _stderr_silenced(not given.verbose):
-        import keras
-
-        from tfpar import devices, models, results, schedule, signals, train
+    from tfpar import devices, models, results, schedule, signals, sources, train
 
     if given.deterministic:
         import tensorflow as tf
@@ -125,11 +117,10 @@ def _predict(given) -> None:
             pixels.append(pictures.load(path, (height, width), channels=channels))
         except pictures.BadPicture as reason:
             raise errors.InputNotFound(f"{sources_printable(path)}: {reason}") from reason
+    _import_tensorflow(given)
     with _stderr_silenced(not given.verbose):
-        import keras
-
         logits = run.model().predict(np.stack(pixels), verbose=0)
-        probabilities = keras.ops.convert_to_numpy(keras.ops.softmax(logits.astype("float64")))
+    probabilities = results.softmax(logits)
     answers = [
         {"image": sources_printable(path), "label": run.class_names[p.argmax()], "confidence": float(p.max())}
         for path, p in zip(given.images, probabilities, strict=True)
@@ -144,8 +135,8 @@ def _evaluate(given) -> None:
     from tfpar import results
 
     run = results.Run(given.run)
-    with _stderr_silenced(not given.verbose):
-        from tfpar import inference, prepare
+    _import_tensorflow(given)
+    from tfpar import inference, prepare
 
     data = prepare.load(given.data or run.facts["data"]["directory"])
     split = data.splits.get(given.split)
@@ -203,6 +194,16 @@ def _require_tensorflow() -> None:
             f"Keras' backend is {backend}, tfpar needs tensorflow; set KERAS_BACKEND=tensorflow, "
             f'or "backend": "tensorflow" in {configured}'
         )
+
+
+def _import_tensorflow(given) -> None:
+    """Import TensorFlow and keep its start-up chatter off the screen."""
+    if not given.verbose:
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    with _stderr_silenced(not given.verbose):
+        import tensorflow as tf
+    if not given.verbose:
+        tf.get_logger().setLevel("ERROR")
 
 
 def sources_printable(path: str) -> str:

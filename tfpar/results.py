@@ -121,9 +121,7 @@ def predictions_table(logits: np.ndarray, split) -> pa.Table:
         logits: `float32[N, classes]`.
         split: `(images, labels, sources)`.
     """
-    wide = logits.astype(np.float64)
-    exponents = np.exp(wide - wide.max(axis=1, keepdims=True))
-    probabilities = (exponents / exponents.sum(axis=1, keepdims=True)).astype(np.float32)
+    probabilities = softmax(logits)
     predicted = logits.argmax(axis=1).astype(np.int32)
     return pa.table(
         {
@@ -135,6 +133,13 @@ def predictions_table(logits: np.ndarray, split) -> pa.Table:
             "probabilities": pa.FixedSizeListArray.from_arrays(probabilities.ravel(), logits.shape[1]),
         }
     )
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Return the probabilities of `float32[N, classes]` logits, as `float32`, computed in 64 bits."""
+    wide = logits.astype(np.float64)
+    exponents = np.exp(wide - wide.max(axis=1, keepdims=True))
+    return (exponents / exponents.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
 def metrics(predictions: pa.Table, losses: np.ndarray, class_names: list[str]) -> dict:

@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import tiny
+from networks import tiny
 
 from tfpar import checkpoint, devices, errors, files
 

@@ -119,7 +119,7 @@ def test_arguments_are_checked():
 
 
 def test_fit_takes_it_as_it_is(digits):
-    from conftest import tiny
+    from networks import tiny
 
     strategy = devices.strategy(simulate=2)
     batches = engine.train_batches(digits.train, strategy, global_batch_size=64, class_weights=[1.0] * 10)

@@ -116,10 +116,9 @@ def test_build_names_the_failing_cell_and_writes_nothing(tmp_path, monkeypatch, 
 @pytest.mark.slow
 @pytest.mark.timeout(SECONDS + 30)
 def test_all_notebooks_give_the_same_outputs_again(tmp_path):
-    """Strict nbval: every output is compared, but for times and the pixels of pictures."""
+    """Strict nbval: every output is compared, but for the pixels of pictures."""
     pytest.importorskip("nbval")
-    command = [sys.executable, "-m", "pytest", "--nbval", "--nbval-sanitize-with", str(NOTEBOOKS / "sanitize.cfg")]
-    command += ["-p", "no:cacheprovider", "--color=no", str(NOTEBOOKS)]
+    command = [sys.executable, "-m", "pytest", "--nbval", "-p", "no:cacheprovider", "--color=no", str(NOTEBOOKS)]
     environment = os.environ | {"TMPDIR": str(tmp_path)}  # nbval kills its kernels, which then leave their files behind
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=SECONDS, env=environment)
     assert done.returncode == 0, done.stdout[-5000:]

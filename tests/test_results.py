@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 import pytest
-from conftest import tiny
+from networks import tiny
 
 from tfpar import check, devices, errors, report, results, train
 

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import LOSS, tiny
+from networks import LOSS, tiny
 
 from tfpar import checkpoint, devices, engine, errors, inference, steps
 

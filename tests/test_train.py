@@ -7,7 +7,7 @@ import signal
 import keras
 import numpy as np
 import pytest
-from conftest import LOSS, tiny
+from networks import LOSS, tiny
 
 from tfpar import check, devices, engine, errors, files, prepare, results, train
 

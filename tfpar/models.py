@@ -12,6 +12,7 @@ Example:
 from __future__ import annotations
 
 import os
+import sys
 
 import keras
 
@@ -88,7 +89,7 @@ def backbone(
     _check_weights_file(weights)
     inputs = keras.Input(image_shape, dtype="uint8", name="images")
     x = keras.layers.Concatenate()([inputs] * 3) if image_shape[-1] == 1 else inputs
-    module = __import__(build.__module__, fromlist=["preprocess_input"])
+    module = sys.modules[build.__module__]  # where its preprocess_input is
     try:
         body = build(include_top=False, weights=weights, input_shape=(*image_shape[:2], 3), pooling="avg")
     except ValueError as error:

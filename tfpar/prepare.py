@@ -6,7 +6,7 @@ flat array of `uint8` per split, which the system maps into memory (see `engine`
 Example:
     >>> data = prepare.dataset("digits", "data/digits")
     >>> data.train.images.shape, data.class_names[:3]
-    ((1617, 8, 8, 1), ['0', '1', '2'])
+    ((1618, 8, 8, 1), ['0', '1', '2'])
     >>> data = prepare.load("data/digits")           # later: sizes and checksums are verified
 """
 

@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfpar import errors, schedule
+from tfpar.steps import MOST_STEPS_PER_CALL
 
 WORDS = {"data": "the data's fingerprint"}
 
@@ -47,6 +48,36 @@ def agree(earlier: dict, now: dict) -> None:
         )
         raise errors.SettingsError(
             f"the run was begun with other settings: {named}. Give those again, another --run, or --fresh"
+        )
+
+
+def check_numbers(**given) -> None:
+    """Refuse a number of `train.run` that is out of its range, before any work begins.
+
+    Raises:
+        errors.SettingsError: with the value and the rule.
+    """
+    rules = {
+        "global_batch_size": ("a whole number of images, at least 1", lambda v: isinstance(v, int) and 1 <= v <= 2**24),
+        "shards": ("a whole number, at least 1", lambda v: isinstance(v, int) and 1 <= v <= 4096),
+        "seed": (f"a whole number from 0 to {2**32 - 1}", lambda v: isinstance(v, int) and 0 <= v < 2**32),
+        "warmup_epochs": ("epochs, at least 0", lambda v: v is None or v >= 0),
+        "steps_per_call": (
+            f"auto, or a whole number from 1 to {MOST_STEPS_PER_CALL}",
+            lambda v: v == "auto" or (isinstance(v, int) and 1 <= v <= MOST_STEPS_PER_CALL),
+        ),
+        "checkpoint_seconds": ("seconds, at least 0", lambda v: v >= 0),
+        "stages": ("at least one stage", lambda v: len(v) > 0),
+    }
+    for name, value in given.items():
+        rule, holds = rules[name]
+        if not holds(value):
+            raise errors.SettingsError(f"{name}={value!r}: give {rule}")
+    batch, shards = given["global_batch_size"], given["shards"]
+    if batch % shards:
+        fitting = -(-batch // shards) * shards
+        raise errors.SettingsError(
+            f"global batch {batch} cannot be cut into {shards} equal shards; take a multiple of {shards}, such as {fitting}"
         )
 
 

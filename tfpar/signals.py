@@ -19,7 +19,8 @@ class Interrupted(KeyboardInterrupt):
     exit_code = 42
 
     def __init__(self, step: int = 0):
-        super().__init__(f"stopped after step {step}, state saved; the same command continues")
+        done = f"after step {step}, state saved" if step else "before the first step"
+        super().__init__(f"stopped {done}; the same command continues")
         self.step = step
 
 

@@ -74,7 +74,7 @@ def run(
         checkpoint_seconds: time between two checkpoints; 0 is one after every step.
         fresh: start over; an earlier run is kept beside as `RUN.1`, `RUN.2`, ...
         callbacks: of Keras; one with `get_state()` and `set_state(state)` is carried through interruptions.
-        verbose: Keras' progress: 0 none, 1 bars, 2 a line per epoch; None is 1 on a terminal, else 2.
+        verbose: 0 prints nothing, 1 Keras' bars, 2 a line per epoch; None is 1 on a terminal, else 2.
 
     Returns:
         The finished run.
@@ -92,7 +92,7 @@ def run(
         global_batch_size = (
             earlier.settings["global_batch_size"] if earlier else -(-GLOBAL_BATCH_SIZE // shards) * shards
         )
-    _check_numbers(
+    settings.check_numbers(
         global_batch_size=global_batch_size, shards=shards, seed=seed, warmup_epochs=warmup_epochs,
         steps_per_call=steps_per_call, checkpoint_seconds=checkpoint_seconds, stages=stages,
     )  # fmt: skip
@@ -123,31 +123,6 @@ def run(
                 _put_aside(directory)
         with files.locked(_run_directory(directory) / ".lock", "another run"):
             return training.run()
-
-
-def _check_numbers(**given) -> None:
-    rules = {
-        "global_batch_size": ("a whole number of images, at least 1", lambda v: isinstance(v, int) and 1 <= v <= 2**24),
-        "shards": ("a whole number, at least 1", lambda v: isinstance(v, int) and 1 <= v <= 4096),
-        "seed": (f"a whole number from 0 to {2**32 - 1}", lambda v: isinstance(v, int) and 0 <= v < 2**32),
-        "warmup_epochs": ("epochs, at least 0", lambda v: v is None or v >= 0),
-        "steps_per_call": (
-            f"auto, or a whole number from 1 to {steps.MOST_STEPS_PER_CALL}",
-            lambda v: v == "auto" or (isinstance(v, int) and 1 <= v <= steps.MOST_STEPS_PER_CALL),
-        ),
-        "checkpoint_seconds": ("seconds, at least 0", lambda v: v >= 0),
-        "stages": ("at least one stage", lambda v: len(v) > 0),
-    }
-    for name, value in given.items():
-        rule, holds = rules[name]
-        if not holds(value):
-            raise errors.SettingsError(f"{name}={value!r}: give {rule}")
-    batch, shards = given["global_batch_size"], given["shards"]
-    if batch % shards:
-        fitting = -(-batch // shards) * shards
-        raise errors.SettingsError(
-            f"global batch {batch} cannot be cut into {shards} equal shards; take a multiple of {shards}, such as {fitting}"
-        )
 
 
 def _run_directory(directory: Path) -> Path:
@@ -223,7 +198,7 @@ class _Training:
         if (self.directory / "run.json").exists():
             settings.tell_changes(results.Run(self.directory).facts["environment"], environment)
         results.write_facts(self.directory, self.facts)
-        print(self.facts["devices"])
+        self._say(self.facts["devices"])
         self.resumed = found[0] if found else None
         if found:
             self._restore(*found)
@@ -263,7 +238,7 @@ class _Training:
 
     def _train_stage(self) -> None:
         stage = self.stages[self.stage]
-        print(f"stage {self.stage + 1} of {len(self.stages)}: {self._told(stage)}")
+        self._say(f"stage {self.stage + 1} of {len(self.stages)}: {self._told(stage)}")
         callbacks = keras.callbacks.CallbackList(
             [_EpochEnd(self), *self.callbacks, keras.callbacks.TensorBoard(self.directory / "tensorboard", write_graph=False)],
             add_progbar=self.verbose != 0, model=self.model, verbose=self.verbose, epochs=self._epochs(), steps=self.epoch_steps,
@@ -348,7 +323,7 @@ class _Training:
         results.write_stage(self.directory, self.stage + 1, predictions, computed, self.model)
         correct = round(computed["accuracy"] * computed["examples"])
         place = self.directory / results.stage_path(self.stage + 1)
-        print(
+        self._say(
             f"stage {self.stage + 1}: accuracy {computed['accuracy']:.4f} ({correct} of {computed['examples']}), in {place}"
         )
         self.stage, self.stage_start, self.ending = self.stage + 1, self.step.number, False
@@ -356,6 +331,10 @@ class _Training:
         self._between()
 
     # ---- small answers
+
+    def _say(self, line: str) -> None:
+        if self.verbose:
+            print(line)
 
     def rate(self, number: int) -> float:
         """Return the learning rate of a step of the present stage."""

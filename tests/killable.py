@@ -1,0 +1,71 @@
+"""A run that tests kill, started over and over.
+
+A process that has imported TensorFlow, and not used it, forks a child for every line it reads, "REPLICAS PER_CALL
+DIRECTORY": so a start costs the tracing, not the import. It prints the child's id, and when that has ended, its exit code.
+The child says in a file which phase it is in.
+"""
+
+import functools
+import os
+import sys
+
+import keras
+from networks import tiny
+
+from tfpar import checkpoint, devices, inference, prepare, report, results, signals, train
+
+STAGES = [train.Stage(2, 0.2, 0.02), train.Stage(2, 0.02)]
+
+
+def marked(phase, function, place):
+    """Return the function with its phase written down while it is at work."""
+
+    @functools.wraps(function)
+    def wrapped(*arguments, **options):
+        before = os.pread(place, 12, 0)
+        os.pwrite(place, phase.ljust(12).encode(), 0)
+        try:
+            return function(*arguments, **options)
+        finally:
+            os.pwrite(place, before, 0)
+
+    return wrapped
+
+
+def run(data, replicas, per_call, directory):
+    place = os.open(f"{directory}.phase", os.O_RDWR | os.O_CREAT)
+    os.pwrite(place, b"start".ljust(12), 0)
+    train.results.write_facts = marked("facts", results.write_facts, place)
+    train._Training._train_stage = marked("train", train._Training._train_stage, place)
+    train.checkpoint.save = marked("checkpoint", checkpoint.save, place)
+    train.inference.Inference.__call__ = marked("inference", inference.Inference.__call__, place)
+    train.results.write_stage = marked("stage", results.write_stage, place)
+    train.report.write = marked("report", report.write, place)
+    with signals.Stop():
+        model = tiny(devices.strategy(simulate=replicas))
+        train.run(
+            model, prepare.load(data, verify=False), directory, stages=STAGES, global_batch_size=96, shards=4, seed=3,
+            augment="crop-flip", steps_per_call=per_call, checkpoint_seconds=0.05, verbose=0,
+        )  # fmt: skip
+
+
+def main(data):
+    for line in sys.stdin:
+        replicas, per_call, directory = line.split(maxsplit=2)
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                run(data, int(replicas), int(per_call), directory.strip())
+                code = 0
+            except train.Interrupted as stopped:
+                code = stopped.exit_code
+            finally:
+                os._exit(code)
+        print(child, flush=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+
+
+if __name__ == "__main__":
+    keras.utils.set_random_seed(0)
+    main(sys.argv[1])

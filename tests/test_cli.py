@@ -219,9 +219,9 @@ def test_a_defect_is_one_line_and_a_file(tfpar, monkeypatch):
     os.unlink(path)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_signal_saves_and_the_same_command_continues(tmp_path, tfpar, place, number):
-    arguments = ["train", place / "data" / "digits", "--stage", "9@0.05", "--run", tmp_path / "r"]
+    arguments = ["train", place / "data" / "digits", "--stage", "5@0.05", "--run", tmp_path / "r"]
     process = start(*arguments, cwd=tmp_path)
     deadline = time.monotonic() + 120
     while not (tmp_path / "r" / "history.csv").exists():

@@ -118,7 +118,10 @@ def test_killed_a_hundred_times_it_ends_the_same(killer, unbroken, tmp_path):
     assert len(killer.hits) >= 5
 
 
-@pytest.mark.parametrize("target", ["facts", "train", "inference", "checkpoint", "stage"])
+SLOW = [pytest.param(phase, marks=pytest.mark.slow) for phase in ("facts", "train", "stage")]
+
+
+@pytest.mark.parametrize("target", ["inference", "checkpoint", *SLOW])
 def test_sigterm_in_any_phase_saves_and_the_same_command_continues(killer, unbroken, tmp_path, target):
     killer.start(tmp_path / "r", replicas=2, per_call=1)
     assert killer.aim(target, signal.SIGTERM)

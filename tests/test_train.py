@@ -114,7 +114,7 @@ def test_two_replicas_give_the_same_files(unbroken, small, tmp_path):
     assert same_files(unbroken, run(small, tmp_path / "r", replicas=2, steps_per_call=3))
 
 
-@pytest.mark.parametrize("calls", [1, 4, 5, 8, 12])
+@pytest.mark.parametrize("calls", [1, 5, 8])
 def test_interrupted_anywhere_it_ends_the_same(unbroken, small, tmp_path, calls):
     """One step per call and four steps an epoch: inside an epoch, at its end, at the end of a stage."""
     with pytest.raises(train.Interrupted) as stopped:

@@ -170,6 +170,8 @@ REFUSED = [
     (["predict", "runs/digits", "no.png"], 66, "no.png: not a regular file"),
     (["predict", "runs/digits", "file"], 66, "file: text, not a picture"),
     (["evaluate", "nowhere"], 66, "no run there"),
+    (["prepare", "mnist:9.9.9", "d"], 66, "tfds:mnist:9.9.9"),
+    (["predict", "torn", "0.png"], 65, "model.keras: damaged"),
     (["evaluate", "runs/digits", "--data", "empty"], 65, "not a prepared directory"),
     (["evaluate", "runs/digits", "--data", "nowhere"], 66, "no such directory"),
     (["prepare", "digits", "data/digits", "--seed", "4"], 78, "seed is 0, asked for 4"),
@@ -193,6 +195,10 @@ def test_one_line_and_the_exit_code(tfpar, place, arguments, expected, text):
         shutil.copytree(place / "data" / "digits", place / "damaged")
         path = place / "damaged" / "train" / "images.npy"
         path.write_bytes(path.read_bytes()[:-1] + b"\x07")
+    if "torn" in arguments:
+        shutil.copytree(place / "runs" / "digits", place / "torn")
+        (place / "torn" / "model.keras").write_bytes(b"PK torn")
+        Image.new("L", (8, 8)).save(place / "0.png")
     before = sorted(place.rglob("*"))
     code, _, err = tfpar(*arguments)
     assert code == expected and text in err, (code, err)

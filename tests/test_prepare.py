@@ -106,6 +106,24 @@ def test_arrays(tmp_path):
     )
 
 
+def test_other_arrays_are_not_taken_for_those_that_were_prepared(tmp_path):
+    images, labels = np.zeros((30, 6, 6), np.uint8), np.arange(30) % 3
+    prepare.dataset((images, labels), tmp_path / "d")
+    prepare.dataset((images.copy(), labels), tmp_path / "d")
+    with pytest.raises(errors.SettingsError, match="source is arrays:"):
+        prepare.dataset((images + 1, labels), tmp_path / "d")
+
+
+def test_an_unreadable_folder_is_named(photos, tmp_path, monkeypatch):
+    def refused(folder, **_options):
+        _options["onerror"](PermissionError(13, "Permission denied", str(folder / "cat")))
+        return iter(())
+
+    monkeypatch.setattr(sources.os, "walk", refused)
+    with pytest.raises(errors.InputNotFound, match="cat: cannot be read"):
+        prepare.dataset(photos, tmp_path / "d")
+
+
 @pytest.mark.parametrize(
     "source",
     [

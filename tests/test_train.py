@@ -318,3 +318,54 @@ def test_an_optimizer_with_a_schedule_is_refused(small, tmp_path):
 def test_a_model_for_other_pictures_is_refused(small, tmp_path):
     with pytest.raises(errors.SettingsError, match="the data has"):
         run(small, tmp_path / "r", model=tiny(shape=(9, 9, 1)))
+
+
+def test_a_model_that_takes_floats_is_refused(small, tmp_path):
+    inputs = keras.Input((8, 8, 1))
+    model = keras.Model(inputs, keras.layers.Dense(10)(keras.layers.Flatten()(inputs)))
+    model.compile("sgd", LOSS)
+    with pytest.raises(errors.SettingsError, match="takes float32 images; begin it with"):
+        run(small, tmp_path / "r", model=model)
+    with pytest.raises(errors.SettingsError, match="not compiled"):
+        run(small, tmp_path / "r", model=keras.Model(inputs, model.outputs))
+
+
+def test_other_first_weights_are_refused(unbroken, small):
+    with pytest.raises(errors.SettingsError, match='weights is "none" in the run, "imagenet" now'):
+        run(small, unbroken.directory, weights="imagenet")
+
+
+def test_killed_before_run_json_was_whole_the_same_call_begins(small, tmp_path):
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / ".lock").touch()
+    (tmp_path / "r" / ".4711.run.json").write_text("{")
+    assert run(small, tmp_path / "r", stages=[train.Stage(1, 0.1)]).finished
+    assert not (tmp_path / "r" / ".4711.run.json").exists()
+
+
+def test_a_run_whose_checkpoints_are_gone_is_not_silently_begun_anew(small, tmp_path):
+    import shutil
+
+    first = run(small, tmp_path / "r", stages=STAGES[:1])
+    shutil.rmtree(tmp_path / "r" / "checkpoints")
+    with pytest.raises(errors.DataError, match="none is valid, so the run cannot continue"):
+        run(small, tmp_path / "r")
+    assert results.Run(tmp_path / "r").metrics() == first.metrics()
+
+
+def test_a_callback_that_ends_a_stage_inside_an_epoch_and_a_signal(small, tmp_path):
+    class EndAt(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            self.model.stop_training = batch == 1
+
+    whole = run(small, tmp_path / "a", steps_per_call=1, callbacks=[EndAt()])
+    with pytest.raises(train.Interrupted):
+        run(small, tmp_path / "b", steps_per_call=1, callbacks=[EndAt(), InterruptAt(2)])
+    assert same_files(whole, run(small, tmp_path / "b", steps_per_call=1, callbacks=[EndAt(), InterruptAt(0)]))
+    assert whole.history["step"].to_pylist() == [2, 4]
+
+
+def test_a_diverged_run_is_said_to_be_wrong_everywhere(small, tmp_path):
+    diverged = run(small, tmp_path / "r", stages=[train.Stage(1, 1e30)], warmup_epochs=0)
+    assert diverged.metrics()["loss"] is None and diverged.metrics()["top5_accuracy"] == 0
+    json.loads((diverged.directory / "stages/01/metrics.json").read_text(), parse_constant=lambda word: 1 / 0)

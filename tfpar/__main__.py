@@ -35,6 +35,9 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # who read our output has gone
         return 0
+    except MemoryError:
+        print("tfpar: out of memory; take smaller pictures, a smaller batch, or more shards", file=sys.stderr)
+        return errors.Unavailable.exit_code
     except OSError as error:
         print(
             f"tfpar: {error.filename or 'reading or writing'}: {error.strerror or error}; earlier state is intact",
@@ -96,7 +99,7 @@ def _train(given) -> None:
         finished = train.run(
             model, data, run, stages=stages, global_batch_size=given.global_batch_size, shards=given.shards, seed=given.seed,
             augment=given.augment, all_reduce=given.all_reduce, steps_per_call=given.steps_per_call,
-            checkpoint_seconds=given.checkpoint_seconds, fresh=given.fresh,
+            checkpoint_seconds=given.checkpoint_seconds, fresh=given.fresh, weights=_weights_name(given.weights),
         )  # fmt: skip
     computed = finished.metrics()
     print(
@@ -172,6 +175,13 @@ def _tell(data) -> None:
     print(f"{data.directory}: {splits} images {shape}, {data.num_classes} classes")
 
 
+def _weights_name(weights: str | None) -> str:
+    """Return what the run remembers of its first weights: a file's name may stay while its bytes change."""
+    from tfpar import files
+
+    return "none" if weights is None else weights if weights == "imagenet" else f"sha256:{files.sha256(weights)}"
+
+
 def _optimizer(given):
     import keras
 
@@ -184,7 +194,7 @@ def _optimizer(given):
 
 def _require_tensorflow() -> None:
     """Refuse another Keras backend before Keras is imported: it may be one that is not installed."""
-    configured = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / "keras.json"
+    configured = Path(os.environ.get("KERAS_HOME") or os.path.expanduser("~/.keras")) / "keras.json"
     backend = os.environ.get("KERAS_BACKEND")
     if not backend and configured.is_file():
         with contextlib.suppress(ValueError, OSError, AttributeError):  # Keras, too, ignores one it cannot read

@@ -175,7 +175,8 @@ def load(directory: str | os.PathLike, *, verify: bool = True, known: dict[str, 
                 raise errors.DataError(
                     f"{path}: damaged, its checksum is not the one that was written; prepare the data again"
                 )
-            verified[name] = stamp
+            if verify:
+                verified[name] = stamp
     for path in sorted(directory.rglob("*")):
         name = path.relative_to(directory).as_posix()
         if path.is_file() and name != "dataset.json" and not name.startswith(".") and name not in manifest["files"]:

@@ -19,6 +19,7 @@ Example:
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -44,7 +45,7 @@ def save(directory: str | os.PathLike, variables: list[keras.Variable], progress
     """Write a checkpoint, read it back, and only then remove all but the last two.
 
     Args:
-        directory: the run's `checkpoints`.
+        directory: the run's `checkpoints`; one that did not validate must be gone (see `newest`), it would be counted.
         variables: from `variables_of`.
         progress: what JSON can hold; floats come back as they were.
 
@@ -62,11 +63,12 @@ def save(directory: str | os.PathLike, variables: list[keras.Variable], progress
     files.make_directory(place)
     files.write(place / "variables.bin", content)
     manifest = {"format": FORMAT, "progress": progress, "variables": described, "bytes": len(content)}
-    manifest["content_sha256"] = files.sha256(place / "variables.bin")
+    manifest["content_sha256"] = hashlib.sha256(content).hexdigest()
     manifest["sha256"] = files.fingerprint(manifest)
     files.write(place / "manifest.json", json.dumps(manifest))
     if _read(place)[1] != content:
         raise errors.InputOutputFailed(f"{place}: reads back otherwise than it was written; look after this disk")
+    files.sync(directory)
     for serial in sorted(_serials(directory))[:-KEPT]:
         shutil.rmtree(directory / f"{serial:06d}", ignore_errors=True)
     return place
@@ -75,7 +77,7 @@ def save(directory: str | os.PathLike, variables: list[keras.Variable], progress
 def newest(directory: str | os.PathLike) -> tuple[dict, list[tuple[dict, bytes]]] | None:
     """Return the progress and the variables of the newest valid checkpoint; None where there is none.
 
-    A damaged one is named in a line, and the one before is used.
+    A damaged one is named in a line and removed, and the one before is used.
     """
     directory = Path(directory)
     for serial in sorted(_serials(directory), reverse=True):
@@ -83,7 +85,8 @@ def newest(directory: str | os.PathLike) -> tuple[dict, list[tuple[dict, bytes]]
         try:
             manifest, content = _read(place)
         except errors.DataError as damage:
-            print(f"{damage}; using the one before")
+            print(f"{damage}; looking for the one before")
+            shutil.rmtree(place, ignore_errors=True)
             continue
         ends = np.cumsum([entry["bytes"] for entry in manifest["variables"]])
         pieces = [content[end - entry["bytes"] : end] for entry, end in zip(manifest["variables"], ends, strict=True)]
@@ -138,7 +141,7 @@ def _read(place: Path) -> tuple[dict, bytes]:
             raise ValueError("another checksum or format")
         path = place / "variables.bin"
         content = path.read_bytes()
-        if len(content) != manifest["bytes"] or files.sha256(path) != manifest["content_sha256"]:
+        if len(content) != manifest["bytes"] or hashlib.sha256(content).hexdigest() != manifest["content_sha256"]:
             raise ValueError("another checksum")
     except FileNotFoundError as error:
         raise errors.DataError(f"{path}: missing") from error

@@ -43,8 +43,10 @@ def strategy(*, simulate: int | None = None) -> tf.distribute.Strategy:
 def _simulated(replicas: int) -> tf.distribute.Strategy:
     if not isinstance(replicas, int) or replicas < 1:
         raise errors.SettingsError(f"simulate={replicas!r}: give a whole number of replicas, at least 1")
-    if replicas == 1:
+    if replicas == 1 and not tf.config.list_physical_devices("GPU"):
         return tf.distribute.get_strategy()
+    if replicas == 1:
+        return tf.distribute.OneDeviceStrategy("CPU:0")
     cpu = tf.config.list_physical_devices("CPU")[0]
     there = len(tf.config.get_logical_device_configuration(cpu) or [None])
     if there < replicas:
@@ -105,4 +107,6 @@ def describe(
         line += f": global batch {global_batch_size} -> {per_replica(global_batch_size, strategy)} per replica"
     if shards is not None:
         line += f", in {shards} shard{'s'[: shards > 1]}"
+    if replicas >= 16:
+        line += "; with so many, consider --all-reduce fast"
     return line

@@ -49,8 +49,13 @@ def write(path: str | os.PathLike, content: bytes | str | Callable[[Path], None]
 def remove_leftovers(directory: str | os.PathLike) -> None:
     """Remove what killed processes left half written below a directory; its owner must hold the lock."""
     for path in Path(directory).rglob(".*"):
-        if path.is_file() and path.name.split(".")[1].isdecimal():
+        if is_leftover(path):
             path.unlink()
+
+
+def is_leftover(path: Path) -> bool:
+    """Tell whether this is a file that `write` had not finished."""
+    return path.name.startswith(".") and path.name.split(".")[1].isdecimal() and path.is_file()
 
 
 def sync(path: str | os.PathLike) -> None:
@@ -107,7 +112,11 @@ def locked(path: str | os.PathLike, owner: str) -> Iterator[None]:
     Raises:
         errors.OutputError: another process holds it. `owner` says in the message what it is.
     """
-    with open(path, "ab") as file:
+    try:
+        file = open(path, "ab")  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise errors.OutputError(f"{path}: cannot be written ({error.strerror}); name another place") from error
+    with file:
         if fcntl:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -27,7 +27,12 @@ def check(model: keras.Model, *, sets_rate: bool = False) -> None:
         raise errors.SettingsError(
             "the model is not compiled; call model.compile(optimizer=..., loss=..., metrics=['accuracy'])"
         )
-    if len(model.inputs) != 1 or len(model.outputs) != 1 or len(model.outputs[0].shape) != 2:
+    if (
+        not getattr(model, "inputs", None)
+        or len(model.inputs) != 1
+        or len(model.outputs) != 1
+        or len(model.outputs[0].shape) != 2
+    ):
         raise errors.SettingsError(
             f"the model gives {model.output_shape}; give one with one input and logits [batch, classes]"
         )

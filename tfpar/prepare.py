@@ -50,7 +50,7 @@ def dataset(
 ) -> Dataset:
     """Turn a source of labelled images into a prepared directory, or find it there already.
 
-    The same source, settings and seed give the same bytes. Until all of it is written, the directory is no data set.
+    The same source, settings, seed and versions give the same bytes. Until all of it is written, the directory is no data set.
 
     Args:
         source: `"digits"`, a TensorFlow data set's name, a folder of class folders, or arrays (see `sources`).
@@ -174,6 +174,8 @@ def _make(source: sources.Source, work: Path, size, on_bad_image: str, settings:
 def _common_size(source: sources.Source) -> tuple[int, int]:
     sizes = set()
     for item in itertools.chain.from_iterable(inputs() for inputs in source.splits.values()):
+        if item.reason:
+            continue
         try:
             sizes.add(pictures.size(item.picture))
         except pictures.BadPicture:

@@ -97,14 +97,14 @@ def _stages(run: results.Run) -> str:
         epochs, rate, final = run.settings["stages"][stage - 1]
         rates = f"{rate:g}" if final is None else f"{rate:g} to {final:g}"
         rows.append(
-            f"<tr><td>{stage}<td>{epochs}<td>{rates}<td>{computed['examples']}<td>{computed['loss']:.4f}"
+            f"<tr><td>{stage}<td>{epochs}<td>{rates}<td>{computed['examples']}<td>{'not finite' if computed['loss'] is None else format(computed['loss'], '.4f')}"
             f"<td>{computed['accuracy']:.4f}<td>{computed['top5_accuracy']:.4f}"
         )
     return "".join(rows) + "</table>"
 
 
 def _mistakes(run: results.Run, split) -> str:
-    predictions = run.predictions().to_pydict()
+    predictions = run.predictions().drop(["probabilities"]).to_pydict()
     wrong = [i for i in predictions["index"] if predictions["label"][i] != predictions["predicted"][i]]
     wrong.sort(key=lambda i: -predictions["confidence"][i])
     if not wrong:

@@ -22,11 +22,13 @@ Example:
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
 import math
 import os
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -86,18 +88,28 @@ class Run:
 
     def predictions(self, *, stage: int | None = None) -> pa.Table:
         """One row per validation image: index, source, label, predicted, confidence, probabilities."""
-        return pq.read_table(self._existing(self._stage(stage) + "/predictions.parquet"))
+        with self._whole(self._stage(stage) + "/predictions.parquet") as path:
+            return pq.read_table(path)
 
     def metrics(self, *, stage: int | None = None) -> dict:
         """Examples, loss, accuracy, top5_accuracy, and per class how many were correct."""
-        return json.loads(self._existing(self._stage(stage) + "/metrics.json").read_bytes())
+        with self._whole(self._stage(stage) + "/metrics.json") as path:
+            return json.loads(path.read_bytes())
 
     def model(self, *, stage: int | None = None):
         """Load the model of the end of a stage, or the final one; never runs code from the file."""
         import keras
 
-        path = self._existing("model.keras" if stage is None else self._stage(stage) + "/model.keras")
-        return keras.saving.load_model(path, safe_mode=True)
+        with self._whole("model.keras" if stage is None else self._stage(stage) + "/model.keras") as path:
+            return keras.saving.load_model(path, safe_mode=True)
+
+    @contextlib.contextmanager
+    def _whole(self, name: str):
+        path = self._existing(name)
+        try:
+            yield path
+        except (ValueError, KeyError, TypeError, OSError, zipfile.BadZipFile) as error:
+            raise errors.DataError(f"{path}: damaged ({' '.join(str(error).split())[:100]})") from error
 
     def _stage(self, stage: int | None) -> str:
         return stage_path(self.stages if stage is None else stage)
@@ -112,6 +124,31 @@ class Run:
 def stage_path(stage: int) -> str:
     """Return the folder of a stage inside a run; stages count from 1."""
     return f"stages/{stage:02d}"
+
+
+def own_directory(directory: Path) -> Path:
+    """Make the directory of a run, or refuse one that holds something else.
+
+    Raises:
+        errors.OutputError: something else lies there, or it cannot be made.
+    """
+    there = {path.name for path in directory.iterdir() if not files.is_leftover(path)} if directory.is_dir() else set()
+    if "run.json" not in there and there - {".lock"}:
+        raise errors.OutputError(f"{directory}: something else lies there; name another --run")
+    return files.make_directory(directory)
+
+
+def put_aside(directory: Path) -> None:
+    """Rename an earlier run to RUN.1, RUN.2, ..."""
+    number = 1
+    whole = Path(os.path.abspath(directory))  # also where it was given as .
+    while (beside := whole.with_name(f"{whole.name}.{number}")).exists():
+        number += 1
+    try:
+        whole.rename(beside)
+    except OSError as error:
+        raise errors.OutputError(f"{directory}: cannot be renamed ({error.strerror}); name another --run") from error
+    print(f"the earlier run is kept as {directory}.{number}")
 
 
 def predictions_table(logits: np.ndarray, split) -> pa.Table:
@@ -163,9 +200,9 @@ def metrics(predictions: pa.Table, losses: np.ndarray, class_names: list[str]) -
     correct = predicted == labels
     return {
         "examples": len(labels),
-        "loss": mean(losses),
+        "loss": mean(losses) if np.isfinite(losses).all() else None,  # JSON has no word for what a diverged run gives
         "accuracy": float(correct.mean()),
-        "top5_accuracy": float((before.sum(axis=1) < TOP).mean()),
+        "top5_accuracy": float(((before.sum(axis=1) < TOP) & np.isfinite(own[:, 0])).mean()),
         "per_class": {
             name: {"examples": int((labels == label).sum()), "correct": int(correct[labels == label].sum())}
             for label, name in enumerate(class_names)

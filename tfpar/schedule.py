@@ -90,3 +90,12 @@ def scale(optimizer, global_batch_size: int, *, scale_learning_rate: bool = True
 
     inner = getattr(optimizer, "inner_optimizer", optimizer)
     return global_batch_size / 256 if scale_learning_rate and isinstance(inner, keras.optimizers.SGD) else 1.0
+
+
+def told(stage: Stage, *, epoch_steps: int, factor: float, global_batch_size: int) -> str:
+    """Return the line about a stage: its epochs, its steps, its rates."""
+    rates = f"{stage.learning_rate:g}"
+    if stage.final_learning_rate is not None:
+        rates += f" to {stage.final_learning_rate:g}"
+    scaled = "" if factor == 1 else f" x {factor:g} for a batch of {global_batch_size}"
+    return f"{stage.epochs} epochs of {epoch_steps} steps, learning rate {rates}{scaled}"

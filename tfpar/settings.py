@@ -10,8 +10,9 @@ import platform
 import keras
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.framework.config import is_op_determinism_enabled
 
-from tfpar import errors, schedule
+from tfpar import __version__, errors, schedule
 from tfpar.steps import MOST_STEPS_PER_CALL
 
 WORDS = {"data": "the data's fingerprint"}
@@ -51,6 +52,23 @@ def agree(earlier: dict, now: dict) -> None:
         )
 
 
+def check_fit(model: keras.Model, data) -> None:
+    """Refuse a model that does not take the data's pictures, or give logits for its classes.
+
+    Raises:
+        errors.SettingsError: with what both have.
+    """
+    if model.inputs[0].dtype != "uint8":
+        raise errors.SettingsError(
+            f"the model takes {model.inputs[0].dtype} images; begin it with keras.Input(..., dtype='uint8') and a Rescaling"
+        )
+    if model.output_shape[-1] != data.num_classes or tuple(model.input_shape[1:]) != tuple(data.image_shape):
+        raise errors.SettingsError(
+            f"the model takes {model.input_shape[1:]} and gives {model.output_shape[-1]} logits; "
+            f"the data has {tuple(data.image_shape)} and {data.num_classes} classes"
+        )
+
+
 def check_numbers(**given) -> None:
     """Refuse a number of `train.run` that is out of its range, before any work begins.
 
@@ -85,6 +103,8 @@ def environment() -> dict:
     """Return what bits depend on beside the settings: versions, processor, threads."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
+        "tfpar": __version__,
+        "python": platform.python_version(),
         "tensorflow": tf.__version__,
         "keras": keras.__version__,
         "numpy": np.__version__,
@@ -96,7 +116,7 @@ def environment() -> dict:
         "cores": cores,
         "intra_op_threads": tf.config.threading.get_intra_op_parallelism_threads(),
         "inter_op_threads": tf.config.threading.get_inter_op_parallelism_threads(),
-        "deterministic_ops": os.environ.get("TF_DETERMINISTIC_OPS", "0"),
+        "deterministic": is_op_determinism_enabled(),
         "onednn": os.environ.get("TF_ENABLE_ONEDNN_OPTS", ""),
     }
 

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import urllib.parse
@@ -38,7 +39,6 @@ class Source(NamedTuple):
     """A source that was found to exist; `splits` gives the inputs of each split, in a fixed order, any number of times."""
 
     name: str
-    identity: str
     class_names: list[str]
     splits: dict[str, Callable[[], Iterator[Input]]]
     counts: dict[str, int]
@@ -85,7 +85,11 @@ def last_word(source) -> str:
 def identity(source) -> str:
     """Return the text by which a prepared directory remembers its source."""
     if isinstance(source, (tuple, list)):
-        return "arrays"
+        digest = hashlib.sha256()
+        for pair in source if isinstance(source[0], (tuple, list)) else [source]:
+            for array in pair:
+                digest.update(f"{np.shape(array)}".encode() + np.ascontiguousarray(array).tobytes())
+        return f"arrays:{digest.hexdigest()}"
     text = os.fspath(source)
     if text != "digits" and os.path.lexists(text):
         return f"folder:{printable(os.path.abspath(text))}"
@@ -135,7 +139,7 @@ def _arrays(source, name: str) -> Source:
     splits = {split: inputs(*pair) for split, pair in zip(("train", "validation"), pairs, strict=False)}
     counts = {split: len(pair[0]) for split, pair in zip(splits, pairs, strict=True)}
     height, width, channels = pairs[0][0].shape[1:]
-    return Source(name, name, [str(value) for value in classes], splits, counts, channels, (height, width))
+    return Source(name, [str(value) for value in classes], splits, counts, channels, (height, width))
 
 
 def _pixels(images) -> np.ndarray:
@@ -188,7 +192,6 @@ def _folder(root: Path) -> Source:
 
     return Source(
         name=last_word(root),
-        identity=identity(root),
         class_names=[printable(name) for name in classes],
         splits={split: lambda split=split: inputs(split) for split in roots},
         counts={split: len(found) for split, found in files.items()},
@@ -198,7 +201,11 @@ def _folder(root: Path) -> Source:
 def _walk(root: Path) -> Iterator[tuple[str | None, Path]]:
     """Yield (class folder or None, file) for every file below a folder, in a fixed order, each folder once."""
     seen = set()
-    for folder, below, files in os.walk(root, followlinks=True):
+
+    def unreadable(error: OSError):
+        raise errors.InputNotFound(f"{printable(str(error.filename))}: cannot be read ({error.strerror})") from error
+
+    for folder, below, files in os.walk(root, followlinks=True, onerror=unreadable):
         status = os.stat(folder)
         if (status.st_dev, status.st_ino) in seen:  # a link that leads back
             below.clear()
@@ -225,7 +232,7 @@ def _tfds(name: str, manual_dir: str | None) -> Source:
 
     try:
         builder = tfds.builder(name)
-    except (tfds.core.registered.DatasetNotFoundError, ValueError, KeyError) as error:
+    except (tfds.core.registered.DatasetNotFoundError, ValueError, KeyError, AssertionError) as error:
         raise errors.InputNotFound(f"tfds:{name}: {str(error).splitlines()[0]}") from error
     keys = builder.info.supervised_keys
     features = builder.info.features
@@ -257,7 +264,6 @@ def _tfds(name: str, manual_dir: str | None) -> Source:
     height, width, channels = features[image].shape
     return Source(
         name=last_word(name),
-        identity=f"tfds:{name}",
         class_names=list(features[label].names),
         splits={split: lambda theirs=theirs: inputs(theirs) for split, theirs in named.items()},
         counts={split: there[theirs].num_examples for split, theirs in named.items()},
@@ -274,7 +280,7 @@ def _download(builder, name: str, manual_dir: str | None) -> None:
         raise errors.InputNotFound(f"{manual_dir}: no such folder (--tfds-manual-dir)")
     try:
         builder.download_and_prepare(download_config=config)
-    except (OSError, AssertionError, ValueError, RuntimeError) as error:
+    except Exception as error:
         raise errors.Unavailable(
             f"tfds:{name}: could not be downloaded or prepared ({' '.join(str(error).split())[:200]}). "
             "Connect to a network, or put its files into a folder and name that with --tfds-manual-dir"

@@ -27,6 +27,7 @@ Example:
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 
@@ -99,7 +100,7 @@ class Step:
         """Build everything the step needs. `learning_rate` gives the rate of a step; None leaves the optimizer's alone."""
         self.model, self.strategy, self.seed = model, model.distribute_strategy, seed
         self.replicas = self.strategy.num_replicas_in_sync
-        self.shards = shards or self.replicas
+        self.shards = self.replicas if shards is None else shards
         self.number, self.learning_rate, self.all_reduce = first_step, learning_rate, all_reduce
         if self.shards < 1 or self.shards % self.replicas:
             raise errors.SettingsError(
@@ -114,11 +115,10 @@ class Step:
             {"loss", "accuracy", *(m.name for m in model._compile_metrics.metrics)} if model._compile_metrics else set()
         )
         self.scaled = isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
-        _leave_sums_to_the_step(model.optimizer)
         self.seeds = [generator.state for generator in seed_generators(model)]
         self.state = [v for v in model.non_trainable_variables if not _holds(self.seeds, v)]
-        self.averaged = [v for v in self.state if keras.backend.is_float_dtype(v.dtype)]
-        self.shard = None
+        self.averaged = []  # the float state that a shard changes, known when it is traced: a frozen network has none
+        self.shard = self.spec = None
         self.add = _sealed(lambda a, b: a + b)
         self.run = tf.function(self._run, autograph=True, reduce_retracing=True)
         self.reset()
@@ -129,12 +129,16 @@ class Step:
 
     def __call__(self, iterator, count: int) -> None:
         """Take `count` steps in one call into TensorFlow, and add up the loss and the hits of their images."""
-        if self.shard is None:
-            self.shard = self._traced_shard(iterator.element_spec)
+        spec = getattr(iterator, "element_spec", None)
+        if self.shard is None or spec != self.spec:
+            self.shard, self.spec = self._traced_shard(spec), spec
         numbers = range(self.number, self.number + count)
         rates = np.zeros(MOST_STEPS_PER_CALL, np.float32)  # always this long: another length would be traced anew
         rates[:count] = [self.learning_rate(n) for n in numbers] if self.learning_rate else 0.0
-        losses, hits = self.run(iterator, tf.constant(self.number, tf.int64), tf.constant(count), tf.constant(rates))
+        with _sums_left_to_the_step(self.model.optimizer):
+            losses, hits = self.run(
+                iterator, tf.constant(self.number, tf.int64), tf.constant(count), tf.constant(rates)
+            )
         for step_losses, step_hits in zip(losses.numpy(), hits.numpy(), strict=True):
             self.losses += math.fsum(step_losses.tolist())
             self.hits += int(step_hits.sum())
@@ -179,11 +183,17 @@ class Step:
 
     def _traced_shard(self, element_spec):
         """Trace the shard once, for all replicas and outside of them: a trace of a large network takes seconds."""
-        rows = self.shards // self.replicas
+        own = self.shards // self.replicas
 
         def one_shard(spec):
             spec = getattr(spec, "_value_specs", (spec,))[0]  # of the first replica, where the dataset is distributed
-            return tf.TensorSpec([spec.shape[0] // rows, *spec.shape[1:]], spec.dtype)
+            rows = getattr(spec, "shape", [None])[0]
+            if rows is None or rows % own:
+                raise errors.SettingsError(
+                    f"batches of {rows} images per replica cannot be cut into {own} equal shards; give batches from "
+                    "engine.train_batches, with a global batch that is a multiple of the shards"
+                )
+            return tf.TensorSpec([rows // own, *spec.shape[1:]], spec.dtype)
 
         def values(group):
             return [tf.TensorSpec(v.shape, v.dtype) for v in group]
@@ -191,7 +201,7 @@ class Step:
         return _sealed(self._shard).get_concrete_function(
             *(values(group) for group in self._variables()),
             tf.TensorSpec([], tf.float32),
-            tuple(one_shard(spec) for spec in element_spec),
+            tuple(one_shard(spec) for spec in (element_spec if isinstance(element_spec, tuple) else (element_spec,))),
             tf.TensorSpec([], tf.int64),
             tf.TensorSpec([], tf.int32),
         )
@@ -223,11 +233,11 @@ class Step:
         """
         images, labels, *weights = batch
         keys = [_key(s, self.seed, number, shard) for s in seeds]
-        non_trainable = self._in_order(state, keys)
+        passed = self._in_order(state, keys)
         with tf.GradientTape() as tape:
             tape.watch(trainable)
             logits, non_trainable, penalties = self.model.stateless_call(
-                trainable, non_trainable, images, training=True, return_losses=True
+                trainable, passed, images, training=True, return_losses=True
             )
             # Never Keras' reduced loss: it is divided by the number of replicas.
             losses = objective.per_image(self.loss, labels, logits)
@@ -236,11 +246,13 @@ class Step:
             objective_value = tf.reduce_mean(losses) + sum(tf.cast(p, tf.float32) for p in penalties)
             objective_value = objective_value * scale if self.scaled else objective_value
         gradients = tape.gradient(objective_value, trainable, unconnected_gradients=tf.UnconnectedGradients.ZERO)
-        averaged = [
-            value
-            for v, value in zip(self.model.non_trainable_variables, non_trainable, strict=True)
-            if _holds(self.averaged, v)
+        changed = [
+            (v, value)
+            for v, before, value in zip(self.model.non_trainable_variables, passed, non_trainable, strict=True)
+            if value is not before and keras.backend.is_float_dtype(v.dtype)
         ]
+        self.averaged = [v for v, _ in changed]
+        averaged = [value for _, value in changed]
         flat = [tf.reshape(tf.cast(tf.convert_to_tensor(t), tf.float32), [-1]) for t in [*gradients, *averaged]]
         row = [losses[:, tf.newaxis], tf.cast(labels, tf.float32)[:, tf.newaxis], tf.cast(logits, tf.float32)]
         return tf.concat(flat, axis=0), tf.concat(row, axis=1)
@@ -316,10 +328,16 @@ def _holds(variables, variable) -> bool:
     return any(variable is other for other in variables)
 
 
-def _leave_sums_to_the_step(optimizer: keras.optimizers.Optimizer) -> None:
-    """Let the optimizer take its gradients as they are: they are summed already. On this one instance only."""
+@contextlib.contextmanager
+def _sums_left_to_the_step(optimizer: keras.optimizers.Optimizer):
+    """Let this one optimizer take its gradients as they are, for they are summed already; only while the step is traced,
+    or a plain `fit` with the same optimizer afterwards would add up nothing."""
     inner = getattr(optimizer, "inner_optimizer", optimizer)  # on the wrapper of mixed_float16 it would do nothing
     inner._all_reduce_sum_gradients = lambda gradients_and_variables: gradients_and_variables
+    try:
+        yield
+    finally:
+        del inner._all_reduce_sum_gradients
 
 
 def _write(strategy: tf.distribute.Strategy, variables, values) -> None:

@@ -22,7 +22,20 @@ from pathlib import Path
 
 import keras
 
-from tfpar import checkpoint, devices, engine, errors, files, inference, report, results, schedule, settings, steps
+from tfpar import (
+    checkpoint,
+    devices,
+    engine,
+    errors,
+    files,
+    inference,
+    objective,
+    report,
+    results,
+    schedule,
+    settings,
+    steps,
+)
 from tfpar.schedule import Stage
 from tfpar.signals import Interrupted, Stop
 
@@ -49,6 +62,7 @@ def run(
     steps_per_call: int | str = "auto",
     checkpoint_seconds: float = 60,
     fresh: bool = False,
+    weights: str = "none",
     callbacks: Sequence[keras.callbacks.Callback] = (),
     verbose: int | None = None,
 ) -> results.Run:
@@ -73,6 +87,7 @@ def run(
         steps_per_call: steps in one call into TensorFlow; `"auto"` keeps a call near a quarter of a second.
         checkpoint_seconds: time between two checkpoints; 0 is one after every step.
         fresh: start over; an earlier run is kept beside as `RUN.1`, `RUN.2`, ...
+        weights: a name for what the model's weights were before; a continued run must have the same.
         callbacks: of Keras; one with `get_state()` and `set_state(state)` is carried through interruptions.
         verbose: 0 prints nothing, 1 Keras' bars, 2 a line per epoch; None is 1 on a terminal, else 2.
 
@@ -84,10 +99,13 @@ def run(
         errors.SettingsError: the run was begun with other settings, or they contradict each other.
         errors.OutputError: the directory holds something else, or another process trains in it.
     """
+    objective.check(model, sets_rate=True)
+    settings.check_fit(model, data)
     directory = Path(directory)
     earlier = None if fresh or not (directory / "run.json").exists() else results.Run(directory)
     replicas = model.distribute_strategy.num_replicas_in_sync
-    shards = shards or (earlier and earlier.settings["shards"]) or replicas
+    if shards is None:
+        shards = earlier.settings["shards"] if earlier else replicas
     if global_batch_size is None:
         global_batch_size = (
             earlier.settings["global_batch_size"] if earlier else -(-GLOBAL_BATCH_SIZE // shards) * shards
@@ -96,18 +114,15 @@ def run(
         global_batch_size=global_batch_size, shards=shards, seed=seed, warmup_epochs=warmup_epochs,
         steps_per_call=steps_per_call, checkpoint_seconds=checkpoint_seconds, stages=stages,
     )  # fmt: skip
+    class_weights = None if class_weights is None else [float(weight) for weight in class_weights]
     if class_weights is not None and len(class_weights) != data.num_classes:
         raise errors.SettingsError(
             f"{len(class_weights)} class weights for {data.num_classes} classes; give one for each"
         )
-    if model.output_shape[-1] != data.num_classes or tuple(model.input_shape[1:]) != tuple(data.image_shape):
-        raise errors.SettingsError(
-            f"the model takes {model.input_shape[1:]} and gives {model.output_shape[-1]} logits; "
-            f"the data has {tuple(data.image_shape)} and {data.num_classes} classes"
-        )
     values = settings.of(
         model, data, stages, global_batch_size=global_batch_size, shards=shards, seed=seed, augment=augment,
         class_weights=class_weights, scale_learning_rate=scale_learning_rate, warmup_epochs=warmup_epochs, all_reduce=all_reduce,
+        weights=weights,
     )  # fmt: skip
     if earlier:
         settings.agree(earlier.settings, values)
@@ -120,24 +135,9 @@ def run(
         training.verbose = verbose if verbose is not None else 1 if sys.stdout.isatty() else 2
         if fresh and (directory / "run.json").exists():
             with files.locked(directory / ".lock", "another run"):
-                _put_aside(directory)
-        with files.locked(_run_directory(directory) / ".lock", "another run"):
+                results.put_aside(directory)
+        with files.locked(results.own_directory(directory) / ".lock", "another run"):
             return training.run()
-
-
-def _run_directory(directory: Path) -> Path:
-    if directory.is_dir() and not (directory / "run.json").exists() and set(os.listdir(directory)) - {".lock"}:
-        raise errors.OutputError(f"{directory}: something else lies there; name another --run")
-    return files.make_directory(directory)
-
-
-def _put_aside(directory: Path) -> None:
-    """Rename an earlier run to RUN.1, RUN.2, ..."""
-    number = 1
-    while directory.with_name(f"{directory.name}.{number}").exists():
-        number += 1
-    directory.rename(directory.with_name(f"{directory.name}.{number}"))
-    print(f"the earlier run is kept as {directory}.{number}")
 
 
 class _Training:
@@ -188,7 +188,7 @@ class _Training:
             "format": 1,
             "settings": self.values,
             "data": {
-                "directory": str(self.data.directory), "name": self.data.name, "fingerprint": self.data.fingerprint,
+                "directory": os.path.abspath(self.data.directory), "name": self.data.name, "fingerprint": self.data.fingerprint,
                 "class_names": self.data.class_names, "image_shape": list(self.data.image_shape), "verified": self.data.verified,
             },
             "devices": devices.describe(strategy, global_batch_size=self.batch, shards=self.values["shards"]),
@@ -196,7 +196,13 @@ class _Training:
             "finished": False,
         }  # fmt: skip
         if (self.directory / "run.json").exists():
-            settings.tell_changes(results.Run(self.directory).facts["environment"], environment)
+            there = results.Run(self.directory)  # read again: another process may have been faster to the lock
+            settings.agree(there.settings, self.values)
+            if there.stages and not found:
+                raise errors.DataError(
+                    f"{self.directory / 'checkpoints'}: none is valid, so the run cannot continue; start over with --fresh"
+                )
+            settings.tell_changes(there.facts["environment"], environment)
         results.write_facts(self.directory, self.facts)
         self._say(self.facts["devices"])
         self.resumed = found[0] if found else None
@@ -238,7 +244,8 @@ class _Training:
 
     def _train_stage(self) -> None:
         stage = self.stages[self.stage]
-        self._say(f"stage {self.stage + 1} of {len(self.stages)}: {self._told(stage)}")
+        told = schedule.told(stage, epoch_steps=self.epoch_steps, factor=self.factor, global_batch_size=self.batch)
+        self._say(f"stage {self.stage + 1} of {len(self.stages)}: {told}")
         callbacks = keras.callbacks.CallbackList(
             [_EpochEnd(self), *self.callbacks, keras.callbacks.TensorBoard(self.directory / "tensorboard", write_graph=False)],
             add_progbar=self.verbose != 0, model=self.model, verbose=self.verbose, epochs=self._epochs(), steps=self.epoch_steps,
@@ -248,12 +255,12 @@ class _Training:
             first_step=self.step.number, augment=self.values["augment"], class_weights=self.values["class_weights"],
         )  # fmt: skip
         iterator = iter(batches)
-        self.model.stop_training = False
+        self.model.stop_training = self.ending
         self.saved = time.monotonic()
         self._resume_callbacks("stage")
         callbacks.on_train_begin()
         self._resume_callbacks("epoch")
-        while not self.ending and self._stage_epoch() < stage.epochs:
+        while self._inside_epoch() or (not self.ending and self._stage_epoch() < stage.epochs):
             self._train_epoch(callbacks, iterator)
         callbacks.on_train_end()
 
@@ -267,14 +274,13 @@ class _Training:
         callbacks.on_epoch_begin(len(self.rows))
         self._resume_callbacks("step")
         logs = self._logs()
-        while self.step.number < last:
+        while self.step.number < last and not self.ending:
             callbacks.on_train_batch_begin(self.step.number - first)
             self._call(iterator, last - self.step.number)
             logs = self._logs()
             callbacks.on_train_batch_end(self.step.number - first - 1, logs)
+            self.ending = bool(self.model.stop_training)
             self._between()
-            if self.model.stop_training:
-                break
             if self.step.number < last and time.monotonic() - self.saved >= self.checkpoint_seconds:
                 self._save()
         callbacks.on_epoch_end(len(self.rows), logs)
@@ -362,12 +368,15 @@ class _Training:
             return logs
         return {name: float(value) for name, value in self.model.get_metrics_result().items()} | logs
 
+    def _inside_epoch(self) -> bool:
+        """Tell whether the steps of an epoch have begun and its row is not written."""
+        return self.step.number != (self.rows[-1]["step"] if self.rows else 0)
+
     def _moment(self) -> str:
         """Return which of Keras' hooks a resumed run has behind it: its callbacks get their state back after that one."""
-        if self.step.number == self.stage_start:
-            return "stage"  # none yet
-        between_epochs = self.ending or self.step.number == self.stage_start + self._stage_epoch() * self.epoch_steps
-        return "epoch" if between_epochs else "step"  # on_train_begin, or on_epoch_begin as well
+        if self._inside_epoch():
+            return "step"  # on_train_begin and on_epoch_begin
+        return "stage" if self.step.number == self.stage_start else "epoch"  # none, or on_train_begin alone
 
     def _resume_callbacks(self, moment: str) -> None:
         if self.resumed is None or moment != self._moment():
@@ -378,13 +387,6 @@ class _Training:
             else:
                 print(f"callback {type(callback).__name__} has no get_state and set_state: it starts anew")
         self.resumed = None
-
-    def _told(self, stage: Stage) -> str:
-        rates = f"{stage.learning_rate:g}" + (
-            "" if stage.final_learning_rate is None else f" to {stage.final_learning_rate:g}"
-        )
-        scaled = "" if self.factor == 1 else f" x {self.factor:g} for a batch of {self.batch}"
-        return f"{stage.epochs} epochs of {self.epoch_steps} steps, learning rate {rates}{scaled}"
 
 
 class _EpochEnd(keras.callbacks.Callback):

@@ -1,6 +1,6 @@
 """Stage 1: any source of images -> a verified directory of arrays, split into train and validation.
 
-Decoding costs a hundred times more than reading pixels, so it is done once. What training reads afterwards is one
+Decoding costs far more than reading pixels, so it is done once. What training reads afterwards is one
 flat array of `uint8` per split, which the system maps into memory (see `engine`).
 
 Example:

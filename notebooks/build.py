@@ -70,8 +70,9 @@ def read(page: Path) -> nbformat.NotebookNode:
 
 
 def _from_notebooks(text: str) -> str:
-    """Return a page's text with its links as they must be beside the notebooks: to these, and to the root."""
-    return re.sub(r"\]\((\d\d_\w+)\.md\)", r"](\1.ipynb)", text).replace("](../../", "](../")
+    """Return a page's text with its links as they must be beside the notebooks: to these, to pictures, and to the root."""
+    text = text.replace("](../pictures/", "](../tutorial/pictures/").replace("](../../", "](../")
+    return re.sub(r"\]\((\d\d_\w+)\.md\)", r"](\1.ipynb)", text)
 
 
 def executed(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:

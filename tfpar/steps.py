@@ -1,7 +1,9 @@
 """The training step under a strategy: the arithmetic is fixed first, devices are assigned to it afterwards.
 
-Floating-point addition is not associative, so "the same up to rounding" grows: two runs that differ by 1e-7 after one
-step differ in the second digit after forty. The step here gives the same bits on any number of replicas, because the
+Floating-point addition is not associative, and "the same up to rounding" does not stay so. Six convolutions without
+BatchNorm, in 1 and in 4 shards: weights apart by 3e-9 of their length after 1 step, 8e-5 after 26, 0.14 after 80. The
+small CNN in 4 shards, added in the tree below and one after the other: 2e-8, 2e-7, 2e-3 (digits, SGD; the picture is in
+tutorial/en/05_replicas.md). The step here gives the same bits on any number of replicas, because the
 replicas have no say in the arithmetic:
 
 1. The global batch of `B` rows is always `V` **shards** of `B/V` consecutive rows. Replica `r` of `R` computes the

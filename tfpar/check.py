@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfpar import engine, results
+from tfpar import engine, results, stream
 
 
 def same_weights(first: keras.Model, second: keras.Model) -> bool:
@@ -31,7 +31,7 @@ def same_order(
     for step in range(steps):
         seen = strategy.experimental_local_results(next(batches)[0])
         positions = step * global_batch_size + tf.range(global_batch_size, dtype=tf.int64)
-        chosen = engine.order(positions, examples=len(split[0]), seed=seed).numpy()
+        chosen = stream.order(positions, examples=len(split[0]), seed=seed, block=stream.block_of(split[0])).numpy()
         same &= np.array_equal(np.concatenate([images.numpy() for images in seen]), split[0][chosen])
     return _claim("same order", bool(same), f"{steps} steps, {strategy.num_replicas_in_sync} replica(s)")
 

@@ -1,0 +1,93 @@
+"""The order of the images: exact, without state, and in blocks where a split may be larger than the memory."""
+
+import mmap
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfpar import arrays, check, devices, engine, stream
+
+
+def places(first, last, **options):
+    return stream.order(tf.range(first, last, dtype=tf.int64), **options).numpy()
+
+
+@pytest.mark.parametrize(
+    ("examples", "block"), [(1, None), (5, None), (1000, None), (1000, 7), (1000, 1), (7, 7), (1793, 7), (897, 3), (896, 7)]
+)
+def test_every_round_shows_every_image_once(examples, block):
+    seen = places(0, 3 * examples, examples=examples, seed=1, block=block).reshape(3, examples)
+    assert (np.sort(seen, axis=1) == np.arange(examples)).all()
+    if examples > 7:
+        assert not np.array_equal(seen[0], seen[1])
+        assert not np.array_equal(seen[0], places(0, examples, examples=examples, seed=2, block=block))
+
+
+def test_any_part_of_the_stream_can_be_computed_alone():
+    whole = places(0, 4000, examples=1000, seed=3, block=7)
+    assert np.array_equal(np.concatenate([places(n, n + 50, examples=1000, seed=3, block=7) for n in range(0, 4000, 50)]), whole)
+
+
+def test_a_window_reads_whole_blocks():
+    block, examples = 8, 128 * 8 * 5 + 3
+    window = np.sort(places(0, 128 * block, examples=examples, seed=0, block=block))
+    runs = np.split(window, np.flatnonzero(np.diff(window) != 1) + 1)
+    assert len(runs) <= 129  # and one more where the round's start cuts a block in two
+    assert not np.array_equal(window, np.arange(len(window)))
+
+
+def test_blocks_begin_elsewhere_in_every_round():
+    examples, block = 1000, 8
+    starts = []
+    for number in range(6):
+        seen = places(number * examples, number * examples + 1, examples=examples, seed=0, block=block)
+        starts.append(int(seen[0]) % block)
+    assert len(set(starts)) > 1
+
+
+def test_only_a_large_split_is_read_in_blocks(monkeypatch):
+    images = np.zeros((100, 8, 8, 1), np.uint8)
+    assert stream.block_of(images) is None
+    monkeypatch.setattr(stream, "WHOLE_BYTES", 6399)
+    monkeypatch.setattr(stream, "BLOCK_BYTES", 640)
+    assert stream.block_of(images) == 10
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_the_engine_reads_a_large_split_in_blocks_and_ahead(replicas, tmp_path, monkeypatch, capsys):
+    random = np.random.default_rng(0)
+    path = tmp_path / "images.npy"
+    np.save(path, random.integers(0, 256, (3000, 16, 16, 1), np.uint8))
+    images = arrays._mapped(path, (3000, 16, 16, 1))
+    monkeypatch.setattr(stream, "WHOLE_BYTES", 1000)
+    monkeypatch.setattr(stream, "BLOCK_BYTES", 1024)
+    advised = []
+    monkeypatch.setattr(stream.ReadAhead, "_advise", lambda self, window, advice: advised.append((window, advice)))
+    split = (images, np.arange(3000, dtype=np.int32))
+    strategy = devices.strategy(simulate=replicas)
+    assert check.same_order(split, strategy, global_batch_size=120, steps=40)
+    batches = iter(engine.train_batches(split, strategy, global_batch_size=120))
+    seen = [np.concatenate(strategy.experimental_local_results(next(batches)[1])) for _ in range(25)]
+    assert sorted(np.concatenate(seen).tolist()) == list(range(3000))
+    assert {window for window, advice in advised if advice == mmap.MADV_WILLNEED} >= set(range(7))
+    assert {window for window, advice in advised if advice == mmap.MADV_DONTNEED} >= set(range(4))
+
+
+def test_advice_reaches_the_system(tmp_path, monkeypatch):
+    """Pages that were read count as this process's until they are let go."""
+    monkeypatch.setattr(stream, "WHOLE_BYTES", 1000)
+    path = tmp_path / "images.npy"
+    np.save(path, np.ones((600, 128, 128, 4), np.uint8))  # 39 MB, less than a window
+    images = arrays._mapped(path, (600, 128, 128, 4))
+    before = _resident()
+    assert images.reshape(-1)[:: mmap.PAGESIZE].sum() > 0
+    read = _resident()
+    stream.ReadAhead(images, seed=0)._advise(0, mmap.MADV_DONTNEED)
+    assert read - before > 30e6
+    assert read - _resident() > 30e6
+
+
+def _resident() -> int:
+    with open("/proc/self/smaps_rollup") as file:
+        return sum(1024 * int(line.split()[1]) for line in file if line.startswith("Rss:"))

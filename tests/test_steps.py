@@ -183,13 +183,95 @@ def test_under_fit_any_strategy_gives_the_same_history(digits):
     assert histories[0]["loss"][1] < histories[0]["loss"][0]
 
 
+class Counting(keras.callbacks.Callback):
+    """Notes which steps Keras counts."""
+
+    def on_train_begin(self, logs=None):
+        self.counted = []
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.counted.append(batch)
+
+
+@pytest.mark.parametrize("replicas", [1, 2, 4])
+def test_fit_with_several_steps_per_call_takes_exactly_the_steps_of_the_epoch(digits, replicas):
+    results = []
+    for per_call in (1, 4):
+        strategy = devices.strategy(simulate=replicas)
+        model, counting = tiny(strategy), Counting()
+        step = steps.install(model, shards=4, steps_per_call=per_call, steps_per_epoch=10)
+        calls, plain = [], step.run
+        step.run = lambda *given, calls=calls, plain=plain: (calls.append(int(given[2])), plain(*given))[1]
+        batches = engine.train_batches(digits.train, strategy, global_batch_size=BATCH)
+        history = model.fit(batches, steps_per_epoch=10, epochs=2, verbose=0, callbacks=[counting]).history
+        assert step.number == int(np.asarray(model.optimizer.iterations)) == 20 and counting.counted == [*range(10)] * 2
+        assert calls == ([1] * 20 if per_call == 1 else [4, 4, 2] * 2)
+        results.append(
+            (history, bits(model), model.evaluate(digits.validation.images, digits.validation.labels, verbose=0))
+        )
+    assert results[0] == results[1]
+
+
+def test_a_fit_that_was_ended_inside_a_call_does_not_shift_the_next(digits):
+    model = tiny()
+    step = steps.install(model, shards=2, steps_per_call=4, steps_per_epoch=10)
+    batches = engine.train_batches(digits.train, model.distribute_strategy, global_batch_size=BATCH)
+    stop = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: setattr(model, "stop_training", batch == 5)
+    )
+    model.fit(batches, steps_per_epoch=10, verbose=0, callbacks=[stop])
+    assert step.number == 4  # the steps of full calls
+    model.fit(batches, steps_per_epoch=10, verbose=0)
+    assert step.number == 14
+
+
+def test_compiling_again_puts_the_step_back(digits):
+    results = []
+    for replicas in (1, 2):
+        strategy = devices.strategy(simulate=replicas)
+        model = tiny(strategy)
+        step = steps.install(model, shards=4)
+        batches = engine.train_batches(digits.train, strategy, global_batch_size=BATCH)
+        model.fit(batches, steps_per_epoch=2, verbose=0)
+        with strategy.scope():
+            model.compile(keras.optimizers.AdamW(0.01), LOSS, metrics=["accuracy"])
+        model.fit(batches, steps_per_epoch=2, verbose=0)
+        assert step.number == 4 and step.model.optimizer is model.optimizer
+        results.append(bits(model))
+    assert results[0] == results[1]
+    with pytest.raises(errors.SettingsError, match="probabilities"):
+        model.compile("sgd", "sparse_categorical_crossentropy")
+
+
+@pytest.mark.parametrize(
+    "given", [{"steps_per_call": 4}, {"steps_per_call": 0}, {"steps_per_call": 513, "steps_per_epoch": 9}]
+)
+def test_steps_per_call_out_of_range_are_refused(given):
+    with pytest.raises(errors.SettingsError, match="steps_per_call="):
+        steps.install(tiny(), **given)
+
+
+def test_a_model_compiled_for_xla_keeps_the_law(digits):
+    results = []
+    for replicas in (1, 2):
+        model = tiny(devices.strategy(simulate=replicas))
+        with model.distribute_strategy.scope():
+            model.compile(keras.optimizers.SGD(0.1), LOSS, jit_compile=True)
+        step = steps.Step(model, shards=4)
+        batches = engine.train_batches(digits.train, model.distribute_strategy, global_batch_size=BATCH, augment="flip")
+        step(iter(batches), 3)
+        results.append((bits(model), step.losses))
+        assert "_XlaMustCompile" in step.shard.function_def.attr
+    assert results[0] == results[1]
+
+
 def test_a_plain_fit_afterwards_is_keras_own_again(digits):
     strategy = devices.strategy(simulate=2)
     model = tiny(strategy)
     batches = engine.train_batches(digits.train, strategy, global_batch_size=BATCH)
     steps.install(model, shards=2)
     model.fit(batches, steps_per_epoch=2, verbose=0)
-    model.compile(model.optimizer, LOSS, metrics=["accuracy"])
+    model.make_train_function(force=True)
     model.fit(batches, steps_per_epoch=2, verbose=0)
     trainable = [{copy.numpy().tobytes() for copy in v.value.values} for v in model.trainable_variables]
     assert all(len(copies) == 1 for copies in trainable)

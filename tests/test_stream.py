@@ -14,7 +14,8 @@ def places(first, last, **options):
 
 
 @pytest.mark.parametrize(
-    ("examples", "block"), [(1, None), (5, None), (1000, None), (1000, 7), (1000, 1), (7, 7), (1793, 7), (897, 3), (896, 7)]
+    ("examples", "block"),
+    [(1, None), (5, None), (1000, None), (1000, 7), (1000, 1), (7, 7), (1793, 7), (897, 3), (896, 7)],
 )
 def test_every_round_shows_every_image_once(examples, block):
     seen = places(0, 3 * examples, examples=examples, seed=1, block=block).reshape(3, examples)
@@ -26,7 +27,9 @@ def test_every_round_shows_every_image_once(examples, block):
 
 def test_any_part_of_the_stream_can_be_computed_alone():
     whole = places(0, 4000, examples=1000, seed=3, block=7)
-    assert np.array_equal(np.concatenate([places(n, n + 50, examples=1000, seed=3, block=7) for n in range(0, 4000, 50)]), whole)
+    assert np.array_equal(
+        np.concatenate([places(n, n + 50, examples=1000, seed=3, block=7) for n in range(0, 4000, 50)]), whole
+    )
 
 
 def test_a_window_reads_whole_blocks():

@@ -26,6 +26,7 @@ def of(model: keras.Model, data, stages, **numbers) -> dict:
         "optimizer": _plain(keras.optimizers.serialize(model.optimizer)),
         "loss": _plain(keras.losses.serialize(keras.losses.get(model.loss))),
         "precision": keras.config.dtype_policy().name,
+        "jit_compile": model._compile_config.config.get("jit_compile") is True,
         "data": data.fingerprint,
         "stages": [list(schedule.checked(stage)) for stage in stages],
         **numbers,

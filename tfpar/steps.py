@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import weakref
 from collections.abc import Callable
 
 import keras
@@ -46,35 +47,70 @@ MOST_STEPS_PER_CALL = 512
 _sealed = tf.function(experimental_attributes={"_noinline": True}, autograph=False)
 
 
-def install(model: keras.Model, *, shards: int | None = None, seed: int = 0, first_step: int = 0) -> Step:
+def install(
+    model: keras.Model,
+    *,
+    shards: int | None = None,
+    seed: int = 0,
+    first_step: int = 0,
+    steps_per_call: int = 1,
+    steps_per_epoch: int | None = None,
+) -> Step:
     """Make `model.fit` take tfpar's step: any strategy, the same bits.
 
-    `compile` drops it again; install after compile.
+    With several steps per call Keras still counts and reports every step, so callbacks, progress bar, `evaluate` and
+    `predict` stay as they are; the work is done when a call is full, and at the end of the epoch. A later `compile` puts
+    the step back, with the new optimizer and loss; `model.make_train_function(force=True)` returns to Keras' own.
 
     Args:
         model: compiled, with one input and logits `[batch, classes]` as its output.
         shards: parts the global batch is always computed in; None is one per replica. A multiple of the replicas.
         seed: of all random layers, beside the seed of each layer.
         first_step: the number of the first step; random layers draw for the step's number.
+        steps_per_call: steps in one call into TensorFlow, from 1 to 512; several spare Python's time between small steps.
+        steps_per_epoch: the same as given to `fit`; needed for several steps per call, whose last call is shortened.
 
     Returns:
         The step, which counts.
 
     Raises:
-        errors.SettingsError: the model, its loss, its optimizer or the shards break the law; the message says how.
+        errors.SettingsError: the model, its loss, its optimizer, the shards or the numbers break the law; the message
+            says how.
+
+    Example:
+        >>> steps.install(model, shards=4, steps_per_call=4, steps_per_epoch=10)    # calls of 4, 4 and 2 steps
+        >>> model.fit(batches, steps_per_epoch=10, epochs=3)
     """
     if model.compiled and model.steps_per_execution != 1:
         raise errors.SettingsError(
             f"steps_per_execution={model.steps_per_execution}: Keras' own several steps per call fail under a strategy. "
-            "Compile with steps_per_execution=1, or train with train.run(..., steps_per_call=...)"
+            "Compile without it, and give steps.install(model, steps_per_call=..., steps_per_epoch=...)"
+        )
+    if not 1 <= steps_per_call <= MOST_STEPS_PER_CALL or (steps_per_call > 1 and not steps_per_epoch):
+        raise errors.SettingsError(
+            f"steps_per_call={steps_per_call}, steps_per_epoch={steps_per_epoch}: give 1 to {MOST_STEPS_PER_CALL} steps "
+            "per call, and with more than 1 the steps_per_epoch that fit is given"
         )
     step = Step(model, shards=shards, seed=seed, first_step=first_step)
+    asked, last = 0, None  # steps of this epoch that Keras has asked for, and where they came from
 
     def train_function(iterator):
-        step(iterator, 1)
+        nonlocal asked, last
+        if last is None or last() is not iterator:  # another fit: what one before left unfinished is not its business
+            asked, last = 0, weakref.ref(iterator)
+        asked += 1
+        if asked % steps_per_call == 0 or asked == steps_per_epoch:
+            step(iterator, (asked - 1) % steps_per_call + 1)
+        asked = 0 if asked == steps_per_epoch else asked
         return model.get_metrics_result()
 
+    def compile_again(*arguments, **options):
+        type(model).compile(model, *arguments, **options)
+        step.__init__(model, shards=shards, seed=seed, first_step=step.number)
+        model.train_function = train_function
+
     model.train_function = train_function
+    object.__setattr__(model, "compile", compile_again)  # Keras' own drops the function without a word
     return step
 
 
@@ -116,6 +152,7 @@ class Step:
         self.metric_names = (
             {"loss", "accuracy", *(m.name for m in model._compile_metrics.metrics)} if model._compile_metrics else set()
         )
+        self.jit_compile = model._compile_config.config.get("jit_compile") is True  # "auto" is XLA in plain Keras alone
         self.scaled = isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
         self.seeds = [generator.state for generator in seed_generators(model)]
         self.state = [v for v in model.non_trainable_variables if not _holds(self.seeds, v)]
@@ -200,7 +237,8 @@ class Step:
         def values(group):
             return [tf.TensorSpec(v.shape, v.dtype) for v in group]
 
-        return _sealed(self._shard).get_concrete_function(
+        sealed = tf.function(jit_compile=True, autograph=False) if self.jit_compile else _sealed
+        return sealed(self._shard).get_concrete_function(
             *(values(group) for group in self._variables()),
             tf.TensorSpec([], tf.float32),
             tuple(one_shard(spec) for spec in (element_spec if isinstance(element_spec, tuple) else (element_spec,))),

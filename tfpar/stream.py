@@ -76,7 +76,9 @@ def _permuted(places: tf.Tensor, sizes, seed: int, rounds: tf.Tensor, purpose) -
     """Permute each place within `[0, size)`, by a key of seed, round and purpose."""
     shape = tf.shape(places)
     purpose, last = (tf.broadcast_to(tf.cast(v, tf.int64), shape) for v in (purpose, sizes - 1))
-    key = tf.stack([tf.fill(shape, tf.constant(seed, tf.int64)), purpose * 2**16 + rounds // 2**32, rounds % 2**32], axis=1)
+    key = tf.stack(
+        [tf.fill(shape, tf.constant(seed, tf.int64)), purpose * 2**16 + rounds // 2**32, rounds % 2**32], axis=1
+    )
     # Four rounds of the cipher, TensorFlow's default, leave neighbouring permutations correlated (0.01); eight do not.
     return tf.raw_ops.RandomIndexShuffle(index=places, seed=tf.cast(key, tf.uint32), max_index=last, rounds=8)
 
@@ -123,4 +125,6 @@ class ReadAhead:
         for piece in np.split(chosen, np.flatnonzero(np.diff(chosen) != 1) + 1):
             start = self.images.ctypes.data + int(piece[0]) * size
             end = self.images.ctypes.data + (int(piece[-1]) + 1) * size
-            self.madvise(start // page * page, end - start // page * page, advice)  # advice may fail, and changes nothing
+            self.madvise(
+                start // page * page, end - start // page * page, advice
+            )  # advice may fail, and changes nothing

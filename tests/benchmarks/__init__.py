@@ -103,7 +103,16 @@ def machine() -> dict:
     """Return what a number depends on."""
     model = [line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
     versions = {}
-    for name in ("tensorflow", "keras", "numpy", "torch", "grain", "nvidia-dali-cuda120", "ffcv", "tensorflow-datasets"):
+    for name in (
+        "tensorflow",
+        "keras",
+        "numpy",
+        "torch",
+        "grain",
+        "nvidia-dali-cuda120",
+        "ffcv",
+        "tensorflow-datasets",
+    ):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
     return {
@@ -122,6 +131,10 @@ def _lines(path: str) -> Iterator[str]:
 def write(name: str, results) -> None:
     """Write what was measured, with the machine and the command."""
     RESULTS.mkdir(exist_ok=True)
-    content = {"command": f"python -m tests.benchmarks.{name} {' '.join(sys.argv[1:])}".strip(), "machine": machine(), "results": results}
+    content = {
+        "command": f"python -m tests.benchmarks.{name} {' '.join(sys.argv[1:])}".strip(),
+        "machine": machine(),
+        "results": results,
+    }
     (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
     print(f"in {RESULTS / f'{name}.json'}")

@@ -45,7 +45,11 @@ def mapped(path: str, seed: int, whole: bool) -> float:
     if whole:
         stream.WHOLE_BYTES = 1 << 60
     images = arrays._mapped(Path(path), ((os.path.getsize(path) - 128) // int(np.prod(SHAPE)), *SHAPE))
-    batches = iter(engine.train_batches((images, np.zeros(len(images), np.int32)), devices.strategy(), global_batch_size=BATCH, seed=seed))
+    batches = iter(
+        engine.train_batches(
+            (images, np.zeros(len(images), np.int32)), devices.strategy(), global_batch_size=BATCH, seed=seed
+        )
+    )
     next(batches)
     started, count = time.perf_counter(), 0
     while time.perf_counter() - started < SECONDS:
@@ -68,7 +72,9 @@ def main() -> None:
             for name, taken in numbers.items():  # a process for each turn: pages that one has mapped stay in the cache
                 _drop(path)
                 command = [sys.executable, "-m", __spec__.name, "--turn", name, path, str(seed)]
-                taken.append(float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1]))
+                taken.append(
+                    float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+                )
     benchmarks.table(numbers, "sequential", "images per second")
     benchmarks.write("cold", numbers)
 

@@ -37,7 +37,9 @@ CASES = {  # name: (side of the square, batch, augmentation, contenders, base)
 
 def memcpy(data, batch, **_):
     images = data.train.images
-    ring = [np.empty((batch, *images.shape[1:]), np.uint8) for _ in range(max(4, (1 << 28) // (batch * images[0].nbytes)))]
+    ring = [
+        np.empty((batch, *images.shape[1:]), np.uint8) for _ in range(max(4, (1 << 28) // (batch * images[0].nbytes)))
+    ]
 
     def copy(number):
         first = number * batch % (len(images) - batch)
@@ -56,7 +58,9 @@ def memcpy(data, batch, **_):
 def tfpar(data, batch, augment, **_):
     from tfpar import devices, engine
 
-    for images, _labels in engine.train_batches(data.train, devices.strategy(), global_batch_size=batch, augment=augment):
+    for images, _labels in engine.train_batches(
+        data.train, devices.strategy(), global_batch_size=batch, augment=augment
+    ):
         yield len(images)
 
 
@@ -125,7 +129,9 @@ def _endless(loader):
 def torch(data, batch, **_):
     from torch.utils.data import DataLoader
 
-    return _endless(DataLoader(Arrays(data), batch, shuffle=True, drop_last=True, num_workers=2, persistent_workers=True))
+    return _endless(
+        DataLoader(Arrays(data), batch, shuffle=True, drop_last=True, num_workers=2, persistent_workers=True)
+    )
 
 
 def torch_files(data, batch, photos, **_):
@@ -137,7 +143,9 @@ def torch_files(data, batch, photos, **_):
             with Image.open(Path(photos) / data.train.sources[index]) as image:
                 return np.asarray(image.convert("RGB").resize(data.image_shape[:2])), self.labels[index]
 
-    return _endless(DataLoader(Files(data), batch, shuffle=True, drop_last=True, num_workers=2, persistent_workers=True))
+    return _endless(
+        DataLoader(Files(data), batch, shuffle=True, drop_last=True, num_workers=2, persistent_workers=True)
+    )
 
 
 def ffcv(data, batch, **_):
@@ -152,7 +160,9 @@ def ffcv(data, batch, **_):
         fields = {"image": RGBImageField(write_mode="raw"), "label": IntField()}
         DatasetWriter(path, fields, num_workers=1).from_indexed_dataset(Arrays(data))
         pipelines = {"image": [SimpleRGBImageDecoder(), ToTensor()], "label": [IntDecoder(), ToTensor()]}
-        yield from _endless(Loader(path, batch, num_workers=2, order=OrderOption.RANDOM, os_cache=True, pipelines=pipelines))
+        yield from _endless(
+            Loader(path, batch, num_workers=2, order=OrderOption.RANDOM, os_cache=True, pipelines=pipelines)
+        )
 
 
 def tfdata_guide(data, batch, photos, **_):
@@ -165,14 +175,18 @@ def tfdata_guide(data, batch, photos, **_):
         return tf.image.resize(image, data.image_shape[:2]), label
 
     dataset = tf.data.Dataset.from_tensor_slices((paths, data.train.labels)).shuffle(len(paths)).repeat()
-    for images, _labels in dataset.map(read, num_parallel_calls=tf.data.AUTOTUNE).batch(batch).prefetch(tf.data.AUTOTUNE):
+    for images, _labels in (
+        dataset.map(read, num_parallel_calls=tf.data.AUTOTUNE).batch(batch).prefetch(tf.data.AUTOTUNE)
+    ):
         yield len(images)
 
 
 def image_dataset_from_directory(data, batch, photos, **_):
     import keras
 
-    dataset = keras.utils.image_dataset_from_directory(photos, image_size=data.image_shape[:2], batch_size=batch, verbose=False)
+    dataset = keras.utils.image_dataset_from_directory(
+        photos, image_size=data.image_shape[:2], batch_size=batch, verbose=False
+    )
     for images, _labels in dataset.repeat():
         yield len(images)
 
@@ -185,7 +199,8 @@ def tfds_folder(data, batch, photos, **_):
         (Path(directory) / "train").symlink_to(Path(photos).resolve())
         dataset = tfds.ImageFolder(directory).as_dataset(split="train", as_supervised=True, shuffle_files=True)
         dataset = dataset.repeat().map(
-            lambda image, label: (tf.image.resize(image, data.image_shape[:2]), label), num_parallel_calls=tf.data.AUTOTUNE
+            lambda image, label: (tf.image.resize(image, data.image_shape[:2]), label),
+            num_parallel_calls=tf.data.AUTOTUNE,
         )
         for images, _labels in dataset.batch(batch).prefetch(tf.data.AUTOTUNE):
             yield len(images)

@@ -37,7 +37,9 @@ def compiled(strategy=None, **options):
     with (strategy or devices.strategy()).scope():
         model = models.resnet((SIDE, SIDE, 3), CLASSES, depth=20)
         optimizer = keras.optimizers.SGD(0.05, momentum=0.9, nesterov=True, weight_decay=5e-4)
-        model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"], **options)
+        model.compile(
+            optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"], **options
+        )
     return model
 
 
@@ -115,7 +117,14 @@ def torch():
     torch.manual_seed(0)
     layers = [nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
     layers += [Block(16, 16, 1) for _ in range(3)]
-    layers += [Block(16, 32, 2), Block(32, 32, 1), Block(32, 32, 1), Block(32, 64, 2), Block(64, 64, 1), Block(64, 64, 1)]
+    layers += [
+        Block(16, 32, 2),
+        Block(32, 32, 1),
+        Block(32, 32, 1),
+        Block(32, 64, 2),
+        Block(64, 64, 1),
+        Block(64, 64, 1),
+    ]
     model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, CLASSES))
     model = model.to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9, nesterov=True, weight_decay=5e-4)
@@ -140,7 +149,12 @@ def _made(name: str):
 
     if name.startswith("tfpar-"):
         return tfpar(int(name.removeprefix("tfpar-")))
-    return {"loop": loop, "fit": lambda: fit(tf.distribute.MirroredStrategy(["CPU:0"])), "fit-one-device": fit, "torch": torch}[name]()
+    return {
+        "loop": loop,
+        "fit": lambda: fit(tf.distribute.MirroredStrategy(["CPU:0"])),
+        "fit-one-device": fit,
+        "torch": torch,
+    }[name]()
 
 
 def _contender(name: str) -> None:

@@ -10,6 +10,7 @@ Example:
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import re
@@ -58,9 +59,10 @@ def load(picture: str | os.PathLike | bytes | np.ndarray, size: tuple[int, int],
         return picture
     height, width = size
     with _opened(picture) as image:
-        image.draft("RGB", (2 * width, 2 * height))  # a JPEG far too large is decoded at a fraction, which is faster
+        side = max(size)
+        image.draft("RGB", (side, side))  # a JPEG twice as large, or more, is decoded at a fraction, which is faster
         upright = _plain(_decoded(image), "L" if channels == 1 else "RGB")
-    fitted = ImageOps.fit(upright, (width, height), Image.Resampling.BICUBIC)
+    fitted = ImageOps.fit(upright, (width, height), Image.Resampling.BILINEAR)
     return np.asarray(fitted, np.uint8).reshape(height, width, channels)
 
 
@@ -111,10 +113,9 @@ def _decoded(image: Image.Image) -> Image.Image:
             image.load()
         except _DECODER_ERRORS as error:
             raise BadPicture(_reason(error)) from error
-        try:
-            return ImageOps.exif_transpose(image)
-        except _DECODER_ERRORS:
-            return image  # the pixels are good, the EXIF block is not
+        with contextlib.suppress(_DECODER_ERRORS):  # the pixels are good, the EXIF block is not
+            ImageOps.exif_transpose(image, in_place=True)
+        return image
 
 
 def _bytes(path: Path) -> bytes:
@@ -130,6 +131,8 @@ def _bytes(path: Path) -> bytes:
 
 def _plain(image: Image.Image, mode: str) -> Image.Image:
     """Return the picture as 8-bit RGB or gray, whatever its pixels were."""
+    if image.mode == mode and "transparency" not in image.info:
+        return image
     if image.mode.startswith("I"):  # 16 bits, sometimes held in 32: Pillow's own conversion would clip, not scale
         wide = np.asarray(image).astype(np.int64)
         image = Image.fromarray((wide >> 8 if wide.max(initial=0) > 255 else wide).clip(0, 255).astype(np.uint8))

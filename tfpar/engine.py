@@ -33,7 +33,13 @@ from tfpar.stream import order
 __all__ = ["AUGMENTATIONS", "INFERENCE_CHUNK", "inference_batches", "order", "steps_per_epoch", "train_batches"]
 
 AUGMENTATIONS = ("none", "flip", "crop-flip")
+DEFAULT_BATCH = 128  # images of a step where nobody says otherwise
 INFERENCE_CHUNK = 64  # images; the same for every number of replicas, so that inference gives the same bits
+
+
+def default_batch(shards: int) -> int:
+    """Return 128, rounded up to a multiple of the shards."""
+    return -(-DEFAULT_BATCH // shards) * shards
 
 
 def steps_per_epoch(split, *, global_batch_size: int) -> int:
@@ -129,6 +135,11 @@ def _dealt(batch, strategy: tf.distribute.Strategy, *, first_step: int, steps: i
         elements = numbers.map(lambda n: batch(n // local, first_replica + n % local), num_parallel_calls=2)
         return elements.prefetch(2 * local).with_options(_options())
 
+    return distributed(dataset, strategy)
+
+
+def distributed(dataset, strategy: tf.distribute.Strategy):
+    """Return `dataset(context)` for all replicas of a strategy; `dataset()` itself on one device."""
     if devices.is_default(strategy):
         return dataset()
     return strategy.distribute_datasets_from_function(dataset, _input_options(strategy))

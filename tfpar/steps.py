@@ -41,6 +41,7 @@ import tensorflow as tf
 from tfpar import errors, objective
 
 MOST_STEPS_PER_CALL = 512
+CALL_SECONDS = 0.25  # how long one call into TensorFlow may last with "auto": a signal waits for its end
 
 # A function of its own, which the graph rewriter must not open: it would fuse operations across the border between
 # shard and update, and it does so differently for one replica than for several (seen with ResNet-20).
@@ -204,21 +205,27 @@ class Step:
         """Take one step on one replica: its shards, the sum over all shards, the update."""
         context = tf.distribute.get_replica_context()
         sums, rows = self._own_shards(batch, number, context)
+        total, rows = self._exchanged(context, sums, rows)
+        self._update(context, total / self.shards)
+        losses, labels, logits = rows[:, 0], tf.cast(rows[:, 1], tf.int32), rows[:, 2:]
+        self._update_metrics(context, losses, labels, logits)
+        return losses, tf.argmax(logits, axis=1, output_type=tf.int32) == labels
+
+    def _exchanged(self, context, sums: tf.Tensor, rows: tf.Tensor):
+        """Return the sum over all shards and the rows of all images, on every replica."""
         with tf.control_dependencies([sums]):
             # data-parallel: the one moment in a step when replicas exchange anything.
             if self.all_reduce == "ordered":
                 total = self._tree(tf.unstack(context.all_gather(sums, axis=0), num=sums.shape[0] * self.replicas))
             else:
                 total = context.all_reduce(tf.distribute.ReduceOp.SUM, self._tree(tf.unstack(sums)))
-            rows = context.all_gather(rows, axis=0)
-        mean = total / self.shards
+            return total, context.all_gather(rows, axis=0)
+
+    def _update(self, context, mean: tf.Tensor) -> None:
         gradients, state = self._unpacked(mean, self.model.trainable_variables, self.averaged)
         # data-parallel: the same sum and the same optimizer state on every replica give the same new weights.
         self.model.optimizer.apply(gradients, self.model.trainable_variables)
         context.merge_call(_write, args=([v.value for v in self.averaged], state))
-        losses, labels, logits = rows[:, 0], tf.cast(rows[:, 1], tf.int32), rows[:, 2:]
-        self._update_metrics(context, losses, labels, logits)
-        return losses, tf.argmax(logits, axis=1, output_type=tf.int32) == labels
 
     def _traced_shard(self, element_spec):
         """Trace the shard once, for all replicas and outside of them: a trace of a large network takes seconds."""

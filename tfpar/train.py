@@ -36,13 +36,11 @@ from tfpar import (
     settings,
     steps,
 )
+from tfpar.profiling import profile
 from tfpar.schedule import Stage
 from tfpar.signals import Interrupted, Stop
 
-__all__ = ["Interrupted", "Stage", "run"]
-
-GLOBAL_BATCH_SIZE = 128
-CALL_SECONDS = 0.25  # how long one call into TensorFlow may last: a signal waits for its end
+__all__ = ["Interrupted", "Stage", "profile", "run"]
 
 
 def run(
@@ -107,9 +105,7 @@ def run(
     if shards is None:
         shards = earlier.settings["shards"] if earlier else replicas
     if global_batch_size is None:
-        global_batch_size = (
-            earlier.settings["global_batch_size"] if earlier else -(-GLOBAL_BATCH_SIZE // shards) * shards
-        )
+        global_batch_size = earlier.settings["global_batch_size"] if earlier else engine.default_batch(shards)
     settings.check_numbers(
         global_batch_size=global_batch_size, shards=shards, seed=seed, warmup_epochs=warmup_epochs,
         steps_per_call=steps_per_call, checkpoint_seconds=checkpoint_seconds, stages=stages,
@@ -298,7 +294,7 @@ class _Training:
         seconds = time.perf_counter() - started
         self.seconds += seconds
         # The first call traces, so it says nothing; later ones may at most double.
-        self.auto = 1 if self.auto == 0 else max(1, min(2 * count, int(CALL_SECONDS * count / seconds)))
+        self.auto = 1 if self.auto == 0 else max(1, min(2 * count, int(steps.CALL_SECONDS * count / seconds)))
 
     def _between(self) -> None:
         if self.stop.asked:

@@ -144,8 +144,9 @@ def test_the_first_loss_is_plain_keras_loss(digits, replicas):
     assert step.losses / step.images == pytest.approx(expected, rel=1e-6)
 
 
-def test_one_shard_is_plain_keras_training(digits):
-    """Without random layers, one shard's step is Keras' own step, penalties and decay included."""
+@pytest.mark.parametrize("class_weights", [None, WEIGHTS], ids=["even", "weighted"])
+def test_one_shard_is_plain_keras_training(digits, class_weights):
+    """Without random layers, one shard's step is Keras' own step, penalties, decay and class weights included."""
 
     def make(rate=0.1):
         keras.utils.set_random_seed(0)
@@ -160,7 +161,8 @@ def test_one_shard_is_plain_keras_training(digits):
         )
         return model
 
-    batches = engine.train_batches(digits.train, devices.strategy(simulate=1), global_batch_size=BATCH)
+    strategy = devices.strategy(simulate=1)
+    batches = engine.train_batches(digits.train, strategy, global_batch_size=BATCH, class_weights=class_weights)
     plain, ours = make(), make()
     plain.fit(batches, steps_per_epoch=3, verbose=0)
     steps.install(ours, shards=1)

@@ -123,6 +123,40 @@ def test_interrupted_anywhere_it_ends_the_same(unbroken, small, tmp_path, calls)
     assert same_files(unbroken, run(small, tmp_path / "r", replicas=2, callbacks=[InterruptAt(0)]))
 
 
+def adamw(replicas):
+    model = devices.strategy(simulate=replicas)
+    return tiny(model, optimizer=lambda: keras.optimizers.AdamW(0.01, global_clipnorm=1.0), seed=5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+def test_interrupted_at_every_step_it_ends_the_same(small, tmp_path, policy):
+    """Each of the twelve steps, AdamW, 2 replicas before and 1 after."""
+    keras.config.set_dtype_policy(policy)
+    whole = run(small, tmp_path / "whole", model=adamw(1))
+    for calls in range(1, 13):
+        with pytest.raises(train.Interrupted):
+            run(small, tmp_path / str(calls), model=adamw(2), steps_per_call=1, callbacks=[InterruptAt(calls)])
+        assert same_files(whole, run(small, tmp_path / str(calls), model=adamw(1)))
+
+
+def test_a_new_stage_traces_nothing_again(small, tmp_path, monkeypatch):
+    traced = []
+    monkeypatch.setattr(train._Training, "_finish", _counting(train._Training._finish, traced))
+    for replicas in (1, 2):
+        run(small, tmp_path / str(replicas), replicas=replicas)
+    assert traced == [(1, 1), (1, 1)]
+
+
+def _counting(finish, traced):
+    def counted(self):
+        counts = [function.experimental_get_tracing_count() for function in (self.step.run, self.inference.run)]
+        traced.append(tuple(counts))
+        return finish(self)
+
+    return counted
+
+
 def test_interrupted_three_times_over(unbroken, small, tmp_path):
     for replicas in (2, 1, 2):
         with pytest.raises(train.Interrupted):

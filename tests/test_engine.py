@@ -43,9 +43,9 @@ def test_order_needs_no_state_and_depends_on_the_seed():
 
 
 def test_neighbouring_rounds_are_not_correlated():
-    rounds = engine.order(tf.range(100_000, dtype=tf.int64), examples=1000, seed=0).numpy().reshape(100, 1000)
+    rounds = engine.order(tf.range(100_000, dtype=tf.int64), examples=5000, seed=0).numpy().reshape(20, 5000)
     pairs = [np.corrcoef(a, b)[0, 1] for a, b in itertools.pairwise(rounds)]
-    assert abs(np.mean(pairs)) < 0.01  # one standard error is 0.003
+    assert abs(np.mean(pairs)) < 0.02  # one standard error is 0.003; with the cipher's default rounds it is 0.05
 
 
 @pytest.mark.parametrize("replicas", [1, 2, 3, 4])
@@ -59,11 +59,13 @@ def test_any_number_of_replicas_sees_the_same(replicas, augment):
     order = engine.order(tf.range(9 * 12, dtype=tf.int64), examples=50, seed=3).numpy().reshape(9, 12)
     assert np.array_equal(one[0][:, :, 0, 0, 0], order)  # every image of this split is of one value
     assert np.array_equal(one[2], np.float32([1, 2, 3])[one[1]])
+    noise = (np.random.default_rng(0).integers(0, 256, (50, 8, 8, 1), np.uint8), split[1])
+    assert np.array_equal(seen(noise, 1, 9, **arguments)[0], seen(noise, replicas, 9, **arguments)[0])
 
 
 @pytest.mark.parametrize("replicas", [1, 4])
 def test_first_step_starts_anywhere(replicas):
-    split = split_of(50)
+    split = (np.random.default_rng(0).integers(0, 256, (50, 8, 8, 1), np.uint8), np.zeros(50, np.int32))
     whole = seen(split, replicas, 12, global_batch_size=8, augment="crop-flip")
     later = seen(split, replicas, 5, global_batch_size=8, augment="crop-flip", first_step=7)
     assert np.array_equal(whole[0][7:], later[0])

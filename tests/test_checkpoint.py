@@ -115,6 +115,17 @@ def test_stopped_after_any_write_sync_or_rename_the_one_before_is_there(variable
     assert 6 <= stop < 39 and checkpoint.newest(tmp_path / "d")[0] == {"step": 2}
 
 
+def test_bytes_are_on_the_disk_before_a_file_takes_its_name(tmp_path, monkeypatch):
+    """After a power cut a renamed file whose bytes were not flushed may be empty."""
+    done = []
+    sync, rename = files.sync, checkpoint.Path.replace
+    monkeypatch.setattr(files, "sync", lambda path: (done.append(("sync", path)), sync(path))[1])
+    monkeypatch.setattr(checkpoint.Path, "replace", lambda a, b: (done.append(("rename", a)), rename(a, b))[1])
+    files.write(tmp_path / "x", b"content")
+    (first, beside), (second, renamed), last = done
+    assert (first, second, beside) == ("sync", "rename", renamed) and last == ("sync", tmp_path)
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EIO])
 def test_a_full_or_read_only_disk_is_one_clear_error_and_the_old_one_is_intact(
     variables, tmp_path, monkeypatch, number

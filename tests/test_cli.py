@@ -10,6 +10,7 @@ import time
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
 from tfpar import __main__, results
@@ -213,6 +214,15 @@ def test_another_keras_backend_is_refused(tmp_path):
         env={**os.environ, "KERAS_BACKEND": "numpy"},
     )  # fmt: skip
     assert done.returncode == 78 and "set KERAS_BACKEND=tensorflow" in done.stderr, done
+
+
+def test_out_of_memory_is_said(tfpar, monkeypatch):
+    def exhausted(self):
+        raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
+
+    monkeypatch.setattr(results.Run, "metrics", exhausted)
+    code, _, err = tfpar("train", "digits", *QUICK)
+    assert code == 69 and "more shards" in err and len(err.splitlines()) == 1
 
 
 def test_a_defect_is_one_line_and_a_file(tfpar, monkeypatch):

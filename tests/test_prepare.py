@@ -1,6 +1,7 @@
 """Every source becomes the same verified directory, or one clear error and nothing."""
 
 import csv
+import errno
 import hashlib
 import json
 import multiprocessing
@@ -328,3 +329,30 @@ def test_the_grocery_photographs(shared, tmp_path):
     data = prepare.dataset(shared / "grocery_photos" / "images", tmp_path / "d", image_size=96)
     assert len(data.train.labels) + len(data.validation.labels) == 1114 and data.num_classes == 24
     assert data.image_shape == (96, 96, 3)
+
+
+def test_a_source_that_reads_short_is_refused(tmp_path, monkeypatch):
+    """As record files do that were cut between two records."""
+    found = sources.find("digits")
+    short = found._replace(counts={"train": 1798})
+    monkeypatch.setattr(prepare.sources, "find", lambda *_given, **_options: short)
+    with pytest.raises(errors.DataError, match="train gave 1797 of 1798 inputs"):
+        prepare.dataset("digits", tmp_path / "d")
+    assert not (tmp_path / "d").exists()
+
+
+def test_a_disk_that_fails_while_the_files_take_their_places_leaves_nothing(tmp_path, monkeypatch):
+    place, sync = tmp_path / "d", files.sync
+    place.mkdir()
+
+    def failing(path):
+        if path == place / "validation":
+            raise OSError(errno.EIO, "Input/output error")
+        sync(path)
+
+    monkeypatch.setattr(files, "sync", failing)
+    with pytest.raises(errors.InputOutputFailed, match="Input/output error"):
+        prepare.dataset("digits", place)
+    assert list(place.iterdir()) == []
+    monkeypatch.undo()
+    assert prepare.dataset("digits", place).num_classes == 10

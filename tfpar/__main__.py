@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import sys
@@ -24,7 +23,8 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     given = _parser().parse_args(arguments)
     try:
-        _require_tensorflow()
+        if given.command is not _doctor:
+            _require_tensorflow()
         return given.command(given) or 0
     except KeyboardInterrupt as stopped:
         print(str(stopped) or "stopped", file=sys.stderr)
@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # who read our output has gone
         return 0
-    except MemoryError:
+    except _out_of_memory():
         print("tfpar: out of memory; take smaller pictures, a smaller batch, or more shards", file=sys.stderr)
         return errors.Unavailable.exit_code
     except OSError as error:
@@ -50,6 +50,11 @@ def main(arguments: list[str] | None = None) -> int:
         said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         print(f"tfpar: a defect of tfpar ({said}); please report it with {file.name}", file=sys.stderr)
         return 70
+
+
+def _out_of_memory() -> tuple[type[BaseException], ...]:
+    tensorflow = sys.modules.get("tensorflow")  # not imported for this
+    return (MemoryError, tensorflow.errors.ResourceExhaustedError) if tensorflow else (MemoryError,)
 
 
 # ---- the commands
@@ -118,7 +123,7 @@ def _train(given) -> None:
 def _predict(given) -> None:
     import numpy as np
 
-    from tfpar import pictures, results
+    from tfpar import pictures, results, sources
 
     run = results.Run(given.run)
     height, width, channels = run.facts["data"]["image_shape"]
@@ -127,13 +132,13 @@ def _predict(given) -> None:
         try:
             pixels.append(pictures.load(path, (height, width), channels=channels))
         except pictures.BadPicture as reason:
-            raise errors.InputNotFound(f"{sources_printable(path)}: {reason}") from reason
+            raise errors.InputNotFound(f"{sources.printable(path)}: {reason}") from reason
     _import_tensorflow(given)
     with _stderr_silenced(not given.verbose):
         logits = run.model().predict(np.stack(pixels), verbose=0)
     probabilities = results.softmax(logits)
     answers = [
-        {"image": sources_printable(path), "label": run.class_names[p.argmax()], "confidence": float(p.max())}
+        {"image": sources.printable(path), "label": run.class_names[p.argmax()], "confidence": float(p.max())}
         for path, p in zip(given.images, probabilities, strict=True)
     ]
     if given.json:
@@ -162,6 +167,14 @@ def _evaluate(given) -> None:
     logits, losses = inference.Inference(model)(split)
     computed = results.metrics(results.predictions_table(logits, split), losses, data.class_names)
     print(json.dumps(computed, indent=1, ensure_ascii=False))
+
+
+def _doctor(given) -> int:
+    from tfpar import doctor
+
+    found = doctor.examine()
+    print(json.dumps([finding._asdict() for finding in found], indent=1) if given.json else doctor.table(found))
+    return 0 if doctor.works(found) else errors.Unavailable.exit_code
 
 
 # ---- their parts
@@ -202,15 +215,13 @@ def _optimizer(given):
 
 def _require_tensorflow() -> None:
     """Refuse another Keras backend before Keras is imported: it may be one that is not installed."""
-    configured = Path(os.environ.get("KERAS_HOME") or os.path.expanduser("~/.keras")) / "keras.json"
-    backend = os.environ.get("KERAS_BACKEND")
-    if not backend and configured.is_file():
-        with contextlib.suppress(ValueError, OSError, AttributeError):  # Keras, too, ignores one it cannot read
-            backend = json.loads(configured.read_bytes()).get("backend")
-    if backend and backend != "tensorflow":
+    from tfpar import doctor
+
+    backend, path = doctor.configured_backend()
+    if backend != "tensorflow":
         raise errors.SettingsError(
             f"Keras' backend is {backend}, tfpar needs tensorflow; set KERAS_BACKEND=tensorflow, "
-            f'or "backend": "tensorflow" in {configured}'
+            f'or "backend": "tensorflow" in {path}'
         )
 
 
@@ -224,12 +235,6 @@ def _import_tensorflow(given) -> None:
         import tensorflow as tf
     if not given.verbose:
         tf.get_logger().setLevel("ERROR")
-
-
-def sources_printable(path: str) -> str:
-    from tfpar import sources
-
-    return sources.printable(path)
 
 
 class _stderr_silenced:  # noqa: N801 - used like a function
@@ -363,6 +368,9 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("run")
     evaluate.add_argument("--data", metavar="DIR", help="default: the data it was trained on")
     evaluate.add_argument("--split", choices=("validation", "test"), default="validation")
+
+    doctor = command("doctor", _doctor, "what this machine and these versions can do, and what to mend")
+    doctor.add_argument("--json", action="store_true")
     return parser
 
 

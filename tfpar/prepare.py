@@ -31,6 +31,7 @@ __all__ = ["Dataset", "dataset", "load"]
 
 MIXED_SIZE = (224, 224)  # what photographs of mixed sizes become, as most published backbones expect
 _AT_WORK = ".preparing"  # inside the directory while it is being made
+_PARTS = ("train", "validation", "test", "skipped.csv")  # what lies beside dataset.json
 _CHUNK = 16  # pictures one thread decodes at a time
 
 
@@ -103,8 +104,11 @@ def dataset(
             raise errors.InputOutputFailed(f"{directory}: {error.strerror or error}; nothing was left there") from error
         finally:
             shutil.rmtree(work, ignore_errors=True)
-            if new and not (directory / "dataset.json").exists():
-                shutil.rmtree(directory, ignore_errors=True)
+            if not (directory / "dataset.json").exists():
+                for name in _PARTS:  # what was published before it failed
+                    _remove(directory / name)
+                if new:
+                    shutil.rmtree(directory, ignore_errors=True)
     return load(directory, verify=False)
 
 
@@ -142,7 +146,9 @@ def _make(source: sources.Source, work: Path, size, on_bad_image: str, settings:
     for split, inputs in source.splits.items():
         splits[split] = arrays.Growing(work / split, shape)
         progress = tqdm(inputs(), total=source.counts[split], desc=f"prepare {split}", unit=" images", disable=None)
+        read = 0
         for item, picture in _decoded(progress, shape):
+            read += 1
             if isinstance(picture, np.ndarray):
                 splits[split].add(picture, item.label, item.source)
             elif on_bad_image == "fail":
@@ -151,6 +157,10 @@ def _make(source: sources.Source, work: Path, size, on_bad_image: str, settings:
                 )
             else:
                 skipped.append((item.source, picture))
+        if read != source.counts[split]:  # a record file that was cut between two records reads short without an error
+            raise errors.DataError(
+                f"{source.name}: {split} gave {read} of {source.counts[split]} inputs; its files are cut short, fetch them again"
+            )
     total = sum(len(grown.labels) for grown in splits.values())
     if len(skipped) > total:
         named = "; ".join(f"{source}: {reason}" for source, reason in skipped[:3])
@@ -280,13 +290,17 @@ def _described(
     }
 
 
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
 def _publish(work: Path, directory: Path, manifest: dict) -> None:
     """Move the finished files into place, dataset.json last: with it the directory becomes a data set."""
     for path in manifest["files"]:
         files.sync(work / path)
     for name in sorted({path.split("/")[0] for path in manifest["files"]}):
         target = directory / name
-        shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
+        _remove(target)
         (work / name).rename(target)
         files.sync(target)
     files.write(work / "dataset.json", arrays.rendered(manifest))

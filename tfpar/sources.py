@@ -228,6 +228,7 @@ def _is_tfds_name(name: str) -> bool:
 
 
 def _tfds(name: str, manual_dir: str | None) -> Source:
+    import tensorflow as tf
     import tensorflow_datasets as tfds
 
     try:
@@ -254,12 +255,15 @@ def _tfds(name: str, manual_dir: str | None) -> Source:
         read = tfds.ReadConfig(add_tfds_id=True, interleave_cycle_length=1, try_autocache=False)
         # The encoded bytes, as they are on the disk: pictures.py decodes every source alike.
         encoded = {image: tfds.decode.SkipDecoding()}
-        rows = builder.as_dataset(split=split, read_config=read, decoders=encoded).batch(
-            256
-        )  # one by one costs 1 ms each
-        for batch in tfds.as_numpy(rows):
-            for name, number, content in zip(batch["tfds_id"], batch[label], batch[image], strict=True):
-                yield Input(name.decode(), int(number), content)
+        rows = builder.as_dataset(split=split, read_config=read, decoders=encoded)
+        try:
+            for batch in tfds.as_numpy(rows.batch(256)):  # one by one costs 1 ms each
+                for source, number, content in zip(batch["tfds_id"], batch[label], batch[image], strict=True):
+                    yield Input(source.decode(), int(number), content)
+        except tf.errors.OpError as error:
+            raise errors.DataError(
+                f"tfds:{name}: its files in {builder.data_path} are damaged ({_first_line(error)}); remove them, and prepare again"
+            ) from error
 
     height, width, channels = features[image].shape
     return Source(
@@ -270,6 +274,10 @@ def _tfds(name: str, manual_dir: str | None) -> Source:
         channels=1 if channels == 1 else 3,
         size=(height, width) if height and width else None,
     )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:200]
 
 
 def _download(builder, name: str, manual_dir: str | None) -> None:

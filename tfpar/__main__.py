@@ -21,6 +21,9 @@ EXIT_CODES = """exit codes: 0 done, 2 wrong use, 42 stopped with its state saved
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code; what a user can cause becomes one line."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    for stream in (sys.stdout, sys.stderr):  # names of files may be no valid UTF-8
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     given = _parser().parse_args(arguments)
     try:
         if given.command is not _doctor:

@@ -96,7 +96,8 @@ def train_batches(
             x = _augmented(x, draws, crop=augment == "crop-flip")
         return (x, y) if weights is None else (x, y, tf.gather(weights, y))
 
-    return _dealt(batch, strategy, first_step=first_step, steps=None)
+    batch_bytes = local_batch * split[0][:1].nbytes
+    return _dealt(batch, strategy, batch_bytes=batch_bytes, first_step=first_step, steps=None)
 
 
 def inference_batches(split, strategy: tf.distribute.Strategy):
@@ -117,12 +118,14 @@ def inference_batches(split, strategy: tf.distribute.Strategy):
         chosen = tf.minimum(first + tf.range(INFERENCE_CHUNK, dtype=tf.int64), examples - 1)
         return tf.gather(images, chosen), tf.gather(labels, chosen)
 
-    return _dealt(batch, strategy, first_step=0, steps=-(-examples // (INFERENCE_CHUNK * replicas)))
+    steps, batch_bytes = -(-examples // (INFERENCE_CHUNK * replicas)), INFERENCE_CHUNK * split[0][:1].nbytes
+    return _dealt(batch, strategy, batch_bytes=batch_bytes, first_step=0, steps=steps)
 
 
-def _dealt(batch, strategy: tf.distribute.Strategy, *, first_step: int, steps: int | None):
+def _dealt(batch, strategy: tf.distribute.Strategy, *, batch_bytes: int, first_step: int, steps: int | None):
     """Return `batch(step, replica)` for all steps as a dataset in which each replica finds its own."""
     replicas = strategy.num_replicas_in_sync
+    ahead = 2 if batch_bytes > 1 << 20 else 4  # small batches wait for threads to wake, large ones for memory
     _keep_freed_memory()
 
     def dataset(context=None) -> tf.data.Dataset:
@@ -132,8 +135,9 @@ def _dealt(batch, strategy: tf.distribute.Strategy, *, first_step: int, steps: i
         first_replica = context.input_pipeline_id * local if context else 0
         last = tf.int64.max if steps is None else (first_step + steps) * local
         numbers = tf.data.Dataset.range(first_step * local, last)
-        elements = numbers.map(lambda n: batch(n // local, first_replica + n % local), num_parallel_calls=2)
-        return elements.prefetch(2 * local).with_options(_options())
+        # Parallel calls keep as many batches ready; a prefetch behind them would only hand each to one more thread.
+        elements = numbers.map(lambda n: batch(n // local, first_replica + n % local), num_parallel_calls=ahead * local)
+        return elements.with_options(_options())
 
     return distributed(dataset, strategy)
 

@@ -85,7 +85,7 @@ def install(
     if model.compiled and model.steps_per_execution != 1:
         raise errors.SettingsError(
             f"steps_per_execution={model.steps_per_execution}: Keras' own several steps per call fail under a strategy. "
-            "Compile without it, and give steps.install(model, steps_per_call=..., steps_per_epoch=...)"
+            "Compile with steps_per_execution=1, and give steps.install(model, steps_per_call=..., steps_per_epoch=...)"
         )
     if not 1 <= steps_per_call <= MOST_STEPS_PER_CALL or (steps_per_call > 1 and not steps_per_epoch):
         raise errors.SettingsError(

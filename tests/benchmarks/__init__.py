@@ -14,6 +14,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -28,7 +29,7 @@ class Contender:
         self.name = name
         command = [sys.executable, "-m", module, "--contender", name, *map(str, arguments)]
         environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONWARNINGS": "ignore"}
-        self.errors = open(f"/tmp/tfpar-benchmark-{os.getpid()}-{name}.log", "w+")  # noqa: SIM115
+        self.errors = open(Path(tempfile.gettempdir(), f"tfpar-{os.getpid()}-{name}.log"), "w+")  # noqa: SIM115
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True, env=environment
         )
@@ -132,7 +133,7 @@ def write(name: str, results) -> None:
     """Write what was measured, with the machine and the command."""
     RESULTS.mkdir(exist_ok=True)
     content = {
-        "command": f"python -m tests.benchmarks.{name} {' '.join(sys.argv[1:])}".strip(),
+        "command": f"python -m tests.benchmarks.{name} {' '.join(os.path.basename(word) if os.path.isabs(word) else word for word in sys.argv[1:])}".strip(),
         "machine": machine(),
         "results": results,
     }

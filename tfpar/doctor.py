@@ -28,10 +28,8 @@ from typing import NamedTuple
 
 SECONDS = 180  # for the process that imports TensorFlow and trains
 WIDTH = 80
-TRIED = {
-    "tensorflow": ("2.20", "2.21"),
-    "keras": ("3.12", "3.15"),
-}  # the lowest that is needed, the highest that was tried
+# The lowest that is needed, the highest that was tried.
+TRIED = {"tensorflow": ("2.20", "2.21"), "keras": ("3.12", "3.15")}
 PACKAGES = ["tensorflow-datasets", "numpy", "pyarrow", "pillow", "matplotlib", "scikit-learn", "tensorboard"]
 LEAST_DISK, LEAST_MEMORY, LEAST_SHARED = 2e9, 2e9, 1e9  # bytes
 

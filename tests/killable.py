@@ -12,7 +12,7 @@ import sys
 import keras
 from networks import tiny
 
-from tfpar import checkpoint, devices, inference, prepare, report, results, signals, train
+from tfpar import checkpoint, devices, inference, prepare, report, results, signals, train, training
 
 STAGES = [train.Stage(2, 0.2, 0.02), train.Stage(2, 0.02)]
 
@@ -36,7 +36,7 @@ def run(data, replicas, per_call, directory):
     place = os.open(f"{directory}.phase", os.O_RDWR | os.O_CREAT)
     os.pwrite(place, b"start".ljust(12), 0)
     train.results.write_facts = marked("facts", results.write_facts, place)
-    train._Training._train_stage = marked("train", train._Training._train_stage, place)
+    training.Training._train_stage = marked("train", training.Training._train_stage, place)
     train.checkpoint.save = marked("checkpoint", checkpoint.save, place)
     train.inference.Inference.__call__ = marked("inference", inference.Inference.__call__, place)
     train.results.write_stage = marked("stage", results.write_stage, place)

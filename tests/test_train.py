@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from networks import LOSS, tiny
 
-from tfpar import check, devices, engine, errors, files, prepare, results, train
+from tfpar import check, devices, engine, errors, files, prepare, results, train, training
 
 STAGES = [train.Stage(2, 0.2, 0.02), train.Stage(1, 0.02)]
 SETTING = {"stages": STAGES, "global_batch_size": 96, "shards": 2, "augment": "crop-flip", "verbose": 0}
@@ -142,7 +142,7 @@ def test_interrupted_at_every_step_it_ends_the_same(small, tmp_path, policy):
 
 def test_a_new_stage_traces_nothing_again(small, tmp_path, monkeypatch):
     traced = []
-    monkeypatch.setattr(train._Training, "_finish", _counting(train._Training._finish, traced))
+    monkeypatch.setattr(training.Training, "_finish", _counting(training.Training._finish, traced))
     for replicas in (1, 2):
         run(small, tmp_path / str(replicas), replicas=replicas)
     assert traced == [(1, 1), (1, 1)]

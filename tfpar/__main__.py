@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -15,7 +16,7 @@ from tfpar import __version__, errors
 DEFAULT_STAGES = {"sgd": ["10@0.2:0.02", "5@0.02:0"], "adamw": ["10@0.001:0.0001", "5@0.0001:0"]}
 EXIT_CODES = """exit codes: 0 done, 2 wrong use, 42 stopped with its state saved, 65 data damaged, 66 input not there,
 69 something needed not there, 70 a defect of tfpar, 73 output cannot be made, 74 reading or writing failed,
-78 settings contradict what is there"""
+75 another worker was lost, 78 settings contradict what is there"""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -25,6 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     given = _parser().parse_args(arguments)
+    given.words = arguments
     try:
         if given.command is not _doctor:
             _require_tensorflow()
@@ -55,6 +57,13 @@ def main(arguments: list[str] | None = None) -> int:
         return 70
 
 
+@contextlib.contextmanager
+def _quiet(active: bool):
+    """Print nothing: one of several workers speaks for all."""
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere if active else sys.stdout):
+        yield
+
+
 def _out_of_memory() -> tuple[type[BaseException], ...]:
     tensorflow = sys.modules.get("tensorflow")  # not imported for this
     return (MemoryError, tensorflow.errors.ResourceExhaustedError) if tensorflow else (MemoryError,)
@@ -79,7 +88,7 @@ def _train(given) -> None:
     _import_tensorflow(given)
     import keras
 
-    from tfpar import devices, models, results, schedule, signals, sources, train
+    from tfpar import devices, models, results, schedule, signals, sources, train, workers
 
     if given.deterministic:
         import tensorflow as tf
@@ -87,13 +96,19 @@ def _train(given) -> None:
         tf.config.experimental.enable_op_determinism()
     stages = given.stage or [schedule.parse(text) for text in DEFAULT_STAGES[given.optimizer]]
     run = Path(given.run or f"runs/{sources.last_word(given.data)}")
-    with signals.Stop():
-        with _stderr_silenced(not given.verbose):
+    if given.simulate is None and workers.cluster():
+        strategy = workers.strategy(command=given.words)
+    else:
+        with signals.Stop(), _stderr_silenced(not given.verbose):
             strategy = devices.strategy(simulate=given.simulate)  # before TensorFlow Datasets starts TensorFlow
+    group = workers.Group(strategy)
+    # After the strategy: TensorFlow takes SIGTERM for itself when several workers start.
+    with signals.Stop(), group.losses_told(), _quiet(not group.chief):
         known = {}
         if (run / "run.json").exists() and not given.fresh:
             known = results.Run(run).facts["data"]["verified"]
-        data = _data(given.data, known)
+        with group.chief_first():
+            data = _data(given.data, known)
         _tell(data)
         keras.config.set_dtype_policy(given.precision)
         keras.utils.set_random_seed(given.seed)
@@ -117,10 +132,10 @@ def _train(given) -> None:
             model, data, run, stages=stages, **how, checkpoint_seconds=given.checkpoint_seconds,
             fresh=given.fresh, weights=_weights_name(given.weights),
         )  # fmt: skip
-    computed = finished.metrics()
-    print(
-        f"finished: accuracy {computed['accuracy']:.4f} on {computed['examples']} validation images, {run / 'report.html'}"
-    )
+        computed = finished.metrics()
+        print(
+            f"finished: accuracy {computed['accuracy']:.4f} on {computed['examples']} validation images, {run / 'report.html'}"
+        )
 
 
 def _predict(given) -> None:

@@ -41,20 +41,32 @@ def variables_of(model: keras.Model) -> list[keras.Variable]:
     return [*model.trainable_variables, *model.non_trainable_variables, *model.optimizer.variables, *metrics]
 
 
-def save(directory: str | os.PathLike, variables: list[keras.Variable], progress: dict) -> Path:
+def values_of(variables: list[keras.Variable]) -> list[np.ndarray]:
+    """Return the variables' values; with several workers all of them must call it."""
+    return [keras.ops.convert_to_numpy(variable) for variable in variables]
+
+
+def save(
+    directory: str | os.PathLike,
+    variables: list[keras.Variable],
+    progress: dict,
+    *,
+    values: list[np.ndarray] | None = None,
+) -> Path:
     """Write a checkpoint, read it back, and only then remove all but the last two.
 
     Args:
         directory: the run's `checkpoints`; one that did not validate must be gone (see `newest`), it would be counted.
         variables: from `variables_of`.
         progress: what JSON can hold; floats come back as they were.
+        values: from `values_of`, where all workers had to read them.
 
     Raises:
         errors.InputOutputFailed: the disk is full or gone, or gave back other bytes; older checkpoints are intact.
     """
     directory = files.make_directory(directory)
     place = directory / f"{max(_serials(directory), default=0) + 1:06d}"
-    values = [keras.ops.convert_to_numpy(variable) for variable in variables]
+    values = values_of(variables) if values is None else values
     content = b"".join(value.tobytes() for value in values)
     described = [
         {"path": variable.path, "dtype": value.dtype.name, "shape": list(value.shape), "bytes": value.nbytes}
@@ -88,10 +100,14 @@ def newest(directory: str | os.PathLike) -> tuple[dict, list[tuple[dict, bytes]]
             print(f"{damage}; looking for the one before")
             shutil.rmtree(place, ignore_errors=True)
             continue
-        ends = np.cumsum([entry["bytes"] for entry in manifest["variables"]])
-        pieces = [content[end - entry["bytes"] : end] for entry, end in zip(manifest["variables"], ends, strict=True)]
-        return manifest["progress"], list(zip(manifest["variables"], pieces, strict=True))
+        return manifest["progress"], cut(content, manifest["variables"])
     return None
+
+
+def cut(content: bytes, entries: list[dict]) -> list[tuple[dict, bytes]]:
+    """Return the manifest's entries of the variables, each with its bytes."""
+    ends = np.cumsum([entry["bytes"] for entry in entries])
+    return [(entry, content[end - entry["bytes"] : end]) for entry, end in zip(entries, ends, strict=True)]
 
 
 def restore(

@@ -13,14 +13,15 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from tfpar import errors
+from tfpar import errors, workers
 
 
 def strategy(*, simulate: int | None = None) -> tf.distribute.Strategy:
     """Return the strategy for all devices of this machine, or for simulated ones.
 
-    All GPUs when there are several (`MirroredStrategy`), else the one device, with TensorFlow's default strategy,
-    which adds nothing to a step.
+    The devices of all workers where the environment names several (`MultiWorkerMirroredStrategy`, see `workers`), else
+    all GPUs when there are several (`MirroredStrategy`), else the one device, with TensorFlow's default strategy, which
+    adds nothing to a step.
 
     Args:
         simulate: make that many replicas on this machine's CPU instead. They share its cores, so they teach and
@@ -28,11 +29,18 @@ def strategy(*, simulate: int | None = None) -> tf.distribute.Strategy:
 
     Raises:
         errors.SettingsError: `simulate` is not at least 1, or TensorFlow already runs with fewer devices.
+        errors.Unavailable: another worker did not come.
 
     Example:
         >>> with devices.strategy().scope():
         ...     model = models.small_cnn((28, 28, 1), 10)
     """
+    if workers.cluster():
+        if simulate is not None:
+            raise errors.SettingsError(
+                f"simulate={simulate} in one of several workers: each is one replica on its CPU; leave simulate out"
+            )
+        return workers.strategy()
     if simulate is not None:
         return _simulated(simulate)
     if len(tf.config.list_logical_devices("GPU")) > 1:

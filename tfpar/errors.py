@@ -44,10 +44,16 @@ class InputOutputFailed(OSError):
     exit_code = 74
 
 
+class WorkerLost(ConnectionError):
+    """Another worker was lost; all workers must be started again, and continue."""
+
+    exit_code = 75
+
+
 class SettingsError(ValueError):
     """The settings contradict what is there, or each other; the message lists both values."""
 
     exit_code = 78
 
 
-KINDS = (DataError, InputNotFound, Unavailable, OutputError, InputOutputFailed, SettingsError)
+KINDS = (DataError, InputNotFound, Unavailable, OutputError, InputOutputFailed, WorkerLost, SettingsError)

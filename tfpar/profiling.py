@@ -28,7 +28,7 @@ import keras
 import tensorflow as tf
 from matplotlib.figure import Figure
 
-from tfpar import engine, files, objective, settings, steps
+from tfpar import engine, errors, files, objective, settings, steps
 
 TURNS = 5
 TURN_SECONDS = 0.5
@@ -83,6 +83,8 @@ def profile(
         errors.SettingsError: the settings contradict each other.
         errors.OutputError: the directory cannot be made.
     """
+    if isinstance(model.distribute_strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        raise errors.SettingsError("profile looks at one process: run it without TF_CONFIG and the TFPAR_ variables")
     objective.check(model, sets_rate=True)
     settings.check_fit(model, data)
     shards = model.distribute_strategy.num_replicas_in_sync if shards is None else shards

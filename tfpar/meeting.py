@@ -1,0 +1,169 @@
+"""Workers meet before TensorFlow starts: names resolve, ports are free, everybody is there and was started alike.
+
+Each worker listens on its own port for as long as they meet, and says to the chief who it is. The chief waits for all,
+tries whether it reaches them, and tells everybody the outcome, so all go on together or end with the same message.
+
+Example:
+    >>> meeting.meet(("127.0.0.1:41001", "127.0.0.1:41002"), 0, same={"tensorflow": tf.__version__}, seconds=60)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import time
+from collections.abc import Sequence
+
+from tfpar import errors
+
+PAUSE = 0.1  # seconds between two attempts to reach the chief
+LINE = 1 << 20  # bytes of the longest word taken from another process
+
+
+def meet(addresses: Sequence[str], index: int, *, same: dict, seconds: float) -> None:
+    """Return when all workers are there, and were started with equal lists and an equal `same`.
+
+    Args:
+        addresses: `host:port` of every worker; index: of this one, 0 is the chief.
+        same: what JSON can hold and must be equal on all of them.
+        seconds: how long to wait.
+
+    Raises:
+        errors.Unavailable: a worker never came, a name does not resolve, or this worker's port is taken.
+        errors.SettingsError: the workers were started with different lists or settings.
+    """
+    deadline = time.monotonic() + seconds
+    word = {"index": index, "same": {"workers": list(addresses), **same}}
+    with contextlib.closing(_listening(addresses[index], index, deadline)) as listener:
+        if index:
+            _say_and_hear(addresses[0], word, deadline, seconds)
+        else:
+            _gather(listener, addresses, word, deadline, seconds)
+
+
+def _listening(address: str, index: int, deadline: float) -> socket.socket:
+    family, place = _resolved(address, index, deadline)
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what met here before may still be closing
+    try:
+        listener.bind(place)
+        listener.listen(128)
+    except OSError as error:
+        listener.close()
+        raise errors.Unavailable(
+            f"worker {index} cannot listen on {address} ({error.strerror}); give it a free port of its own machine"
+        ) from error
+    return listener
+
+
+def _resolved(address: str, index: int, deadline: float):
+    """Return family and address of a worker; the name of a pod may come later than the pod."""
+    host, _, port = address.rpartition(":")
+    while True:
+        try:
+            family, _, _, _, place = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
+            return family, place
+        except socket.gaierror as error:
+            if time.monotonic() > deadline:
+                raise errors.Unavailable(
+                    f"worker {index}: the name {host} does not resolve ({error.strerror}); mend the list of workers or the "
+                    "name service"
+                ) from error
+            time.sleep(PAUSE)
+
+
+def _say_and_hear(chief: str, word: dict, deadline: float, seconds: float) -> None:
+    """Tell the chief who this is, and hear what came of it."""
+    why = "it does not answer"
+    while time.monotonic() < deadline:
+        family, place = _resolved(chief, 0, deadline)
+        with socket.socket(family, socket.SOCK_STREAM) as line:
+            line.settimeout(max(PAUSE, deadline - time.monotonic()))
+            try:
+                line.connect(place)
+                line.sendall(json.dumps(word).encode() + b"\n")
+                answer = _heard(line)
+            except OSError as error:
+                why = error.strerror or str(error)
+                answer = None
+        if answer is not None:
+            _take(answer)
+            return
+        time.sleep(PAUSE)
+    raise errors.Unavailable(f"worker 0 ({chief}) did not come within {seconds:g} seconds ({why}); start all workers")
+
+
+def _gather(listener: socket.socket, addresses: Sequence[str], word: dict, deadline: float, seconds: float) -> None:
+    """Wait for all, compare, try to reach them, and tell everybody the outcome."""
+    lines: dict[int, socket.socket] = {}
+    answer: dict = {}
+    with contextlib.ExitStack() as stack:
+        while not answer and len(lines) < len(addresses) - 1:
+            listener.settimeout(max(PAUSE, deadline - time.monotonic()))
+            try:
+                line, _ = listener.accept()
+            except TimeoutError:
+                missing = [i for i in range(1, len(addresses)) if i not in lines]
+                named = ", ".join(f"worker {i} ({addresses[i]})" for i in missing)
+                answer = _no(errors.Unavailable, f"{named} did not come within {seconds:g} seconds; start all workers")
+                break
+            stack.enter_context(line)
+            line.settimeout(max(PAUSE, deadline - time.monotonic()))
+            said = _heard(line)
+            if said is None or "same" not in said:
+                continue  # somebody else, or a worker that has gone again
+            lines[said["index"]] = line
+            answer = _difference(word, said) or _unreachable(addresses, said["index"], deadline)
+        for line in lines.values():
+            with contextlib.suppress(OSError):  # it has gone: TensorFlow will notice
+                line.sendall(json.dumps(answer).encode() + b"\n")
+    _take(answer)
+
+
+def _difference(own: dict, said: dict) -> dict:
+    """Return a refusal where another worker was started otherwise than the chief."""
+    for key in own["same"]:
+        mine, theirs = own["same"][key], said["same"].get(key)
+        if mine != theirs:
+            return _no(
+                errors.SettingsError,
+                f"{key} is {json.dumps(mine)} for worker 0 and {json.dumps(theirs)} for worker {said['index']}; start all "
+                "workers alike",
+            )
+    return {}
+
+
+def _unreachable(addresses: Sequence[str], index: int, deadline: float) -> dict:
+    """Return a refusal where the chief cannot reach a worker, who listens while it waits."""
+    try:
+        family, place = _resolved(addresses[index], index, deadline)
+        with socket.socket(family, socket.SOCK_STREAM) as line:
+            line.settimeout(max(PAUSE, deadline - time.monotonic()))
+            line.connect(place)
+    except OSError as error:
+        return _no(
+            errors.Unavailable,
+            f"worker {index} is there, but worker 0 cannot reach it at {addresses[index]} ({error.strerror or error}); open "
+            "this port between the workers",
+        )
+    except errors.Unavailable as error:
+        return _no(errors.Unavailable, str(error))
+    return {}
+
+
+def _no(kind: type[Exception], message: str) -> dict:
+    return {"kind": kind.__name__, "message": message}
+
+
+def _take(answer: dict) -> None:
+    if answer:
+        raise {kind.__name__: kind for kind in errors.KINDS}[answer["kind"]](answer["message"])
+
+
+def _heard(line: socket.socket) -> dict | None:
+    """Return what the other side says in one line of JSON; None where it says nothing that can be understood."""
+    with contextlib.suppress(OSError, ValueError), line.makefile("rb") as file:
+        said = json.loads(file.readline(LINE))
+        return said if isinstance(said, dict) else None
+    return None

@@ -1,0 +1,231 @@
+"""Several worker processes: who they are, whether they can reach each other, and what they agree on.
+
+A worker is one process with its devices; all workers run the same program. TensorFlow reads from `TF_CONFIG` where the
+others are; on Kubernetes, and below `tfpar launch`, these variables say the same, and the host names follow a pattern:
+
+    TFPAR_NUM_WORKERS=2  JOB_COMPLETION_INDEX=0  TFPAR_HOST_TEMPLATE=train-{i}.train  TFPAR_PORT=12345
+
+The first worker is the chief: it alone prints, logs and writes. TensorFlow waits without a word for a worker that never
+comes, so the workers meet before it starts, with a deadline.
+
+Example:
+    >>> strategy = devices.strategy()                  # meets the other workers, where there are some
+    >>> with strategy.scope():
+    ...     model = models.small_cnn(data.image_shape, data.num_classes)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from tfpar import errors, meeting
+
+SECONDS = 300.0  # how long workers wait for each other; TFPAR_WAIT_SECONDS says otherwise
+
+PIECE = 1 << 24  # bytes that workers exchange at once, outside of training
+# What TensorFlow raises on the workers that are left when one has gone.
+LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.InternalError)
+
+
+class Cluster(NamedTuple):
+    """All workers, and which of them this process is.
+
+    Attributes:
+        addresses: `host:port` of each, in the order of their indices.
+        index: of this process; 0 is the chief.
+    """
+
+    addresses: tuple[str, ...]
+    index: int
+
+
+def cluster() -> Cluster | None:
+    """Return the workers named by the environment; None where there is this process alone.
+
+    Raises:
+        errors.SettingsError: TF_CONFIG or the TFPAR_* variables cannot be understood, or contradict each other.
+    """
+    written, patterned = _of_tf_config(), _of_pattern()
+    if written and patterned and written != patterned:
+        raise errors.SettingsError(
+            f"TF_CONFIG says worker {written.index} of {', '.join(written.addresses)}, the TFPAR_ variables say worker "
+            f"{patterned.index} of {', '.join(patterned.addresses)}; unset one of them"
+        )
+    found = written or patterned
+    return found if found and len(found.addresses) > 1 else None
+
+
+def strategy(*, command: Sequence[str] = ()) -> tf.distribute.Strategy:
+    """Meet the other workers, and return the strategy over the devices of all; once per process.
+
+    On GPUs each worker brings all of its own, on CPUs each is one replica. Call it before anything else uses TensorFlow.
+
+    Args:
+        command: what every worker must have been started with; told in the message where it differs.
+
+    Raises:
+        errors.Unavailable: a worker never came, a name does not resolve, or the port is taken.
+        errors.SettingsError: the workers were started with other lists, versions or commands.
+    """
+    return _strategy(cluster(), tuple(command))
+
+
+@functools.cache
+def _strategy(found: Cluster, command: tuple[str, ...]) -> tf.distribute.Strategy:
+    same = {"python": "{}.{}".format(*sys.version_info), "tensorflow": tf.__version__, "command": list(command)}
+    meeting.meet(found.addresses, found.index, same=same, seconds=_seconds())
+    workers = {"cluster": {"worker": list(found.addresses)}, "task": {"type": "worker", "index": found.index}}
+    os.environ["TF_CONFIG"] = json.dumps(workers)
+    try:
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    except RuntimeError as error:
+        raise errors.SettingsError(
+            "TensorFlow has already started in this process; call devices.strategy() before anything else uses it"
+        ) from error
+
+
+class Group:
+    """What the workers of a strategy tell each other; for a single process everything is its own word.
+
+    Every method must be called by all workers, in the same order.
+
+    Attributes:
+        index: of this worker; size: how many there are.
+        chief: whether this is the first worker, which alone writes.
+    """
+
+    def __init__(self, strategy: tf.distribute.Strategy):
+        self.strategy = strategy
+        several = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+        resolver = strategy.cluster_resolver if several else None
+        self.index = resolver.task_id if several else 0
+        self.size = resolver.cluster_spec().num_tasks("worker") if several else 1
+        self.chief = self.index == 0
+        self.local = strategy.num_replicas_in_sync // self.size
+        self._summed = tf.function(self._sum, input_signature=[tf.TensorSpec([None], tf.int32)], autograph=False)
+
+    def sum(self, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Return the sums over all workers of `int32[n]` numbers."""
+        numbers = np.asarray(numbers, np.int32)
+        return self._summed(numbers).numpy() if self.size > 1 else numbers
+
+    def from_chief(self, value=None):
+        """Return the chief's value on every worker; it must be what JSON can hold."""
+        return json.loads(self.bytes_from_chief(json.dumps(value).encode())) if self.size > 1 else value
+
+    def bytes_from_chief(self, content: bytes) -> bytes:
+        """Return the chief's bytes on every worker."""
+        if self.size == 1:
+            return content
+        pieces, rest = self.sum(divmod(len(content), PIECE) if self.chief else (0, 0)).tolist()
+        got = []
+        for start in range(0, pieces * PIECE + rest, PIECE):
+            padded = np.zeros(PIECE if start < pieces * PIECE else rest, np.uint8)
+            if self.chief:
+                padded[:] = np.frombuffer(content, np.uint8, len(padded), start)
+            padded = np.pad(padded, (0, -len(padded) % 4))
+            got.append(self.sum(padded.view(np.int32)).tobytes())  # whole numbers: adding zeros changes no bit
+        return b"".join(got)[: pieces * PIECE + rest]
+
+    def wait(self) -> None:
+        """Return when all workers have come here."""
+        self.sum([0])
+
+    @contextlib.contextmanager
+    def chief_first(self) -> Iterator[None]:
+        """Let the chief run the block before the others do, who find what it has made."""
+        if not self.chief:
+            self.wait()
+        yield
+        if self.chief:
+            self.wait()
+
+    @contextlib.contextmanager
+    def losses_told(self) -> Iterator[None]:
+        """Turn what TensorFlow raises when another worker has gone into `errors.WorkerLost`."""
+        try:
+            yield
+        except LOST as error:
+            if self.size == 1:
+                raise
+            raise errors.WorkerLost(
+                f"another of the {self.size} workers was lost; start all workers again, and they continue"
+            ) from error
+
+    def _sum(self, numbers: tf.Tensor) -> tf.Tensor:
+        def on_replica(numbers):
+            context = tf.distribute.get_replica_context()
+            first = context.replica_id_in_sync_group % self.local == 0  # of its worker: each counts once
+            return context.all_reduce(tf.distribute.ReduceOp.SUM, tf.where(first, numbers, tf.zeros_like(numbers)))
+
+        return self.strategy.experimental_local_results(self.strategy.run(on_replica, args=(numbers,)))[0]
+
+
+def _of_tf_config() -> Cluster | None:
+    text = os.environ.get("TF_CONFIG", "").strip()
+    if not text:
+        return None
+    try:
+        config = json.loads(text)
+        jobs, task = config.get("cluster", {}), config.get("task", {})
+        if not jobs:
+            return None
+        addresses, index = tuple(jobs["worker"]), int(task["index"])
+        named = set(jobs) == {"worker"} and task["type"] == "worker" and all(isinstance(a, str) for a in addresses)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise errors.SettingsError(f"TF_CONFIG={text}: cannot be understood ({error}); {_REMEDY}") from error
+    if not named:
+        raise errors.SettingsError(
+            f"TF_CONFIG={text}: name all processes under worker, the first is the chief; {_REMEDY}"
+        )
+    return _checked(addresses, index, "TF_CONFIG")
+
+
+_REMEDY = 'write {"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}}, or unset it'
+
+
+def _of_pattern() -> Cluster | None:
+    count = os.environ.get("TFPAR_NUM_WORKERS")
+    if not count:
+        return None
+    index, template = os.environ.get("JOB_COMPLETION_INDEX", ""), os.environ.get("TFPAR_HOST_TEMPLATE", "")
+    ports = os.environ.get("TFPAR_PORT", "").split(",")
+    numbers = [count, index, *ports]
+    if not all(number.isdecimal() for number in numbers) or not template or len(ports) not in (1, int(count)):
+        raise errors.SettingsError(
+            f"TFPAR_NUM_WORKERS={count}, JOB_COMPLETION_INDEX={index}, TFPAR_HOST_TEMPLATE={template}, "
+            f"TFPAR_PORT={','.join(ports)}: give numbers, a host name with {{i}}, and one port or one for each worker"
+        )
+    each = ports * int(count) if len(ports) == 1 else ports
+    addresses = tuple(f"{template.replace('{i}', str(i))}:{port}" for i, port in enumerate(each))
+    return _checked(addresses, int(index), "TFPAR_NUM_WORKERS")
+
+
+def _checked(addresses: tuple[str, ...], index: int, name: str) -> Cluster:
+    if not 0 <= index < len(addresses):
+        raise errors.SettingsError(
+            f"{name}: worker {index} of {len(addresses)}; indices go from 0 to {len(addresses) - 1}"
+        )
+    ports = [address.rpartition(":")[2] for address in addresses]
+    if not all(port.isdecimal() and 0 < int(port) < 65536 for port in ports) or len(set(addresses)) < len(addresses):
+        raise errors.SettingsError(
+            f"{name}: {', '.join(addresses)}: give each worker an address of its own, as host:port"
+        )
+    return Cluster(addresses, index)
+
+
+def _seconds() -> float:
+    text = os.environ.get("TFPAR_WAIT_SECONDS", str(SECONDS))
+    try:
+        return float(text)
+    except ValueError as error:
+        raise errors.SettingsError(f"TFPAR_WAIT_SECONDS={text}: give seconds, as 300") from error

@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     given = _parser().parse_args(arguments)
-    given.words = arguments
+    given.arguments = arguments
     try:
         if given.command is not _doctor:
             _require_tensorflow()
@@ -97,7 +97,7 @@ def _train(given) -> None:
     stages = given.stage or [schedule.parse(text) for text in DEFAULT_STAGES[given.optimizer]]
     run = Path(given.run or f"runs/{sources.last_word(given.data)}")
     if given.simulate is None and workers.cluster():
-        strategy = workers.strategy(command=given.words)
+        strategy = workers.strategy(command=given.arguments)
     else:
         with signals.Stop(), _stderr_silenced(not given.verbose):
             strategy = devices.strategy(simulate=given.simulate)  # before TensorFlow Datasets starts TensorFlow
@@ -193,6 +193,30 @@ def _doctor(given) -> int:
     found = doctor.examine()
     print(json.dumps([finding._asdict() for finding in found], indent=1) if given.json else doctor.table(found))
     return 0 if doctor.works(found) else errors.Unavailable.exit_code
+
+
+def _launch(given) -> int:
+    from tfpar import launcher, sources
+
+    train = _parser().parse_args(given.words)
+    if train.command is not _train or train.profile:
+        raise errors.SettingsError(f"launch runs several workers of tfpar train; given was {' '.join(given.words)}")
+    run, words = Path(train.run or f"runs/{sources.last_word(train.data)}"), list(given.words)
+    if train.fresh:  # here, once: workers that start again continue
+        words.remove("--fresh")
+        _put_aside(run)
+    return launcher.launch(
+        words, workers=given.workers, logs=given.logs or run / "workers", restarts=given.restarts,
+        cores_per_worker=given.cores_per_worker,
+    )  # fmt: skip
+
+
+def _put_aside(run: Path) -> None:
+    from tfpar import files, results
+
+    if (run / "run.json").exists():
+        with files.locked(run / ".lock", "another run"):
+            results.put_aside(run)
 
 
 # ---- their parts
@@ -333,7 +357,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name, function, text):
-        added = commands.add_parser(name, help=text, description=text)
+        added = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         added.set_defaults(command=function)
         added.add_argument("--verbose", action="store_true", help="show TensorFlow's own messages")
         return added
@@ -386,6 +410,15 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("run")
     evaluate.add_argument("--data", metavar="DIR", help="default: the data it was trained on")
     evaluate.add_argument("--split", choices=("validation", "test"), default="validation")
+
+    launch = command(
+        "launch", _launch, "run tfpar train as several workers on this machine; all start again when one dies"
+    )
+    launch.add_argument("--workers", type=_whole(1, 256), required=True, metavar="N")
+    launch.add_argument("--logs", metavar="DIR", help="launch.json and a log of each worker; default: RUN/workers")
+    launch.add_argument("--restarts", type=_whole(0, 10**6), default=10, metavar="K", help="default 10")
+    launch.add_argument("--cores-per-worker", type=_whole(1, 1024), metavar="C", help="default: threads are left alone")
+    launch.add_argument("words", nargs="+", metavar="-- train ...", help="the command of every worker")
 
     doctor = command("doctor", _doctor, "what this machine and these versions can do, and what to mend")
     doctor.add_argument("--json", action="store_true")

@@ -26,6 +26,7 @@ import platform
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.distribute.input_lib import DistributedDatasetsFromFunction
 
 from tfpar import devices, errors, stream
 from tfpar.stream import order
@@ -146,7 +147,29 @@ def distributed(dataset, strategy: tf.distribute.Strategy):
     """Return `dataset(context)` for all replicas of a strategy; `dataset()` itself on one device."""
     if devices.is_default(strategy):
         return dataset()
+    if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy) and "CPU" in devices.names(strategy)[0]:
+        workers = strategy.num_replicas_in_sync
+        return _OwnRows(dataset(tf.distribute.InputContext(workers, strategy.cluster_resolver.task_id, workers)))
     return strategy.distribute_datasets_from_function(dataset, _input_options(strategy))
+
+
+class _OwnRows(DistributedDatasetsFromFunction):  # Keras knows it by the name of this class
+    """The batches of a worker with one CPU replica, as they are: what TensorFlow would put between has autotune on (see
+    `_input_options`), and in a worker cannot be told otherwise."""
+
+    def __init__(self, dataset: tf.data.Dataset):
+        self._dataset = dataset
+
+    def __iter__(self):
+        return iter(self._dataset)
+
+    @property
+    def element_spec(self):
+        return self._dataset.element_spec
+
+    @property
+    def cardinality(self):
+        return self._dataset.cardinality()
 
 
 def _input_options(strategy: tf.distribute.Strategy) -> tf.distribute.InputOptions | None:

@@ -17,7 +17,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfpar import engine, objective
+from tfpar import engine, exchange, objective
 
 
 class Inference:
@@ -38,7 +38,8 @@ class Inference:
         """
         rows = []
         for batch in engine.inference_batches(split, self.strategy):
-            rows.append(self.run(batch).numpy())
+            with exchange.names_left_out():
+                rows.append(self.run(batch).numpy())
             between()
         rows = np.concatenate(rows)[: len(split[0])]  # what fills the last chunk is dropped
         return np.ascontiguousarray(rows[:, 1:]), rows[:, 0].copy()

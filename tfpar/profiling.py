@@ -28,7 +28,7 @@ import keras
 import tensorflow as tf
 from matplotlib.figure import Figure
 
-from tfpar import engine, errors, files, objective, settings, steps
+from tfpar import engine, errors, exchange, files, objective, settings, steps
 
 TURNS = 5
 TURN_SECONDS = 0.5
@@ -188,13 +188,13 @@ def _alone(step: steps.Step, part):
 def _exchange(step: steps.Step, number: tf.Tensor):
     if step.replicas == 1:
         return number
-    whole = step.all_reduce == "fast" or steps._whole_subtrees(step.shards, step.replicas)
     own = step.shards // step.replicas
     packed, rows = step.shard.structured_outputs
-    total, gathered = step._exchanged(
+    total, gathered = exchange.exchanged(
         tf.distribute.get_replica_context(),
-        tf.fill([1 if whole else own, packed.shape[0]], number),
+        tf.fill([1 if step._sends_one_sum() else own, packed.shape[0]], number),
         tf.fill([own * rows.shape[0], rows.shape[1]], number),
+        all_reduce=step.all_reduce,
     )
     return total[0] + gathered[0, 0]
 

@@ -133,7 +133,7 @@ def own_directory(directory: Path) -> Path:
         errors.OutputError: something else lies there, or it cannot be made.
     """
     there = {path.name for path in directory.iterdir() if not files.is_leftover(path)} if directory.is_dir() else set()
-    if "run.json" not in there and there - {".lock"}:
+    if "run.json" not in there and there - {".lock", "workers"}:
         raise errors.OutputError(f"{directory}: something else lies there; name another --run")
     return files.make_directory(directory)
 

@@ -38,14 +38,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfpar import errors, objective
+from tfpar import errors, exchange, keras_repairs, objective
 
 MOST_STEPS_PER_CALL = 512
 CALL_SECONDS = 0.25  # how long one call into TensorFlow may last with "auto": a signal waits for its end
-
-# A function of its own, which the graph rewriter must not open: it would fuse operations across the border between
-# shard and update, and it does so differently for one replica than for several (seen with ResNet-20).
-_sealed = tf.function(experimental_attributes={"_noinline": True}, autograph=False)
 
 
 def install(
@@ -93,23 +89,30 @@ def install(
             "per call, and with more than 1 the steps_per_epoch that fit is given"
         )
     step = Step(model, shards=shards, seed=seed, first_step=first_step)
-    asked, last = 0, None  # steps of this epoch that Keras has asked for, and where they came from
+    asked, last, logs = (
+        0,
+        None,
+        {},
+    )  # steps of this epoch that Keras has asked for, where they came from, what it is told
 
     def train_function(iterator):
-        nonlocal asked, last
+        nonlocal asked, last, logs
         if last is None or last() is not iterator:  # another fit: what one before left unfinished is not its business
             asked, last = 0, weakref.ref(iterator)
         asked += 1
         if asked % steps_per_call == 0 or asked == steps_per_epoch:
             step(iterator, (asked - 1) % steps_per_call + 1)
+            logs = model.get_metrics_result()
         asked = 0 if asked == steps_per_epoch else asked
-        return model.get_metrics_result()
+        return logs or model.get_metrics_result()
 
     def compile_again(*arguments, **options):
         type(model).compile(model, *arguments, **options)
         step.__init__(model, shards=shards, seed=seed, first_step=step.number)
+        keras_repairs.repair(model)
         model.train_function = train_function
 
+    keras_repairs.repair(model)
     model.train_function = train_function
     object.__setattr__(model, "compile", compile_again)  # Keras' own drops the function without a word
     return step
@@ -159,7 +162,6 @@ class Step:
         self.state = [v for v in model.non_trainable_variables if not _holds(self.seeds, v)]
         self.averaged = []  # the float state that a shard changes, known when it is traced: a frozen network has none
         self.shard = self.spec = None
-        self.add = _sealed(lambda a, b: a + b)
         self.run = tf.function(self._run, autograph=True, reduce_retracing=True)
         self.reset()
 
@@ -175,7 +177,7 @@ class Step:
         numbers = range(self.number, self.number + count)
         rates = np.zeros(MOST_STEPS_PER_CALL, np.float32)  # always this long: another length would be traced anew
         rates[:count] = [self.learning_rate(n) for n in numbers] if self.learning_rate else 0.0
-        with _sums_left_to_the_step(self.model.optimizer):
+        with _sums_left_to_the_step(self.model.optimizer), exchange.names_left_out():
             losses, hits = self.run(
                 iterator, tf.constant(self.number, tf.int64), tf.constant(count), tf.constant(rates)
             )
@@ -205,21 +207,11 @@ class Step:
         """Take one step on one replica: its shards, the sum over all shards, the update."""
         context = tf.distribute.get_replica_context()
         sums, rows = self._own_shards(batch, number, context)
-        total, rows = self._exchanged(context, sums, rows)
+        total, rows = exchange.exchanged(context, sums, rows, all_reduce=self.all_reduce)
         self._update(context, total / self.shards)
         losses, labels, logits = rows[:, 0], tf.cast(rows[:, 1], tf.int32), rows[:, 2:]
         self._update_metrics(context, losses, labels, logits)
         return losses, tf.argmax(logits, axis=1, output_type=tf.int32) == labels
-
-    def _exchanged(self, context, sums: tf.Tensor, rows: tf.Tensor):
-        """Return the sum over all shards and the rows of all images, on every replica."""
-        with tf.control_dependencies([sums]):
-            # data-parallel: the one moment in a step when replicas exchange anything.
-            if self.all_reduce == "ordered":
-                total = self._tree(tf.unstack(context.all_gather(sums, axis=0), num=sums.shape[0] * self.replicas))
-            else:
-                total = context.all_reduce(tf.distribute.ReduceOp.SUM, self._tree(tf.unstack(sums)))
-            return total, context.all_gather(rows, axis=0)
 
     def _update(self, context, mean: tf.Tensor) -> None:
         gradients, state = self._unpacked(mean, self.model.trainable_variables, self.averaged)
@@ -244,7 +236,7 @@ class Step:
         def values(group):
             return [tf.TensorSpec(v.shape, v.dtype) for v in group]
 
-        sealed = tf.function(jit_compile=True, autograph=False) if self.jit_compile else _sealed
+        sealed = tf.function(jit_compile=True, autograph=False) if self.jit_compile else exchange.sealed
         return sealed(self._shard).get_concrete_function(
             *(values(group) for group in self._variables()),
             tf.TensorSpec([], tf.float32),
@@ -269,9 +261,11 @@ class Step:
                 packed, row = self.shard(*values, scale, shard, number, first + k)
             sums.append(packed)
             rows.append(row)
-        whole = self.all_reduce == "fast" or _whole_subtrees(self.shards, self.replicas)
-        sums = [self._tree(sums)] if whole else sums
+        sums = [exchange.tree(sums)] if self._sends_one_sum() else sums
         return tf.stack(sums), tf.concat(rows, axis=0)
+
+    def _sends_one_sum(self) -> bool:
+        return self.all_reduce == "fast" or exchange.whole_subtrees(self.shards, self.replicas)
 
     def _shard(self, trainable, state, seeds, scale, batch, number, shard):
         """Compute one shard: a pure function of its arguments, which reads no variable.
@@ -303,14 +297,6 @@ class Step:
         flat = [tf.reshape(tf.cast(tf.convert_to_tensor(t), tf.float32), [-1]) for t in [*gradients, *averaged]]
         row = [losses[:, tf.newaxis], tf.cast(labels, tf.float32)[:, tf.newaxis], tf.cast(logits, tf.float32)]
         return tf.concat(flat, axis=0), tf.concat(row, axis=1)
-
-    def _tree(self, parts: list[tf.Tensor]) -> tf.Tensor:
-        """Add the parts in the one order: the sum of each half first. Every single addition is sealed, for the graph
-        rewriter would turn a chain of them into one operation that adds from left to right."""
-        if len(parts) == 1:
-            return parts[0]
-        half = len(parts) // 2
-        return self.add(self._tree(parts[:half]), self._tree(parts[half:]))
 
     def _unpacked(self, flat: tf.Tensor, *groups):
         sizes = [[int(np.prod(v.shape)) for v in group] for group in groups]
@@ -362,13 +348,6 @@ def _key(layer_seed: tf.Tensor, seed: int, number: tf.Tensor, shard: tf.Tensor) 
     last = tf.stack([mixed[0] + tf.cast(shard, tf.int64), mixed[1] + tf.constant(seed, tf.int64)])
     hashed = tf.random.stateless_uniform([1], last, None, None, tf.uint32, alg="philox")
     return tf.concat([hashed, tf.zeros([1], tf.uint32)], axis=0)
-
-
-def _whole_subtrees(shards: int, replicas: int) -> bool:
-    """Tell whether cutting the tree over the shards in halves ends exactly at the replicas' shares."""
-    while replicas > 1 and shards > 1 and shards % 2 == 0 and replicas % 2 == 0:
-        shards, replicas = shards // 2, replicas // 2
-    return replicas == 1
 
 
 def _holds(variables, variable) -> bool:

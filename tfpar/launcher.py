@@ -1,0 +1,203 @@
+"""Several workers on this machine: processes that are started together, and together again when one of them dies.
+
+What the workers write goes to the screen, each line with the worker's number, and to a file for each. `launch.json` in
+the same directory says who they are: `workers` [{`index`, `pid`, `port`, `log`}] and `restarts`, rewritten at every start.
+TensorFlow cannot go on without a worker, so all start anew, and the run continues from its checkpoint.
+
+Example:
+    >>> launcher.launch(["train", "digits", "--run", "runs/digits"], workers=2, logs="runs/digits/workers")
+    [0] 2 replicas (CPU:0, CPU:0): global batch 128 -> 64 per replica, in 2 shards
+    ...
+    0
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from tfpar import errors, files
+from tfpar.signals import Interrupted, Stop
+
+LOOPBACK = "127.0.0.1"
+POLL = 0.1  # seconds
+GRACE = 20.0  # seconds for the others to notice that one has gone
+STOP_GRACE = 60.0  # seconds to save after a signal
+LONGEST_PAUSE = 30.0  # seconds between two starts; they double from 1
+FINAL = (2, 42, 65, 66, 70, 73, 78)  # what another start would not mend
+
+
+def launch(
+    command: Sequence[str],
+    *,
+    workers: int,
+    logs: str | os.PathLike,
+    restarts: int = 10,
+    cores_per_worker: int | None = None,
+) -> int:
+    """Run `tfpar COMMAND` as several workers on this machine, and start all again when one dies.
+
+    Args:
+        command: the words after `tfpar`, such as `["train", "digits"]`.
+        workers: how many.
+        logs: a directory for `launch.json` and the workers' logs.
+        restarts: how often all may be started again.
+        cores_per_worker: processor cores that each keeps to; None leaves the threads alone, and the bits are those of one
+            process.
+
+    Returns:
+        The exit code: 0, or that of the worker that failed first.
+
+    Raises:
+        Interrupted: a signal came, and all workers have ended; the same call continues.
+        errors.SettingsError: a number is out of its range.
+        errors.OutputError: the directory cannot be made, or another launch is at work in it.
+    """
+    cores = _dealt_cores(workers, cores_per_worker)
+    if not isinstance(restarts, int) or restarts < 0:
+        raise errors.SettingsError(f"restarts={restarts!r}: give a whole number, at least 0")
+    logs = files.make_directory(logs)
+    with files.locked(logs / ".lock", "another launch"), Stop() as stop:
+        stop.held = True
+        for restart in range(restarts + 1):
+            gang = _Gang(command, cores, logs, restart)
+            code = gang.end_of(stop)
+            if stop.asked:
+                raise Interrupted()
+            if code == 0 or code in FINAL:
+                return code
+            if restart < restarts:
+                _pause(
+                    min(2.0**restart, LONGEST_PAUSE),
+                    f"{gang.cause}; all start again ({restart + 1} of {restarts})",
+                    stop,
+                )
+        print(f"{gang.cause}; it was started {restarts + 1} times, the same command continues", flush=True)
+    return code
+
+
+class _Gang:
+    """One start of all workers."""
+
+    def __init__(self, command: Sequence[str], cores: list[set[int] | None], logs: Path, restart: int):
+        ports = _free_ports(len(cores))
+        self.processes, self.readers, self.cause = [], [], ""
+        for index, own in enumerate(cores):
+            environment = os.environ | {
+                "TFPAR_NUM_WORKERS": str(len(cores)), "JOB_COMPLETION_INDEX": str(index), "TFPAR_HOST_TEMPLATE": LOOPBACK,
+                "TFPAR_PORT": ",".join(map(str, ports)), "PYTHONUNBUFFERED": "1",
+            }  # fmt: skip
+            environment.pop("TF_CONFIG", None)
+            process = _started([sys.executable, "-m", "tfpar", *command], environment, own)
+            self.processes.append(process)
+            reader = threading.Thread(target=_copy, args=(process.stdout, logs / f"{index}.log", index), daemon=True)
+            reader.start()
+            self.readers.append(reader)
+        known = [
+            {"index": index, "pid": process.pid, "port": port, "log": str(logs / f"{index}.log")}
+            for index, (process, port) in enumerate(zip(self.processes, ports, strict=True))
+        ]
+        files.write(logs / "launch.json", json.dumps({"workers": known, "restarts": restart}, indent=1) + "\n")
+
+    def end_of(self, stop: Stop) -> int:
+        """Wait for the end of all workers, and return the first cause's code."""
+        deadline, told, failed = float("inf"), False, {}
+        try:
+            while any(process.poll() is None for process in self.processes):
+                if stop.asked and not told:
+                    told, deadline = True, time.monotonic() + STOP_GRACE
+                    self._send(signal.SIGTERM)
+                codes = {
+                    index: process.returncode for index, process in enumerate(self.processes) if process.returncode
+                }
+                if codes and not failed and not told:
+                    deadline = time.monotonic() + GRACE
+                failed = codes | failed  # in the order in which they were seen
+                if time.monotonic() > deadline:
+                    self._send(signal.SIGKILL)
+                time.sleep(POLL)
+        finally:
+            self._send(signal.SIGKILL)  # nobody is left where this one ends with an error
+            for process, reader in zip(self.processes, self.readers, strict=True):
+                process.wait()
+                reader.join()
+        failed |= {i: p.returncode for i, p in enumerate(self.processes) if p.returncode and i not in failed}
+        return self._first_cause(failed)
+
+    def _first_cause(self, failed: dict[int, int]) -> int:
+        """Return 0, or the code of the first that did not merely miss another."""
+        if not failed:
+            return 0
+        index = next((i for i, code in failed.items() if code != errors.WorkerLost.exit_code), next(iter(failed)))
+        code = failed[index]
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
+        self.cause = f"worker {index} {how}"
+        return 128 - code if code < 0 else code
+
+    def _send(self, number: int) -> None:
+        for process in self.processes:
+            if process.poll() is None:
+                process.send_signal(number)
+
+
+def _started(command: list[str], environment: dict, cores: set[int] | None) -> subprocess.Popen:
+    """Start a process in a session of its own, for a Ctrl-C is passed on by this one, on the given cores."""
+    before = os.sched_getaffinity(0) if cores else None
+    try:
+        if cores:
+            os.sched_setaffinity(0, cores)  # what this thread starts inherits it
+        return subprocess.Popen(
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )  # fmt: skip
+    finally:
+        if cores:
+            os.sched_setaffinity(0, before)
+
+
+def _copy(stream, log: Path, index: int) -> None:
+    """Copy a worker's lines to its log, and to the screen with its number before them."""
+    with open(log, "ab") as file:
+        for line in stream:
+            file.write(line)
+            file.flush()
+            print(f"[{index}] {line.decode(errors='backslashreplace').rstrip()}", flush=True)
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server((LOOPBACK, 0)) for _ in range(count)]
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+def _dealt_cores(workers: int, cores_per_worker: int | None) -> list[set[int] | None]:
+    if not isinstance(workers, int) or not 1 <= workers <= 256:
+        raise errors.SettingsError(f"workers={workers!r}: give a whole number from 1 to 256")
+    if cores_per_worker is None:
+        return [None] * workers
+    there = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    if cores_per_worker < 1 or workers * cores_per_worker > len(there):
+        raise errors.SettingsError(
+            f"{workers} workers of {cores_per_worker} cores each: this system offers {len(there)} cores to choose from; take "
+            "fewer, or leave cores_per_worker out"
+        )
+    return [set(there[i * cores_per_worker : (i + 1) * cores_per_worker]) for i in range(workers)]
+
+
+def _pause(seconds: float, line: str, stop: Stop) -> None:
+    print(f"{line} in {seconds:g} seconds", flush=True)
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if stop.asked:
+            raise Interrupted()
+        time.sleep(POLL)

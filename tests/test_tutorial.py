@@ -1,12 +1,14 @@
 """The tutorial's words: every page complete, its program grows by diffs, and the Chinese pages follow the English ones.
 
-Nothing here runs a page; `test_notebooks.py` and `pytest --nbval notebooks` do.
+Nothing here runs a page: `test_notebooks.py` and `pytest --nbval notebooks` do. The slow tests run the programs of the diffs.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -152,6 +154,16 @@ def test_each_stage_continues_the_program_of_the_one_before():
         compile("\n".join(after), page.stem, "exec")
         program = after
     assert len(program) > 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "page", [page for page in ENGLISH if page.stem not in WITHOUT_PROGRAM], ids=lambda page: page.stem
+)
+def test_the_program_of_each_stage_runs(page, tmp_path):
+    program = "\n".join(_sides(page)[1])
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 # ---- the Chinese pages

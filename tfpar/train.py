@@ -32,6 +32,7 @@ from tfpar import (
     objective,
     report,
     results,
+    rules,
     schedule,
     settings,
     steps,
@@ -99,7 +100,7 @@ def run(
     """
     objective.check(model, sets_rate=True)
     settings.check_fit(model, data)
-    directory = Path(directory)
+    directory = rules.path("directory", directory)
     earlier = None if fresh or not (directory / "run.json").exists() else results.Run(directory)
     replicas = model.distribute_strategy.num_replicas_in_sync
     if shards is None:
@@ -108,13 +109,10 @@ def run(
         global_batch_size = earlier.settings["global_batch_size"] if earlier else engine.default_batch(shards)
     settings.check_numbers(
         global_batch_size=global_batch_size, shards=shards, seed=seed, warmup_epochs=warmup_epochs,
-        steps_per_call=steps_per_call, checkpoint_seconds=checkpoint_seconds, stages=stages,
+        steps_per_call=steps_per_call, checkpoint_seconds=checkpoint_seconds, stages=stages, augment=augment,
+        all_reduce=all_reduce, weights=weights, callbacks=callbacks,
     )  # fmt: skip
-    class_weights = None if class_weights is None else [float(weight) for weight in class_weights]
-    if class_weights is not None and len(class_weights) != data.num_classes:
-        raise errors.SettingsError(
-            f"{len(class_weights)} class weights for {data.num_classes} classes; give one for each"
-        )
+    class_weights = rules.class_weights(class_weights, data.num_classes)
     values = settings.of(
         model, data, stages, global_batch_size=global_batch_size, shards=shards, seed=seed, augment=augment,
         class_weights=class_weights, scale_learning_rate=scale_learning_rate, warmup_epochs=warmup_epochs, all_reduce=all_reduce,

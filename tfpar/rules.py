@@ -120,10 +120,11 @@ def class_weights(value, classes: int, *, exactly: bool = True) -> list[float] |
     """
     if value is None:
         return None
+    rule = f"{classes} numbers, one for each class"
     try:
-        weights = list(value)
+        weights = refuse("class_weights", value, rule) if isinstance(value, (str, bytes, dict)) else list(value)
     except TypeError:
-        refuse("class_weights", value, f"{classes} numbers, one for each class")
+        refuse("class_weights", value, rule)
     if len(weights) < classes or (exactly and len(weights) > classes):
         raise errors.SettingsError(f"{len(weights)} class weights for {classes} classes; give one for each")
     return [number("class_weights", weight, 0, 1e9) for weight in weights]

@@ -56,7 +56,7 @@ def checked(stage: Stage) -> Stage:
         errors.SettingsError: no epochs, or a rate that is negative or no number.
     """
     try:
-        epochs, rate, final = stage
+        epochs, rate, final = stage if isinstance(stage, (tuple, list)) else ()
         epochs = rules.whole("epochs", epochs, 1, MOST_EPOCHS)
         rate = rules.number("learning_rate", rate, 0, MOST_RATE)
         final = None if final is None else rules.number("final_learning_rate", final, 0, MOST_RATE)

@@ -148,7 +148,8 @@ def _predict(given) -> None:
     pixels = []
     for path in given.images:
         try:
-            pixels.append(pictures.load(path, (height, width), channels=channels))
+            with pictures.quiet():
+                pixels.append(pictures.load(path, (height, width), channels=channels))
         except pictures.BadPicture as reason:
             raise errors.InputNotFound(f"{sources.printable(path)}: {reason}") from reason
     _import_tensorflow(given)

@@ -25,7 +25,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from tfpar import errors, files
+from tfpar import errors, files, rules
 
 FORMAT = 1
 _HEADER = 128  # bytes before the pixels in an .npy file; NumPy pads it, so that the number of images may grow
@@ -151,7 +151,7 @@ def load(directory: str | os.PathLike, *, verify: bool = True, known: dict[str, 
         errors.InputNotFound: there is no such directory.
         errors.DataError: a file is missing, too many, or not what it was; the message names it.
     """
-    directory = Path(directory)
+    directory = rules.path("directory", directory)
     manifest = manifest_of(directory)
     verified = {}
     with tqdm(

@@ -28,7 +28,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.distribute.input_lib import DistributedDatasetsFromFunction
 
-from tfpar import devices, errors, stream
+from tfpar import devices, rules, stream
 from tfpar.stream import order
 
 __all__ = ["AUGMENTATIONS", "INFERENCE_CHUNK", "inference_batches", "order", "steps_per_epoch", "train_batches"]
@@ -44,8 +44,13 @@ def default_batch(shards: int) -> int:
 
 
 def steps_per_epoch(split, *, global_batch_size: int) -> int:
-    """Return `ceil(N / B)`: an epoch sees every image at least once, and up to B - 1 of the next round."""
-    return -(-len(split[0]) // global_batch_size)
+    """Return `ceil(N / B)`: an epoch sees every image at least once, and up to B - 1 of the next round.
+
+    Raises:
+        errors.SettingsError: the split is none, or the batch no whole number of at least 1.
+    """
+    batch = rules.whole("global_batch_size", global_batch_size, 1, rules.MOST_BATCH)
+    return -(-len(rules.split(split)[0]) // batch)
 
 
 def train_batches(
@@ -76,9 +81,16 @@ def train_batches(
     Raises:
         errors.SettingsError: the batch cannot be dealt to the replicas, or an argument is out of its range.
     """
+    if not isinstance(strategy, tf.distribute.Strategy):
+        rules.refuse("strategy", strategy, "what devices.strategy() returns")
+    global_batch_size = rules.whole("global_batch_size", global_batch_size, 1, rules.MOST_BATCH)
+    seed, first_step = (
+        rules.whole("seed", seed, 0, rules.MOST_SEED),
+        rules.whole("first_step", first_step, 0, rules.MOST_STEP),
+    )
+    rules.word("augment", augment, AUGMENTATIONS)
+    class_weights = rules.class_weights(class_weights, int(rules.split(split)[1].max()) + 1, exactly=False)
     local_batch = devices.per_replica(global_batch_size, strategy)
-    if augment not in AUGMENTATIONS:
-        raise errors.SettingsError(f"augment={augment!r}: give one of {', '.join(AUGMENTATIONS)}")
     images, labels = _constant(split[0]), _constant(split[1])
     weights = None if class_weights is None else tf.constant(class_weights, tf.float32)
     examples, block = len(split[0]), stream.block_of(split[0])

@@ -12,11 +12,12 @@ Example:
 from __future__ import annotations
 
 import os
+import reprlib
 import sys
 
 import keras
 
-from tfpar import errors
+from tfpar import errors, rules
 
 # Keras' default of 0.99 needs hundreds of steps before the averages mean anything: with 13 steps an epoch the
 # validation accuracy of the small CNN fell to 0.54-0.91 after 15 epochs, with 0.9 it reached 0.989-1.0.
@@ -34,6 +35,7 @@ def small_cnn(image_shape: tuple[int, int, int], num_classes: int) -> keras.Mode
         >>> models.small_cnn((28, 28, 1), 10).count_params()
         73114
     """
+    _check(image_shape, num_classes)
     _at_least(image_shape, 4, "small_cnn")
     inputs, x = _input(image_shape)
     for channels in (16, 32, 64):
@@ -57,8 +59,9 @@ def resnet(image_shape: tuple[int, int, int], num_classes: int, *, depth: int = 
     Raises:
         errors.SettingsError: another depth, or pictures too small.
     """
-    if depth not in (20, 32, 44, 56):
-        raise errors.SettingsError(f"depth={depth}: give 20, 32, 44 or 56")
+    if not isinstance(depth, int) or depth not in (20, 32, 44, 56):
+        rules.refuse("depth", depth, "20, 32, 44 or 56")
+    _check(image_shape, num_classes)
     _at_least(image_shape, 8, f"resnet{depth}")
     inputs, x = _input(image_shape)
     x = _convolution(x, 16)
@@ -86,6 +89,9 @@ def backbone(
         errors.InputNotFound, errors.Unavailable: the weights are not there.
     """
     build = _find_backbone(name)
+    _check(image_shape, num_classes)
+    if image_shape[-1] not in (1, 3):
+        raise errors.SettingsError(f"{name} with pictures {tuple(image_shape)}: give 1 or 3 channels")
     _check_weights_file(weights)
     inputs = keras.Input(image_shape, dtype="uint8", name="images")
     x = keras.layers.Concatenate()([inputs] * 3) if image_shape[-1] == 1 else inputs
@@ -120,14 +126,14 @@ def build(
     Raises:
         errors.SettingsError: no such model, or it does not take these settings.
     """
-    if name not in OWN:
+    if not isinstance(name, str) or name not in OWN:
         return backbone(name, image_shape, num_classes, weights=weights, freeze=freeze)
+    _check_weights_file(weights)
     if freeze or weights == "imagenet":
         given = "freeze" if freeze else "weights imagenet"
         raise errors.SettingsError(
             f"model {name} and {given}: it has no pretrained backbone; take one such as MobileNetV2"
         )
-    _check_weights_file(weights)
     if name == "small_cnn":
         model = small_cnn(image_shape, num_classes)
     else:
@@ -173,23 +179,31 @@ def _logits(x, num_classes: int):
     return keras.layers.Dense(num_classes, dtype="float32", name="logits")(x)
 
 
+def _check(image_shape, num_classes) -> None:
+    if not isinstance(image_shape, (tuple, list)) or len(image_shape) != 3:
+        rules.refuse("image_shape", image_shape, "height, width and channels, such as (28, 28, 1)")
+    for side in image_shape:
+        rules.whole("image_shape", side, 1, 65_535)
+    rules.whole("num_classes", num_classes, 1, 2**20)
+
+
 def _at_least(image_shape, pixels: int, name: str) -> None:
-    if len(image_shape) != 3 or min(image_shape[:2]) < pixels:
-        raise errors.SettingsError(
-            f"{name} with pictures {tuple(image_shape)}: give at least {pixels}x{pixels} pixels and channels"
-        )
+    if min(image_shape[:2]) < pixels:
+        raise errors.SettingsError(f"{name} with pictures {tuple(image_shape)}: give at least {pixels}x{pixels} pixels")
 
 
 def _find_backbone(name: str):
     known = {key: value for key, value in vars(keras.applications).items() if key[:1].isupper() and callable(value)}
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise errors.SettingsError(
-            f"model {name!r}: there is none of that name; give {', '.join(OWN)}, {', '.join(sorted(known))}"
+            f"model {reprlib.repr(name)}: there is none of that name; give {', '.join(OWN)}, {', '.join(sorted(known))}"
         )
     return known[name]
 
 
 def _check_weights_file(weights: str | None) -> None:
+    if weights is not None and not isinstance(weights, (str, os.PathLike)):
+        rules.refuse("weights", weights, "none, imagenet or a file")
     if weights not in (None, "imagenet") and not os.path.isfile(weights):
         raise errors.InputNotFound(f"{weights}: no such file of weights; give none, imagenet or a file")
 

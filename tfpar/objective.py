@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import reprlib
 
 import keras
 import numpy as np
@@ -23,6 +24,8 @@ def check(model: keras.Model, *, sets_rate: bool = False) -> None:
         raise errors.SettingsError(
             f"Keras' backend is {keras.backend.backend()}, tfpar needs tensorflow; set KERAS_BACKEND=tensorflow"
         )
+    if not isinstance(model, keras.Model):
+        raise errors.SettingsError(f"model={reprlib.repr(model)}: give a compiled keras.Model")
     if not model.compiled or model.optimizer is None:
         raise errors.SettingsError(
             "the model is not compiled; call model.compile(optimizer=..., loss=..., metrics=['accuracy'])"

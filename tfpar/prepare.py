@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from tfpar import arrays, errors, files, pictures, sources
+from tfpar import arrays, errors, files, pictures, rules, sources
 from tfpar.arrays import Dataset, load
 
 __all__ = ["Dataset", "dataset", "load"]
@@ -73,15 +73,12 @@ def dataset(
         24
     """
     size = _checked_size(image_size)
-    if not 0 < validation_fraction < 1:
-        raise errors.SettingsError(
-            f"validation_fraction={validation_fraction}: give a number between 0 and 1, such as 0.1"
-        )
-    if on_bad_image not in ("skip", "fail"):
-        raise errors.SettingsError(f"on_bad_image={on_bad_image!r}: give skip or fail")
-    if not 0 <= seed < 2**32:
-        raise errors.SettingsError(f"seed={seed}: give a whole number from 0 to {2**32 - 1}")
-    directory = Path(directory)
+    validation_fraction = rules.number("validation_fraction", validation_fraction, 1e-6, 0.999999)
+    rules.word("on_bad_image", on_bad_image, ("skip", "fail"))
+    seed = rules.whole("seed", seed, 0, rules.MOST_SEED)
+    directory = rules.path("directory", directory)
+    if tfds_manual_dir is not None:
+        rules.path("tfds_manual_dir", tfds_manual_dir)
     settings = {"source": sources.identity(source), "validation_fraction": validation_fraction, "seed": seed}
     if (directory / "dataset.json").exists():
         return _found(directory, settings, size, known)
@@ -96,7 +93,8 @@ def dataset(
     work = files.make_directory(directory / _AT_WORK)
     with files.locked(work / "lock", "another tfpar prepare"):
         try:
-            manifest = _make(found, work, size, on_bad_image, settings)
+            with pictures.quiet():
+                manifest = _make(found, work, size, on_bad_image, settings)
             _publish(work, directory, manifest)
         except OSError as error:
             if isinstance(error, errors.KINDS):
@@ -115,10 +113,11 @@ def dataset(
 def _checked_size(image_size) -> tuple[int, int] | None:
     if image_size is None:
         return None
-    size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-    if len(size) != 2 or not all(isinstance(side, int) and 1 <= side <= 4096 for side in size):
-        raise errors.SettingsError(f"image_size={image_size!r}: give pixels from 1 to 4096, as 96 or (height, width)")
-    return size
+    if not isinstance(image_size, (tuple, list)):
+        image_size = (image_size, image_size)
+    if len(image_size) != 2:
+        rules.refuse("image_size", image_size, "pixels from 1 to 4096, as 96 or (height, width)")
+    return tuple(rules.whole("image_size", side, 1, 4096) for side in image_size)
 
 
 def _found(directory: Path, settings: dict, size, known) -> Dataset:

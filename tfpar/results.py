@@ -35,7 +35,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tfpar import errors, files
+from tfpar import errors, files, rules
 
 HISTORY = {
     "stage": int, "epoch": int, "step": int, "loss": float, "accuracy": float, "val_loss": float, "val_accuracy": float,
@@ -54,7 +54,7 @@ class Run:
             errors.InputNotFound: there is none.
             errors.DataError: its run.json is damaged.
         """
-        self.directory = Path(directory)
+        self.directory = rules.path("directory", directory)
         if not (self.directory / "run.json").is_file():
             raise errors.InputNotFound(
                 f"{self.directory}: no run there. Make one with: tfpar train DATA --run {self.directory}"

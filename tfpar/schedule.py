@@ -11,13 +11,14 @@ Example:
 
 from __future__ import annotations
 
-import math
 import re
+import reprlib
 from typing import NamedTuple
 
-from tfpar import errors
+from tfpar import errors, rules
 
 WARMUP = 0.1  # of the first stage
+MOST_EPOCHS, MOST_RATE = 999_999, 1e9
 
 
 class Stage(NamedTuple):
@@ -38,7 +39,7 @@ def parse(text: str) -> Stage:
         >>> schedule.parse("10@0.2:0.02")
         Stage(epochs=10, learning_rate=0.2, final_learning_rate=0.02)
     """
-    found = re.fullmatch(r"(\d{1,6})@([^:]+)(?::([^:]+))?", text)
+    found = re.fullmatch(r"(\d{1,6})@([^:]+)(?::([^:]+))?", text) if isinstance(text, str) else None
     try:
         epochs, *rates = found.groups() if found else (None,)
         return checked(Stage(int(epochs), *(None if value is None else float(value) for value in rates)))
@@ -54,16 +55,20 @@ def checked(stage: Stage) -> Stage:
     Raises:
         errors.SettingsError: no epochs, or a rate that is negative or no number.
     """
-    epochs, rate, final = stage
-    rates = [rate] if final is None else [rate, final]
-    if not (
-        isinstance(epochs, int)
-        and epochs >= 1
-        and all(math.isfinite(value) and value >= 0 for value in rates)
-        and rate > 0
-    ):
+    try:
+        epochs, rate, final = stage if isinstance(stage, (tuple, list)) else ()
+        epochs = rules.whole("epochs", epochs, 1, MOST_EPOCHS)
+        rate = rules.number("learning_rate", rate, 0, MOST_RATE)
+        final = None if final is None else rules.number("final_learning_rate", final, 0, MOST_RATE)
+    except (TypeError, ValueError) as error:  # SettingsError among them
+        why = f" ({error})" if isinstance(error, errors.SettingsError) else ""
+        raise errors.SettingsError(
+            f"{reprlib.repr(stage)}: give Stage(epochs, learning_rate, final_learning_rate) with at least 1 epoch, "
+            f"a rate above 0, and a final rate of at least 0{why}"
+        ) from error
+    if rate == 0:
         raise errors.SettingsError(f"{stage}: give at least 1 epoch, a rate above 0, and a final rate of at least 0")
-    return Stage(epochs, float(rate), None if final is None else float(final))
+    return Stage(epochs, rate, final)
 
 
 def rate(stage: Stage, *, step: int, steps: int, warmup: int = 0, factor: float = 1.0) -> float:

@@ -12,7 +12,8 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.framework.config import is_op_determinism_enabled
 
-from tfpar import __version__, errors, schedule
+from tfpar import __version__, arrays, errors, rules, schedule
+from tfpar.engine import AUGMENTATIONS
 from tfpar.steps import MOST_STEPS_PER_CALL
 
 WORDS = {"data": "the data's fingerprint"}
@@ -59,6 +60,8 @@ def check_fit(model: keras.Model, data) -> None:
     Raises:
         errors.SettingsError: with what both have.
     """
+    if not isinstance(data, arrays.Dataset):
+        rules.refuse("data", data, "what prepare.dataset or prepare.load returned")
     if model.inputs[0].dtype != "uint8":
         raise errors.SettingsError(
             f"the model takes {model.inputs[0].dtype} images; begin it with keras.Input(..., dtype='uint8') and a Rescaling"
@@ -71,33 +74,53 @@ def check_fit(model: keras.Model, data) -> None:
 
 
 def check_numbers(**given) -> None:
-    """Refuse a number of `train.run` that is out of its range, before any work begins.
+    """Refuse an argument of `train.run` that is no such thing or out of its range, before any work begins.
 
     Raises:
         errors.SettingsError: with the value and the rule.
     """
-    rules = {
-        "global_batch_size": ("a whole number of images, at least 1", lambda v: isinstance(v, int) and 1 <= v <= 2**24),
-        "shards": ("a whole number, at least 1", lambda v: isinstance(v, int) and 1 <= v <= 4096),
-        "seed": (f"a whole number from 0 to {2**32 - 1}", lambda v: isinstance(v, int) and 0 <= v < 2**32),
-        "warmup_epochs": ("epochs, at least 0", lambda v: v is None or v >= 0),
-        "steps_per_call": (
-            f"auto, or a whole number from 1 to {MOST_STEPS_PER_CALL}",
-            lambda v: v == "auto" or (isinstance(v, int) and 1 <= v <= MOST_STEPS_PER_CALL),
-        ),
-        "checkpoint_seconds": ("seconds, at least 0", lambda v: v >= 0),
-        "stages": ("at least one stage", lambda v: len(v) > 0),
+    whole, number, word = rules.whole, rules.number, rules.word
+    checks = {
+        "global_batch_size": lambda n, v: whole(n, v, 1, rules.MOST_BATCH),
+        "shards": lambda n, v: whole(n, v, 1, rules.MOST_SHARDS),
+        "seed": lambda n, v: whole(n, v, 0, rules.MOST_SEED),
+        "warmup_epochs": lambda n, v: v is None or number(n, v, 0, schedule.MOST_EPOCHS),
+        "steps_per_call": _check_steps_per_call,
+        "checkpoint_seconds": lambda n, v: number(n, v, 0, 1e9),
+        "stages": _check_stages,
+        "augment": lambda n, v: word(n, v, AUGMENTATIONS),
+        "all_reduce": lambda n, v: word(n, v, ("ordered", "fast")),
+        "weights": lambda n, v: isinstance(v, str) or rules.refuse(n, v, "a name for the weights, as text"),
+        "callbacks": _check_callbacks,
     }
     for name, value in given.items():
-        rule, holds = rules[name]
-        if not holds(value):
-            raise errors.SettingsError(f"{name}={value!r}: give {rule}")
+        checks[name](name, value)
     batch, shards = given["global_batch_size"], given["shards"]
     if batch % shards:
         fitting = -(-batch // shards) * shards
         raise errors.SettingsError(
             f"global batch {batch} cannot be cut into {shards} equal shards; take a multiple of {shards}, such as {fitting}"
         )
+
+
+def _check_steps_per_call(name: str, value) -> None:
+    if value != "auto":
+        try:
+            rules.whole(name, value, 1, MOST_STEPS_PER_CALL)
+        except errors.SettingsError as error:
+            raise errors.SettingsError(f"{error}, or auto") from error
+
+
+def _check_stages(name: str, value) -> None:
+    if not isinstance(value, (list, tuple)) or isinstance(value, schedule.Stage) or not value:
+        rules.refuse(name, value, "a list of at least one stage, such as [Stage(epochs=10, learning_rate=0.1)]")
+    for stage in value:
+        schedule.checked(stage)
+
+
+def _check_callbacks(name: str, value) -> None:
+    if not isinstance(value, (list, tuple)) or not all(isinstance(one, keras.callbacks.Callback) for one in value):
+        rules.refuse(name, value, "a list of keras.callbacks.Callback")
 
 
 def environment() -> dict:

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tfpar import errors
+from tfpar import errors, rules
 
 VALIDATION_FOLDERS = ("validation", "valid", "val", "test")
 
@@ -56,7 +56,7 @@ def find(source, *, tfds_manual_dir: str | None = None) -> Source:
     """
     if isinstance(source, (tuple, list)):
         return _arrays(source, "arrays")
-    text = os.fspath(source)
+    text = _text(source)
     if text == "digits":
         if Path(text).exists():
             print("digits: the data set inside scikit-learn; for the folder of that name say ./digits")
@@ -86,14 +86,19 @@ def identity(source) -> str:
     """Return the text by which a prepared directory remembers its source."""
     if isinstance(source, (tuple, list)):
         digest = hashlib.sha256()
-        for pair in source if isinstance(source[0], (tuple, list)) else [source]:
+        for pair in _pairs(source):
             for array in pair:
                 digest.update(f"{np.shape(array)}".encode() + np.ascontiguousarray(array).tobytes())
         return f"arrays:{digest.hexdigest()}"
-    text = os.fspath(source)
+    text = _text(source)
     if text != "digits" and os.path.lexists(text):
         return f"folder:{printable(os.path.abspath(text))}"
     return text if text == "digits" else f"tfds:{text.removeprefix('tfds:')}"
+
+
+def _text(source) -> str:
+    rules.path("source", source)  # a data set's name, too, could be one
+    return os.fspath(source)
 
 
 def printable(name: str) -> str:
@@ -117,10 +122,7 @@ def _digits() -> Source:
 
 
 def _arrays(source, name: str) -> Source:
-    pairs = [tuple(pair) for pair in source] if isinstance(source[0], (tuple, list)) else [tuple(source)]
-    if len(pairs) > 2 or any(len(pair) != 2 for pair in pairs):
-        raise errors.DataError("arrays: give (images, labels), or two such pairs: train and validation")
-    pairs = [(_pixels(images), np.asarray(labels)) for images, labels in pairs]
+    pairs = [(_pixels(images), labels) for images, labels in _pairs(source)]
     for images, labels in pairs:
         if labels.size != len(images) or labels.dtype.kind not in "iu":
             raise errors.DataError(
@@ -142,8 +144,18 @@ def _arrays(source, name: str) -> Source:
     return Source(name, [str(value) for value in classes], splits, counts, channels, (height, width))
 
 
-def _pixels(images) -> np.ndarray:
-    images = np.asarray(images)
+def _pairs(source) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return what was given as pairs of arrays, train and perhaps validation."""
+    pairs = list(source) if source and isinstance(source[0], (tuple, list)) else [source]
+    if not 1 <= len(pairs) <= 2 or not all(isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in pairs):
+        raise errors.DataError("arrays: give (images, labels), or two such pairs: train and validation")
+    try:
+        return [(np.asarray(images), np.asarray(labels)) for images, labels in pairs]
+    except (TypeError, ValueError) as error:  # rows of different lengths
+        raise errors.DataError(f"arrays: {error}; give (images, labels) as NumPy arrays") from error
+
+
+def _pixels(images: np.ndarray) -> np.ndarray:
     if images.ndim == 3:
         images = images[..., np.newaxis]
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3) or 0 in images.shape:

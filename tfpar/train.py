@@ -23,7 +23,7 @@ from pathlib import Path
 
 import keras
 
-from tfpar import engine, errors, files, objective, results, settings
+from tfpar import engine, files, objective, results, rules, settings
 from tfpar.profiling import profile
 from tfpar.schedule import Stage
 from tfpar.signals import Interrupted, Stop
@@ -90,7 +90,7 @@ def run(
     """
     objective.check(model, sets_rate=True)
     settings.check_fit(model, data)
-    group, directory = Group(model.distribute_strategy), Path(directory)
+    group, directory = Group(model.distribute_strategy), rules.path("directory", directory)
     with group.losses_told():
         there = group.chief and not fresh and (directory / "run.json").exists()
         earlier = group.from_chief(results.Run(directory).facts if there else None)
@@ -100,13 +100,10 @@ def run(
             global_batch_size = earlier["settings"]["global_batch_size"] if earlier else engine.default_batch(shards)
         settings.check_numbers(
             global_batch_size=global_batch_size, shards=shards, seed=seed, warmup_epochs=warmup_epochs,
-            steps_per_call=steps_per_call, checkpoint_seconds=checkpoint_seconds, stages=stages,
+            steps_per_call=steps_per_call, checkpoint_seconds=checkpoint_seconds, stages=stages, augment=augment,
+            all_reduce=all_reduce, weights=weights, callbacks=callbacks,
         )  # fmt: skip
-        class_weights = None if class_weights is None else [float(weight) for weight in class_weights]
-        if class_weights is not None and len(class_weights) != data.num_classes:
-            raise errors.SettingsError(
-                f"{len(class_weights)} class weights for {data.num_classes} classes; give one for each"
-            )
+        class_weights = rules.class_weights(class_weights, data.num_classes)
         values = settings.of(
             model, data, stages, global_batch_size=global_batch_size, shards=shards, seed=seed, augment=augment,
             class_weights=class_weights, scale_learning_rate=scale_learning_rate, warmup_epochs=warmup_epochs,

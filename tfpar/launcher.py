@@ -24,7 +24,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tfpar import errors, files
+from tfpar import errors, files, rules
 from tfpar.signals import Interrupted, Stop
 
 LOOPBACK = "127.0.0.1"
@@ -62,8 +62,7 @@ def launch(
         errors.OutputError: the directory cannot be made, or another launch is at work in it.
     """
     cores = _dealt_cores(workers, cores_per_worker)
-    if not isinstance(restarts, int) or restarts < 0:
-        raise errors.SettingsError(f"restarts={restarts!r}: give a whole number, at least 0")
+    rules.whole("restarts", restarts, 0, 10**6)
     logs = files.make_directory(logs)
     with files.locked(logs / ".lock", "another launch"), Stop() as stop:
         stop.held = True
@@ -181,12 +180,12 @@ def _free_ports(count: int) -> list[int]:
 
 
 def _dealt_cores(workers: int, cores_per_worker: int | None) -> list[set[int] | None]:
-    if not isinstance(workers, int) or not 1 <= workers <= 256:
-        raise errors.SettingsError(f"workers={workers!r}: give a whole number from 1 to 256")
+    rules.whole("workers", workers, 1, 256)
     if cores_per_worker is None:
         return [None] * workers
     there = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    if cores_per_worker < 1 or workers * cores_per_worker > len(there):
+    rules.whole("cores_per_worker", cores_per_worker, 1, 10**6)
+    if workers * cores_per_worker > len(there):
         raise errors.SettingsError(
             f"{workers} workers of {cores_per_worker} cores each: this system offers {len(there)} cores to choose from; take "
             "fewer, or leave cores_per_worker out"

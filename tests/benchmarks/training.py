@@ -92,8 +92,8 @@ def fit(strategy=None):
     return thing
 
 
-def torch():
-    """Return the same network, optimizer and batch in PyTorch, channels last, on constant data."""
+def torch(batch: int = BATCH, steps: int = STEPS, wrap=lambda model: model):
+    """Return the same network, optimizer and batch in PyTorch, channels last, on constant data; `wrap` may distribute it."""
     import torch
     from torch import nn
 
@@ -126,15 +126,15 @@ def torch():
         Block(64, 64, 1),
     ]
     model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, CLASSES))
-    model = model.to(memory_format=torch.channels_last)
+    model = wrap(model.to(memory_format=torch.channels_last))
     optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9, nesterov=True, weight_decay=5e-4)
     pixels, labels = arrays()
-    pixels = torch.from_numpy(pixels[:BATCH]).permute(0, 3, 1, 2).float().div(255)
+    pixels = torch.from_numpy(pixels[:batch]).permute(0, 3, 1, 2).float().div(255)
     pixels = pixels.contiguous(memory_format=torch.channels_last)
-    labels = torch.from_numpy(labels[:BATCH]).long()
+    labels = torch.from_numpy(labels[:batch]).long()
 
     def thing():
-        for _ in range(STEPS):
+        for _ in range(steps):
             optimizer.zero_grad()
             loss = nn.functional.cross_entropy(model(pixels), labels)
             loss.backward()

@@ -1,0 +1,197 @@
+"""Several worker processes on this machine: the bits of one process, whoever is lost, and one cause for every end."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from test_train import same_files
+
+from tfpar import errors, launcher, results
+
+SECONDS = 240  # no gang of these tests takes longer
+RUN = ["--shards", "12", "--global-batch-size", "96", "--stage", "2@0.2:0.02", "--stage", "1@0.02", "--seed", "3"]
+
+
+class Gang:
+    """`tfpar launch` at work, and what it prints."""
+
+    def __init__(self, place, data, run, *, workers=2, arguments=(), options=()):
+        command = [sys.executable, "-m", "tfpar", "launch", "--workers", str(workers), *options, "--"]
+        self.run = place / run
+        self.process = subprocess.Popen(
+            [*command, "train", str(data), "--run", str(self.run), *RUN, *arguments],
+            cwd=place, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            env=os.environ | {"TFPAR_WAIT_SECONDS": "60"},
+        )  # fmt: skip
+        self.lines = []
+        self.reader = threading.Thread(target=lambda: self.lines.extend(self.process.stdout))
+        self.reader.start()
+
+    def known(self):
+        return json.loads((self.run / "workers" / "launch.json").read_text())
+
+    def wait_for(self, text, *, times=1):
+        deadline = time.monotonic() + SECONDS
+        while sum(text in line for line in self.lines) < times:
+            assert time.monotonic() < deadline and self.process.poll() is None, "".join(self.lines)
+            time.sleep(0.02)
+
+    def send(self, number, index):
+        os.kill(self.known()["workers"][index]["pid"], number)
+
+    def end(self):
+        """Return the exit code, and nobody is left."""
+        try:
+            code = self.process.wait(timeout=SECONDS)
+        finally:
+            if self.process.poll() is None:
+                self.process.terminate()
+                self.process.wait(timeout=90)
+            self.reader.join(timeout=30)
+        for worker in self.known()["workers"]:
+            assert not alive(worker["pid"])
+        return code
+
+
+def alive(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def alone(digits, tmp_path_factory):
+    """The run of one process."""
+    place = tmp_path_factory.mktemp("alone")
+    command = [sys.executable, "-m", "tfpar", "train", str(digits.directory), "--run", "run", *RUN]
+    done = subprocess.run(command, cwd=place, timeout=SECONDS, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return results.Run(place / "run")
+
+
+def test_two_workers_one_killed_give_the_bits_of_one_process(digits, alone, tmp_path):
+    gang = Gang(tmp_path, digits.directory, "run", arguments=["--checkpoint-seconds", "0.2"])
+    gang.wait_for("Epoch 2/")
+    gang.send(signal.SIGKILL, 1)
+    assert gang.end() == 0, "".join(gang.lines)
+    assert gang.known()["restarts"] == 1
+    assert any("worker 1 was killed by SIGKILL; all start again (1 of 10)" in line for line in gang.lines)
+    assert any("continuing after step" in line for line in gang.lines)
+    assert not any(line.startswith("[1]") and "Epoch" in line for line in gang.lines)  # the chief speaks for all
+    assert "Epoch 2/" in (tmp_path / "run" / "workers" / "0.log").read_text()
+    assert same_files(alone, results.Run(tmp_path / "run"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("workers", [3, 4])
+def test_more_workers(digits, alone, tmp_path, workers):
+    gang = Gang(tmp_path, digits.directory, "run", workers=workers)
+    assert gang.end() == 0, "".join(gang.lines)
+    assert same_files(alone, results.Run(tmp_path / "run"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_four_workers_lose_their_machine_and_one_process_goes_on(digits, alone, tmp_path):
+    gang = Gang(tmp_path, digits.directory, "run", workers=4, arguments=["--checkpoint-seconds", "0.2"])
+    gang.wait_for("Epoch 2/")
+    pids = [worker["pid"] for worker in gang.known()["workers"]]
+    gang.process.kill()  # the launcher first, or it would start them again
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    gang.process.wait(timeout=30)
+    gang.reader.join(timeout=30)
+    command = [sys.executable, "-m", "tfpar", "train", str(digits.directory), "--run", str(gang.run), *RUN]
+    done = subprocess.run(command, cwd=tmp_path, timeout=SECONDS, capture_output=True, text=True)
+    assert done.returncode == 0 and "continuing after step" in done.stdout, done.stderr
+    assert same_files(alone, results.Run(gang.run))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("who", ["one", "launcher"])
+def test_sigterm_saves_once_and_ends_all_with_42(digits, alone, tmp_path, who):
+    gang = Gang(tmp_path, digits.directory, "run")
+    gang.wait_for("Epoch 2/")
+    if who == "one":
+        gang.send(signal.SIGTERM, 1)
+    else:
+        gang.process.send_signal(signal.SIGINT)
+    assert gang.end() == 42, "".join(gang.lines)
+    assert sum("state saved" in line for line in gang.lines if line.startswith("[0]")) == 1
+    gang = Gang(tmp_path, digits.directory, "run")
+    assert gang.end() == 0 and same_files(alone, results.Run(tmp_path / "run")), "".join(gang.lines)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_stopped_worker_is_lost(digits, alone, tmp_path):
+    gang = Gang(tmp_path, digits.directory, "run", arguments=["--checkpoint-seconds", "0.2"])
+    gang.wait_for("Epoch 2/")
+    gang.send(signal.SIGSTOP, 1)
+    started = time.monotonic()
+    gang.wait_for("another of the 2 workers was lost")
+    assert time.monotonic() - started < 60
+    assert gang.end() == 0, "".join(gang.lines)
+    assert same_files(alone, results.Run(tmp_path / "run"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_ten_kills_at_random(digits, alone, tmp_path):
+    """Ten kills, each seen to hit a worker at work; the run ends with the bits of one process."""
+    random.seed(6)
+    gang = Gang(
+        tmp_path, digits.directory, "run", arguments=["--checkpoint-seconds", "0"], options=["--restarts", "20"]
+    )
+    for hit in range(10):
+        gang.wait_for("continuing after step" if hit else "Epoch 1/", times=max(hit, 1))
+        time.sleep(random.uniform(0, 3))
+        victim = random.randrange(2)
+        pid = gang.known()["workers"][victim]["pid"]
+        assert alive(pid), "the run was over before ten kills"
+        gang.send(signal.SIGKILL, victim)
+        gang.wait_for("was killed by SIGKILL", times=hit + 1)
+    assert gang.end() == 0, "".join(gang.lines)
+    assert gang.known()["restarts"] == 10
+    assert same_files(alone, results.Run(tmp_path / "run"))
+
+
+def test_the_first_cause_is_the_exit_code(tmp_path):
+    """One that was lost and one that has a reason: the reason counts, whichever is seen first."""
+    gang = object.__new__(launcher._Gang)
+    gang.cause = ""
+    assert gang._first_cause({}) == 0
+    assert gang._first_cause({1: errors.WorkerLost.exit_code, 0: 65}) == 65 and gang.cause == "worker 0 ended with 65"
+    assert (
+        gang._first_cause({1: errors.WorkerLost.exit_code, 0: -9}) == 137
+        and "worker 0 was killed by SIGKILL" in gang.cause
+    )
+    assert gang._first_cause({1: errors.WorkerLost.exit_code}) == 75
+
+
+def test_what_another_start_would_not_mend_ends_the_launch(tmp_path, capsys):
+    code = launcher.launch(["train", "nowhere/at/all"], workers=2, logs=tmp_path / "logs")
+    said = capsys.readouterr().out
+    assert code in (66, 69) and "start again" not in said and "nowhere/at/all" in said
+    assert json.loads((tmp_path / "logs" / "launch.json").read_text())["restarts"] == 0
+
+
+def test_wrong_launches_are_refused(tmp_path):
+    for wrong, said in (
+        ({"workers": 0}, "workers=0"),
+        ({"workers": 2, "restarts": -1}, "restarts=-1"),
+        ({"workers": 2, "cores_per_worker": 10**6}, "2 workers of 1000000 cores each"),
+    ):
+        with pytest.raises(errors.SettingsError, match=said):
+            launcher.launch(["train", "digits"], logs=tmp_path / "logs", **wrong)
+    assert not (tmp_path / "logs").exists()

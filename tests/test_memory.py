@@ -56,20 +56,15 @@ def test_the_estimate_is_near_the_measured_peak(name, side, batch, tmp_path):
     assert estimated / FACTOR < measured < estimated * FACTOR, (estimated, measured)
 
 
-def test_the_parts_of_a_network_that_can_be_counted_by_hand():
-    """Two dense layers: each output lives until the gradient of the weights behind it is known."""
-    inputs = keras.Input((1,), dtype="uint8")
-    model = keras.Model(inputs, keras.layers.Dense(3)(keras.layers.Dense(1000)(keras.layers.Rescaling(1.0)(inputs))))
-    weights = 1000 + 1000 + 3000 + 3
-
+def test_a_graph_that_can_be_counted_by_hand():
     @tf.function
     def forward(x, kernel):
         hidden = tf.matmul(x, kernel)  # 1000 floats for each of 8 rows
-        return tf.reduce_sum(tf.reshape(tf.nn.relu(hidden), [-1]))
+        flat = tf.reshape(hidden, [-1])  # the same ones
+        return tf.reduce_sum(hidden) + tf.reduce_sum(flat)
 
     graph = forward.get_concrete_function(tf.TensorSpec([8, 1]), tf.TensorSpec([1, 1000])).graph
-    assert 2 * 8 * 1000 * 4 <= memory._live(graph) < 2.01 * 8 * 1000 * 4  # before and behind the ReLU
-    assert memory._bytes(model.variables) == 4 * weights
+    assert 8 * 1000 * 4 <= memory._live(graph) < 1.01 * 8 * 1000 * 4
 
 
 def test_numbers_of_the_run(digits):

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tfpar import arrays, devices, engine, errors, models, prepare, results, schedule, sources, train
+from tfpar import arrays, devices, engine, errors, models, prepare, results, rules, schedule, sources, train
+from tfpar import settings as tfpar_settings
 
 quick = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 SPLIT = (np.zeros((6, 4, 4, 1), np.uint8), np.arange(6, dtype=np.int32) % 3)
@@ -62,6 +63,19 @@ not_paths = st.one_of(
     st.just("x" * 5000),
     st.just("\ud800"),
 )
+
+
+@pytest.mark.parametrize(
+    ("rule", "arguments"),
+    [
+        (rules.number, ("n", -1.0, 0, 1)), (rules.number, ("n", 2, 0, 1)), (rules.number, ("n", float("inf"), 0, float("inf"))),
+        (rules.whole, ("n", 1.0, 0, 1)), (rules.whole, ("n", True, 0, 1)), (rules.path, ("n", "a\0b")), (rules.word, ("n", "c", ["a", "b"])),
+        (rules.class_weights, ([1, -1], 2)), (rules.class_weights, (b"12", 2)), (schedule.checked, (b"\1\1\0",)),
+        (tfpar_settings._check_steps_per_call, ("n", np.zeros((2, 2)))),
+    ],
+)  # fmt: skip
+def test_each_rule(rule, arguments):
+    refused(rule, *arguments)
 
 
 @quick
@@ -181,7 +195,7 @@ def test_a_stage_that_is_read_is_one_that_holds(text):
 
 
 wrong_stages = st.one_of(
-    things, st.tuples(whole(1, 999_999), st.just(0.1), st.none()), st.tuples(st.just(1), number(1e-9, 1e9), st.none()),
+    things, st.tuples(whole(1, 999_999), st.just(0.1), st.none()), st.tuples(st.just(1), number(0, 1e9), st.none()),
     st.tuples(st.just(1), st.just(0.1), number(0, 1e9).filter(lambda v: v is not None)), st.just((1, 0, None)), st.just((1,)),
 )  # fmt: skip
 

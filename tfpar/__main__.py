@@ -88,7 +88,11 @@ def _train(given) -> None:
     _import_tensorflow(given)
     import keras
 
+<<<<<<< HEAD
     from tfpar import devices, models, results, schedule, signals, sources, train, workers
+=======
+    from tfpar import devices, memory, models, results, schedule, signals, sources, train
+>>>>>>> 7ad57e00e90d367a1f727089035c2a3f452ad78e
 
     if given.deterministic:
         import tensorflow as tf
@@ -123,6 +127,11 @@ def _train(given) -> None:
             "global_batch_size": given.global_batch_size, "shards": given.shards, "seed": given.seed, "augment": given.augment,
             "all_reduce": given.all_reduce, "steps_per_call": given.steps_per_call,
         }  # fmt: skip
+        if given.dry_run:
+            chosen = {name: how[name] for name in ("global_batch_size", "shards", "all_reduce")}
+            print(memory.estimate(model, data, stages, **chosen))
+            print("nothing was trained")
+            return
         if given.profile:
             place = f"{run}.profile"
             print(train.profile(model, data, place, **how))
@@ -399,6 +408,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--deterministic", action="store_true", help="deterministic operations on GPUs; slower")
     train.add_argument("--steps-per-call", type=_steps_per_call, default="auto", metavar="auto|K")
     train.add_argument("--checkpoint-seconds", type=_number(0, 1e9), default=60, metavar="S")
+    train.add_argument("--dry-run", action="store_true", help="say what it would take, memory too, and train nothing")
     train.add_argument("--profile", action="store_true", help="say where a step's time goes, and train nothing")
     train.add_argument("--fresh", action="store_true", help="start over; the old run is kept beside")
 

@@ -13,6 +13,7 @@ DIR/skipped.csv               source,reason: every input that did not become an 
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import itertools
 import json
@@ -152,7 +153,18 @@ def load(directory: str | os.PathLike, *, verify: bool = True, known: dict[str, 
         errors.DataError: a file is missing, too many, or not what it was; the message names it.
     """
     directory = rules.path("directory", directory)
-    manifest = manifest_of(directory)
+    try:
+        return _loaded(directory, manifest_of(directory), verify, known or {})
+    except OSError as error:
+        if isinstance(error, errors.KINDS):
+            raise
+        remedy = {errno.EMFILE: "; close some, or raise the limit with ulimit -n"}.get(error.errno, "")
+        raise errors.InputNotFound(
+            f"{error.filename or directory}: cannot be read ({error.strerror}){remedy}"
+        ) from error
+
+
+def _loaded(directory: Path, manifest: dict, verify: bool, known: dict[str, list[int]]) -> Dataset:
     verified = {}
     with tqdm(
         total=_bytes_to_read(manifest), desc="verify", unit="B", unit_scale=True, disable=None, delay=1
@@ -167,11 +179,7 @@ def load(directory: str | os.PathLike, *, verify: bool = True, known: dict[str, 
                 raise errors.DataError(
                     f"{path}: {status.st_size} bytes, {expected['bytes']} were written; prepare the data again"
                 )
-            if (
-                verify
-                and (known or {}).get(name) != stamp
-                and files.sha256(path, progress.update) != expected["sha256"]
-            ):
+            if verify and known.get(name) != stamp and files.sha256(path, progress.update) != expected["sha256"]:
                 raise errors.DataError(
                     f"{path}: damaged, its checksum is not the one that was written; prepare the data again"
                 )

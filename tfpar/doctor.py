@@ -130,7 +130,7 @@ def _resources() -> Iterator[Finding]:
         yield Finding("note", "disk", "this directory is not writable", "give --run and data directories elsewhere")
     else:
         yield _amount("disk", free, LEAST_DISK, "free here", "runs and prepared data need room; free some")
-    available = _meminfo("MemAvailable")
+    available = meminfo("MemAvailable")
     if available is not None:
         yield _amount("memory", available, LEAST_MEMORY, "available", "close programs, or take a smaller batch")
     if os.path.isdir("/dev/shm"):
@@ -145,7 +145,8 @@ def _amount(name: str, there: float, least: float, word: str, remedy: str) -> Fi
     return Finding("good" if enough else "note", name, f"{there / 1e9:.1f} GB {word}", "" if enough else remedy)
 
 
-def _meminfo(key: str) -> int | None:
+def meminfo(key: str) -> int | None:
+    """Return one of the system's numbers of memory in bytes; None where it does not say (not Linux)."""
     with contextlib.suppress(OSError), open("/proc/meminfo", encoding="ascii") as file:
         for line in file:
             if line.startswith(f"{key}:"):

@@ -104,7 +104,7 @@ def check_numbers(**given) -> None:
 
 
 def _check_steps_per_call(name: str, value) -> None:
-    if value != "auto":
+    if not (isinstance(value, str) and value == "auto"):
         try:
             rules.whole(name, value, 1, MOST_STEPS_PER_CALL)
         except errors.SettingsError as error:

@@ -88,11 +88,7 @@ def _train(given) -> None:
     _import_tensorflow(given)
     import keras
 
-<<<<<<< HEAD
-    from tfpar import devices, models, results, schedule, signals, sources, train, workers
-=======
-    from tfpar import devices, memory, models, results, schedule, signals, sources, train
->>>>>>> 7ad57e00e90d367a1f727089035c2a3f452ad78e
+    from tfpar import devices, memory, models, results, schedule, signals, sources, train, workers
 
     if given.deterministic:
         import tensorflow as tf

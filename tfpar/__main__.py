@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser(COMMANDS).parse_args(arguments)
     given.arguments = arguments
     try:
-        if given.command is not _doctor:
+        if given.command not in (_doctor, _kubernetes):
             _require_tensorflow()
         return given.command(given) or 0
     except KeyboardInterrupt as stopped:
@@ -209,6 +209,28 @@ def _launch(given) -> int:
     )  # fmt: skip
 
 
+def _kubernetes(given) -> None:
+    from tfpar import kubernetes
+
+    names = (
+        "target",
+        "name",
+        "namespace",
+        "queue",
+        "data_claim",
+        "run_claim",
+        "cpus",
+        "memory",
+        "shm",
+        "port",
+        "deadline",
+    )
+    found = kubernetes.manifests(
+        given.words, workers=given.workers, gpus=given.gpus, image=given.image, **{name: getattr(given, name) for name in names}
+    )  # fmt: skip
+    print(kubernetes.text(found), end="")
+
+
 def _put_aside(run: Path) -> None:
     from tfpar import files, results
 
@@ -299,7 +321,8 @@ class _stderr_silenced:  # noqa: N801 - used like a function
 
 # By name: what `launch` runs is read by the same parser.
 COMMANDS = {
-    "prepare": _prepare, "train": _train, "predict": _predict, "evaluate": _evaluate, "launch": _launch, "doctor": _doctor,
+    "prepare": _prepare, "train": _train, "predict": _predict, "evaluate": _evaluate, "launch": _launch, "kubernetes": _kubernetes,
+    "doctor": _doctor,
 }  # fmt: skip
 
 if __name__ == "__main__":

@@ -64,13 +64,14 @@ def _weights(text: str) -> str | None:
     return None if text == "none" else text
 
 
-def parser(functions: Mapping[str, Callable]) -> argparse.ArgumentParser:
+def parser(functions: Mapping[str, Callable], *, kind=argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Return the parser of the command line; what it reads carries the function of its command as `command`.
 
     Args:
-        functions: one for each command, by its name.
+        functions: by the names of the commands; where one is missing, `command` is the name.
+        kind: the class of the parser.
     """
-    line = argparse.ArgumentParser(
+    line = kind(
         prog="tfpar",
         description="Data-parallel training of Keras 3 image classifiers on TensorFlow.",
         epilog=EXIT_CODES,
@@ -80,7 +81,7 @@ def parser(functions: Mapping[str, Callable]) -> argparse.ArgumentParser:
 
     def command(name, text):
         added = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-        added.set_defaults(command=functions[name])
+        added.set_defaults(command=functions.get(name, name))
         added.add_argument("--verbose", action="store_true", help="show TensorFlow's own messages")
         return added
 
@@ -140,6 +141,41 @@ def parser(functions: Mapping[str, Callable]) -> argparse.ArgumentParser:
     launch.add_argument("--cores-per-worker", type=_whole(1, 1024), metavar="C", help="default: threads are left alone")
     launch.add_argument("words", nargs="+", metavar="-- train ...", help="the command of every worker")
 
+    _add_kubernetes(command)
     doctor = command("doctor", "what this machine and these versions can do, and what to mend")
     doctor.add_argument("--json", action="store_true")
     return line
+
+
+def _add_kubernetes(command) -> None:
+    kubernetes = command("kubernetes", "print tfpar train as Kubernetes manifests: one pod for each worker")
+    kubernetes.add_argument("--workers", type=int, required=True, metavar="N", help="pods")
+    kubernetes.add_argument("--gpus", type=int, required=True, metavar="G", help="of each worker; 0 trains on CPUs")
+    kubernetes.add_argument("--image", required=True, metavar="I", help="an image with tfpar; see --dockerfile")
+    kubernetes.add_argument("--target", default="job", metavar="job|jobset", help="job needs no installation")
+    kubernetes.add_argument("--name", default="train", help="default: train")
+    kubernetes.add_argument("--namespace", help="default: the one kubectl is set to")
+    kubernetes.add_argument("--queue", metavar="Q", help="of Kueue")
+    kubernetes.add_argument(
+        "--data-claim", default="data", metavar="C", help="volume claim, mounted as data; default: data"
+    )
+    kubernetes.add_argument(
+        "--run-claim", default="runs", metavar="C", help="volume claim, mounted as runs; default: runs"
+    )
+    kubernetes.add_argument("--cpus", type=int, default=4, metavar="C", help="cores of each worker; default 4")
+    kubernetes.add_argument("--memory", default="8Gi", metavar="M", help="of each worker; default 8Gi")
+    kubernetes.add_argument("--shm", default="1Gi", metavar="M", help="the part of it that is shared; default 1Gi")
+    kubernetes.add_argument("--port", type=int, default=12345, help="default 12345")
+    kubernetes.add_argument("--deadline", type=int, default=86400, metavar="SECONDS", help="default 86400, a day")
+    kubernetes.add_argument(
+        "--dockerfile", action=_Dockerfile, nargs=0, help="print a Dockerfile for the image, and end"
+    )
+    kubernetes.add_argument("words", nargs="+", metavar="-- train ...", help="the command of every worker")
+
+
+class _Dockerfile(argparse.Action):
+    def __call__(self, parser, namespace, values, option_string=None):
+        from tfpar import kubernetes
+
+        print(kubernetes.dockerfile(), end="")
+        parser.exit()

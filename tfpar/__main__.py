@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import os
@@ -11,12 +10,10 @@ import tempfile
 import traceback
 from pathlib import Path
 
-from tfpar import __version__, errors
+from tfpar import errors
+from tfpar.arguments import parser
 
 DEFAULT_STAGES = {"sgd": ["10@0.2:0.02", "5@0.02:0"], "adamw": ["10@0.001:0.0001", "5@0.0001:0"]}
-EXIT_CODES = """exit codes: 0 done, 2 wrong use, 42 stopped with its state saved, 65 data damaged, 66 input not there,
-69 something needed not there, 70 a defect of tfpar, 73 output cannot be made, 74 reading or writing failed,
-75 another worker was lost, 78 settings contradict what is there"""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -25,10 +22,10 @@ def main(arguments: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # names of files may be no valid UTF-8
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    given = _parser().parse_args(arguments)
+    given = parser(COMMANDS).parse_args(arguments)
     given.arguments = arguments
     try:
-        if given.command is not _doctor:
+        if given.command not in (_doctor, _kubernetes):
             _require_tensorflow()
         return given.command(given) or 0
     except KeyboardInterrupt as stopped:
@@ -204,7 +201,7 @@ def _doctor(given) -> int:
 def _launch(given) -> int:
     from tfpar import launcher, sources
 
-    train = _parser().parse_args(given.words)
+    train = parser(COMMANDS).parse_args(given.words)
     if train.command is not _train or train.profile:
         raise errors.SettingsError(f"launch runs several workers of tfpar train; given was {' '.join(given.words)}")
     run, words = Path(train.run or f"runs/{sources.last_word(train.data)}"), list(given.words)
@@ -215,6 +212,28 @@ def _launch(given) -> int:
         words, workers=given.workers, logs=given.logs or run / "workers", restarts=given.restarts,
         cores_per_worker=given.cores_per_worker,
     )  # fmt: skip
+
+
+def _kubernetes(given) -> None:
+    from tfpar import kubernetes
+
+    names = (
+        "target",
+        "name",
+        "namespace",
+        "queue",
+        "data_claim",
+        "run_claim",
+        "cpus",
+        "memory",
+        "shm",
+        "port",
+        "deadline",
+    )
+    found = kubernetes.manifests(
+        given.words, workers=given.workers, gpus=given.gpus, image=given.image, **{name: getattr(given, name) for name in names}
+    )  # fmt: skip
+    print(kubernetes.text(found), end="")
 
 
 def _put_aside(run: Path) -> None:
@@ -305,132 +324,11 @@ class _stderr_silenced:  # noqa: N801 - used like a function
             os.close(self.kept)
 
 
-# ---- the arguments
-
-
-def _whole(lowest: int, highest: int):
-    def whole(text: str) -> int:
-        if not (text.isascii() and text.isdecimal() and lowest <= int(text[:20]) <= highest):
-            raise argparse.ArgumentTypeError(f"{text!r}: give a whole number from {lowest} to {highest}")
-        return int(text)
-
-    return whole
-
-
-def _number(lowest: float, highest: float):
-    def number(text: str) -> float:
-        try:
-            if lowest <= float(text) <= highest:
-                return float(text)
-        except ValueError:
-            pass
-        raise argparse.ArgumentTypeError(f"{text!r}: give a number from {lowest:g} to {highest:g}")
-
-    return number
-
-
-def _image_size(text: str) -> int | tuple[int, int]:
-    sides = [_whole(1, 4096)(side) for side in text.lower().split("x")]
-    if len(sides) > 2:
-        raise argparse.ArgumentTypeError(f"{text!r}: give pixels as 96 or 96x128")
-    return sides[0] if len(sides) == 1 else tuple(sides)
-
-
-def _stage(text: str):
-    from tfpar import schedule
-
-    try:
-        return schedule.parse(text)
-    except errors.SettingsError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-
-
-def _steps_per_call(text: str) -> int | str:
-    return text if text == "auto" else _whole(1, 512)(text)
-
-
-def _weights(text: str) -> str | None:
-    return None if text == "none" else text
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="tfpar",
-        description="Data-parallel training of Keras 3 image classifiers on TensorFlow.",
-        epilog=EXIT_CODES,
-    )
-    parser.add_argument("--version", action="version", version=f"tfpar {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    def command(name, function, text):
-        added = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-        added.set_defaults(command=function)
-        added.add_argument("--verbose", action="store_true", help="show TensorFlow's own messages")
-        return added
-
-    prepare = command("prepare", _prepare, "turn any source of images into a verified directory of arrays")
-    prepare.add_argument("source", help="digits, a TensorFlow data set, or a folder of class folders")
-    prepare.add_argument("directory", help="where it goes")
-    prepare.add_argument(
-        "--image-size", type=_image_size, metavar="S|HxW", help="pixels; default: as they are, mixed sizes 224"
-    )
-    prepare.add_argument("--validation-fraction", type=_number(1e-6, 0.999999), default=0.1, metavar="F")
-    prepare.add_argument("--seed", type=_whole(0, 2**32 - 1), default=0)
-    prepare.add_argument("--on-bad-image", choices=("skip", "fail"), default="skip")
-    prepare.add_argument("--tfds-manual-dir", metavar="D", help="files TensorFlow Datasets would otherwise download")
-
-    train = command("train", _train, "train in stages; the same command continues an interrupted run")
-    train.add_argument("data", help="a prepared directory, or a source as for prepare")
-    train.add_argument("--run", metavar="DIR", help="default: runs/NAME")
-    train.add_argument(
-        "--model", default="small_cnn", help="small_cnn, resnet20|32|44|56, or a keras.applications network"
-    )
-    train.add_argument("--weights", type=_weights, metavar="none|imagenet|FILE")
-    train.add_argument("--freeze", action="store_true", help="train the head of a pretrained network alone")
-    train.add_argument(
-        "--stage", type=_stage, action="append", metavar="E@R[:F]", help="epochs at a rate, falling to another; repeat"
-    )
-    train.add_argument("--global-batch-size", type=_whole(1, 2**24), metavar="B", help="default 128")
-    train.add_argument("--seed", type=_whole(0, 2**32 - 1), default=0)
-    train.add_argument("--simulate", type=_whole(1, 256), metavar="N", help="replicas on this machine's CPU")
-    train.add_argument("--optimizer", choices=("sgd", "adamw"), default="sgd")
-    train.add_argument("--weight-decay", type=_number(0, 1), default=5e-4)
-    train.add_argument("--augment", choices=("none", "flip", "crop-flip"), default="none")
-    train.add_argument("--precision", choices=("float32", "mixed_bfloat16", "mixed_float16"), default="float32")
-    train.add_argument(
-        "--shards", type=_whole(1, 4096), metavar="V", help="parts of the batch; default: one per replica"
-    )
-    train.add_argument("--all-reduce", choices=("ordered", "fast"), default="ordered")
-    train.add_argument("--deterministic", action="store_true", help="deterministic operations on GPUs; slower")
-    train.add_argument("--steps-per-call", type=_steps_per_call, default="auto", metavar="auto|K")
-    train.add_argument("--checkpoint-seconds", type=_number(0, 1e9), default=60, metavar="S")
-    train.add_argument("--dry-run", action="store_true", help="say what it would take, memory too, and train nothing")
-    train.add_argument("--profile", action="store_true", help="say where a step's time goes, and train nothing")
-    train.add_argument("--fresh", action="store_true", help="start over; the old run is kept beside")
-
-    predict = command("predict", _predict, "label new pictures")
-    predict.add_argument("run")
-    predict.add_argument("images", nargs="+", metavar="image")
-    predict.add_argument("--json", action="store_true")
-
-    evaluate = command("evaluate", _evaluate, "exact metrics of the final model")
-    evaluate.add_argument("run")
-    evaluate.add_argument("--data", metavar="DIR", help="default: the data it was trained on")
-    evaluate.add_argument("--split", choices=("validation", "test"), default="validation")
-
-    launch = command(
-        "launch", _launch, "run tfpar train as several workers on this machine; all start again when one dies"
-    )
-    launch.add_argument("--workers", type=_whole(1, 256), required=True, metavar="N")
-    launch.add_argument("--logs", metavar="DIR", help="launch.json and a log of each worker; default: RUN/workers")
-    launch.add_argument("--restarts", type=_whole(0, 10**6), default=10, metavar="K", help="default 10")
-    launch.add_argument("--cores-per-worker", type=_whole(1, 1024), metavar="C", help="default: threads are left alone")
-    launch.add_argument("words", nargs="+", metavar="-- train ...", help="the command of every worker")
-
-    doctor = command("doctor", _doctor, "what this machine and these versions can do, and what to mend")
-    doctor.add_argument("--json", action="store_true")
-    return parser
-
+# By name: what `launch` runs is read by the same parser.
+COMMANDS = {
+    "prepare": _prepare, "train": _train, "predict": _predict, "evaluate": _evaluate, "launch": _launch, "kubernetes": _kubernetes,
+    "doctor": _doctor,
+}  # fmt: skip
 
 if __name__ == "__main__":
     sys.exit(main())

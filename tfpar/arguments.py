@@ -1,0 +1,182 @@
+"""What the command line takes: the words of every command, and what each value must be.
+
+It imports nothing that takes time, so that `tfpar --help` is immediate.
+
+Example:
+    >>> arguments.parser(COMMANDS).parse_args(["train", "digits", "--shards", "4"]).shards
+    4
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+
+from tfpar import __version__, errors
+
+EXIT_CODES = """exit codes: 0 done, 2 wrong use, 42 stopped with its state saved, 65 data damaged, 66 input not there,
+69 something needed not there, 70 a defect of tfpar, 73 output cannot be made, 74 reading or writing failed,
+75 another worker was lost, 78 settings contradict what is there"""
+
+
+def _whole(lowest: int, highest: int):
+    def whole(text: str) -> int:
+        if not (text.isascii() and text.isdecimal() and lowest <= int(text[:20]) <= highest):
+            raise argparse.ArgumentTypeError(f"{text!r}: give a whole number from {lowest} to {highest}")
+        return int(text)
+
+    return whole
+
+
+def _number(lowest: float, highest: float):
+    def number(text: str) -> float:
+        try:
+            if lowest <= float(text) <= highest:
+                return float(text)
+        except ValueError:
+            pass
+        raise argparse.ArgumentTypeError(f"{text!r}: give a number from {lowest:g} to {highest:g}")
+
+    return number
+
+
+def _image_size(text: str) -> int | tuple[int, int]:
+    sides = [_whole(1, 4096)(side) for side in text.lower().split("x")]
+    if len(sides) > 2:
+        raise argparse.ArgumentTypeError(f"{text!r}: give pixels as 96 or 96x128")
+    return sides[0] if len(sides) == 1 else tuple(sides)
+
+
+def _stage(text: str):
+    from tfpar import schedule
+
+    try:
+        return schedule.parse(text)
+    except errors.SettingsError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _steps_per_call(text: str) -> int | str:
+    return text if text == "auto" else _whole(1, 512)(text)
+
+
+def _weights(text: str) -> str | None:
+    return None if text == "none" else text
+
+
+def parser(functions: Mapping[str, Callable], *, kind=argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Return the parser of the command line; what it reads carries the function of its command as `command`.
+
+    Args:
+        functions: by the names of the commands; where one is missing, `command` is the name.
+        kind: the class of the parser.
+    """
+    line = kind(
+        prog="tfpar",
+        description="Data-parallel training of Keras 3 image classifiers on TensorFlow.",
+        epilog=EXIT_CODES,
+    )
+    line.add_argument("--version", action="version", version=f"tfpar {__version__}")
+    commands = line.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name, text):
+        added = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        added.set_defaults(command=functions.get(name, name))
+        added.add_argument("--verbose", action="store_true", help="show TensorFlow's own messages")
+        return added
+
+    prepare = command("prepare", "turn any source of images into a verified directory of arrays")
+    prepare.add_argument("source", help="digits, a TensorFlow data set, or a folder of class folders")
+    prepare.add_argument("directory", help="where it goes")
+    prepare.add_argument(
+        "--image-size", type=_image_size, metavar="S|HxW", help="pixels; default: as they are, mixed sizes 224"
+    )
+    prepare.add_argument("--validation-fraction", type=_number(1e-6, 0.999999), default=0.1, metavar="F")
+    prepare.add_argument("--seed", type=_whole(0, 2**32 - 1), default=0)
+    prepare.add_argument("--on-bad-image", choices=("skip", "fail"), default="skip")
+    prepare.add_argument("--tfds-manual-dir", metavar="D", help="files TensorFlow Datasets would otherwise download")
+
+    train = command("train", "train in stages; the same command continues an interrupted run")
+    train.add_argument("data", help="a prepared directory, or a source as for prepare")
+    train.add_argument("--run", metavar="DIR", help="default: runs/NAME")
+    train.add_argument(
+        "--model", default="small_cnn", help="small_cnn, resnet20|32|44|56, or a keras.applications network"
+    )
+    train.add_argument("--weights", type=_weights, metavar="none|imagenet|FILE")
+    train.add_argument("--freeze", action="store_true", help="train the head of a pretrained network alone")
+    train.add_argument(
+        "--stage", type=_stage, action="append", metavar="E@R[:F]", help="epochs at a rate, falling to another; repeat"
+    )
+    train.add_argument("--global-batch-size", type=_whole(1, 2**24), metavar="B", help="default 128")
+    train.add_argument("--seed", type=_whole(0, 2**32 - 1), default=0)
+    train.add_argument("--simulate", type=_whole(1, 256), metavar="N", help="replicas on this machine's CPU")
+    train.add_argument("--optimizer", choices=("sgd", "adamw"), default="sgd")
+    train.add_argument("--weight-decay", type=_number(0, 1), default=5e-4)
+    train.add_argument("--augment", choices=("none", "flip", "crop-flip"), default="none")
+    train.add_argument("--precision", choices=("float32", "mixed_bfloat16", "mixed_float16"), default="float32")
+    train.add_argument(
+        "--shards", type=_whole(1, 4096), metavar="V", help="parts of the batch; default: one per replica"
+    )
+    train.add_argument("--all-reduce", choices=("ordered", "fast"), default="ordered")
+    train.add_argument("--deterministic", action="store_true", help="deterministic operations on GPUs; slower")
+    train.add_argument("--steps-per-call", type=_steps_per_call, default="auto", metavar="auto|K")
+    train.add_argument("--checkpoint-seconds", type=_number(0, 1e9), default=60, metavar="S")
+    train.add_argument("--dry-run", action="store_true", help="say what it would take, memory too, and train nothing")
+    train.add_argument("--profile", action="store_true", help="say where a step's time goes, and train nothing")
+    train.add_argument("--fresh", action="store_true", help="start over; the old run is kept beside")
+
+    predict = command("predict", "label new pictures")
+    predict.add_argument("run")
+    predict.add_argument("images", nargs="+", metavar="image")
+    predict.add_argument("--json", action="store_true")
+
+    evaluate = command("evaluate", "exact metrics of the final model")
+    evaluate.add_argument("run")
+    evaluate.add_argument("--data", metavar="DIR", help="default: the data it was trained on")
+    evaluate.add_argument("--split", choices=("validation", "test"), default="validation")
+
+    launch = command("launch", "run tfpar train as several workers on this machine; all start again when one dies")
+    launch.add_argument("--workers", type=_whole(1, 256), required=True, metavar="N")
+    launch.add_argument("--logs", metavar="DIR", help="launch.json and a log of each worker; default: RUN/workers")
+    launch.add_argument("--restarts", type=_whole(0, 10**6), default=10, metavar="K", help="default 10")
+    launch.add_argument("--cores-per-worker", type=_whole(1, 1024), metavar="C", help="default: threads are left alone")
+    launch.add_argument("words", nargs="+", metavar="-- train ...", help="the command of every worker")
+
+    _add_kubernetes(command)
+    doctor = command("doctor", "what this machine and these versions can do, and what to mend")
+    doctor.add_argument("--json", action="store_true")
+    return line
+
+
+def _add_kubernetes(command) -> None:
+    kubernetes = command("kubernetes", "print tfpar train as Kubernetes manifests: one pod for each worker")
+    kubernetes.add_argument("--workers", type=int, required=True, metavar="N", help="pods")
+    kubernetes.add_argument("--gpus", type=int, required=True, metavar="G", help="of each worker; 0 trains on CPUs")
+    kubernetes.add_argument("--image", required=True, metavar="I", help="an image with tfpar; see --dockerfile")
+    kubernetes.add_argument("--target", default="job", metavar="job|jobset", help="job needs no installation")
+    kubernetes.add_argument("--name", default="train", help="default: train")
+    kubernetes.add_argument("--namespace", help="default: the one kubectl is set to")
+    kubernetes.add_argument("--queue", metavar="Q", help="of Kueue")
+    kubernetes.add_argument(
+        "--data-claim", default="data", metavar="C", help="volume claim, mounted as data; default: data"
+    )
+    kubernetes.add_argument(
+        "--run-claim", default="runs", metavar="C", help="volume claim, mounted as runs; default: runs"
+    )
+    kubernetes.add_argument("--cpus", type=int, default=4, metavar="C", help="cores of each worker; default 4")
+    kubernetes.add_argument("--memory", default="8Gi", metavar="M", help="of each worker; default 8Gi")
+    kubernetes.add_argument("--shm", default="1Gi", metavar="M", help="the part of it that is shared; default 1Gi")
+    kubernetes.add_argument("--port", type=int, default=12345, help="default 12345")
+    kubernetes.add_argument("--deadline", type=int, default=86400, metavar="SECONDS", help="default 86400, a day")
+    kubernetes.add_argument(
+        "--dockerfile", action=_Dockerfile, nargs=0, help="print a Dockerfile for the image, and end"
+    )
+    kubernetes.add_argument("words", nargs="+", metavar="-- train ...", help="the command of every worker")
+
+
+class _Dockerfile(argparse.Action):
+    def __call__(self, parser, namespace, values, option_string=None):
+        from tfpar import kubernetes
+
+        print(kubernetes.dockerfile(), end="")
+        parser.exit()

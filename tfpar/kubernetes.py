@@ -1,0 +1,380 @@
+"""The same training on Kubernetes: an Indexed Job with a headless Service, or a JobSet, as plain manifests.
+
+One pod is one worker with all its GPUs. Every pod runs the same `tfpar train`, with the same words as on a laptop: it
+works in `/tfpar`, where the claims are mounted as `data` (read-only) and `runs`. Which worker it is says
+`JOB_COMPLETION_INDEX`, which Kubernetes sets; where the others are, a pattern of names (see `workers`). Exit codes decide
+what follows: 42 (stopped, saved) and 75 (another worker was lost) cost nothing, what another start cannot mend ends
+the Job, everything else counts.
+
+Example:
+    >>> found = kubernetes.manifests(["train", "data/fashion"], workers=2, gpus=1, image="registry.example/tfpar:1")
+    >>> kubernetes.check(found)
+    []
+    >>> print(kubernetes.text(found))
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import posixpath
+import re
+import sys
+from collections.abc import Sequence
+
+from tfpar import errors, rules, sources
+from tfpar.arguments import parser
+from tfpar.manifest_checks import IMAGE, LABEL, SUBDOMAIN, amount
+from tfpar.manifest_checks import check as check
+from tfpar.signals import Interrupted
+
+PLACE = "/tfpar"  # where the command runs; the claims are mounted below it
+TARGETS = ("job", "jobset")
+CONTAINER = "tfpar"
+USER = 1000
+RESTARTS = 10  # failures that count; as `tfpar launch`
+# Pauses between the pods of a failing Job grow to ten minutes; those who are there wait longer for those who are not.
+WAIT_SECONDS = 1200
+SAVE_SECONDS = 120  # after SIGTERM, for a checkpoint
+# What another start would not mend.
+FINAL = sorted(
+    {2} | {e.exit_code for e in (errors.DataError, errors.InputNotFound, errors.OutputError, errors.SettingsError)}
+)
+
+
+def manifests(
+    command: Sequence[str],
+    *,
+    workers: int,
+    gpus: int,
+    image: str,
+    target: str = "job",
+    name: str = "train",
+    namespace: str | None = None,
+    queue: str | None = None,
+    data_claim: str = "data",
+    run_claim: str = "runs",
+    cpus: int = 4,
+    memory: str = "8Gi",
+    shm: str = "1Gi",
+    port: int = 12345,
+    deadline: int = 86400,
+) -> list[dict]:
+    """Return the manifests of a training, ready for `text`.
+
+    Args:
+        command: the words after `tfpar`, such as `["train", "data/fashion", "--run", "runs/fashion"]`; paths lie in the
+            volumes `data` and `runs`.
+        workers: pods; gpus: of each, 0 trains on CPUs; cpus: cores of each, and threads.
+        image: with tfpar installed, see `dockerfile`.
+        target: `"job"` needs nothing but Kubernetes 1.31; `"jobset"` starts all workers again together.
+        queue: of Kueue.
+        data_claim: volume claim, made beforehand; run_claim: another, ReadWriteMany where there are several workers.
+        memory: of each worker; shm: the part of it that processes may share, as `"1Gi"`.
+        deadline: seconds after which all is stopped; the same manifests continue.
+
+    Raises:
+        errors.SettingsError: a name, number or word that cannot work, with the rule and the remedy.
+
+    Example:
+        >>> [m["kind"] for m in kubernetes.manifests(["train", "digits"], workers=2, gpus=0, image="tfpar:1")]
+        ['Service', 'Job']
+    """
+    workers, gpus = rules.whole("workers", workers, 1, 256), rules.whole("gpus", gpus, 0, 64)
+    target = rules.word("target", target, TARGETS)
+    name = _job_name(name, workers, target)
+    port, deadline = rules.whole("port", port, 1024, 65535), rules.whole("deadline", deadline, 60, 2**31 - 1)
+    pod = _pod(
+        _words(command, replicas=workers * max(gpus, 1)),
+        image=_matching("image", image, IMAGE, 255, "the name of an image, such as registry.example/tfpar:1"),
+        environment={
+            "TFPAR_NUM_WORKERS": str(workers),
+            "TFPAR_HOST_TEMPLATE": f"{name if target == 'job' else f'{name}-workers-0'}-{{i}}.{name}",
+            "TFPAR_PORT": str(port),
+            "TFPAR_WAIT_SECONDS": str(WAIT_SECONDS),
+        },
+        port=port,
+        resources=_resources(cpus, memory, shm, gpus),
+        volumes=_volumes(_name("data_claim", data_claim, 253), _name("run_claim", run_claim, 253), shm),
+    )
+    meta = {"name": name, "labels": {"app.kubernetes.io/name": "tfpar"}}
+    if namespace is not None:
+        meta["namespace"] = _matching("namespace", namespace, LABEL, 63, "small letters, digits and - (at most 63)")
+    queued = {"kueue.x-k8s.io/queue-name": _name("queue", queue, 63)} if queue is not None else {}
+    own = meta | {"labels": meta["labels"] | queued}
+    if target == "job":
+        spec = _job(workers, deadline, pod | {"subdomain": name}, saved="Ignore", restarts=RESTARTS)
+        return [_service(meta, port), {"apiVersion": "batch/v1", "kind": "Job", "metadata": own, "spec": spec}]
+    # The first failure that counts ends the child Job, and with it the gang: JobSet starts all of them again.
+    spec = _job(workers, deadline, pod, saved="FailJob", restarts=0)
+    return [{"apiVersion": "jobset.x-k8s.io/v1alpha2", "kind": "JobSet", "metadata": own, "spec": _set(name, spec)}]
+
+
+def text(manifests: Sequence[dict]) -> str:
+    """Return manifests as YAML, the same text for the same manifests.
+
+    Raises:
+        TypeError: there is something else in them than dictionaries, lists, texts, whole numbers and truth values.
+
+    Example:
+        >>> kubernetes.text([{"kind": "Job", "args": ["1", 1, True]}])
+        'kind: Job\\nargs:\\n  - "1"\\n  - 1\\n  - true\\n'
+    """
+    return "---\n".join("\n".join(_lines(manifest)) + "\n" for manifest in manifests)
+
+
+def dockerfile() -> str:
+    """Return a Dockerfile that installs a checkout of tfpar with the versions that are installed here."""
+    pins = []
+    for requirement in importlib.metadata.requires("tfpar") or ():
+        if "extra ==" not in requirement:
+            package = re.match(r"[\w.-]+", requirement)[0]
+            pins.append(f'"{package}=={importlib.metadata.version(package)}"')
+    return f"""# In a checkout of tfpar: tfpar kubernetes --dockerfile > Dockerfile; docker build -t registry.example/tfpar:1 .
+FROM python:{sys.version_info.major}.{sys.version_info.minor}-slim
+COPY . /opt/tfpar
+# and-cuda brings the libraries for NVIDIA GPUs, some gigabytes; without it the image is for CPUs.
+RUN pip install --no-cache-dir "/opt/tfpar[and-cuda]" \\
+    {(" " + chr(92) + chr(10) + "    ").join(sorted(pins))}
+RUN useradd --uid {USER} --create-home tfpar && mkdir {PLACE} && chown {USER}:{USER} {PLACE}
+USER {USER}:{USER}
+WORKDIR {PLACE}
+CMD ["tfpar", "doctor"]
+"""
+
+
+# ---- what a user gives
+
+
+class _Refusing(argparse.ArgumentParser):
+    """A parser that never ends the program."""
+
+    def error(self, message):
+        raise errors.SettingsError(f"{self.prog}: {message}")
+
+    def exit(self, status=0, message=None):
+        raise errors.SettingsError(f"{self.prog}: help is not a training; give the words of tfpar train")
+
+
+def _words(command: Sequence[str], *, replicas: int) -> list[str]:
+    """Return the container's command, after everything was refused that could only fail in the cluster."""
+    if isinstance(command, str) or not all(isinstance(word, str) for word in command):
+        rules.refuse("command", command, 'a list of words, such as ["train", "data/fashion"]')
+    given = parser({}, kind=_Refusing).parse_args(command)
+    if given.command != "train":
+        raise errors.SettingsError(
+            f"command={' '.join(command)}: a manifest runs tfpar train; give train and its words"
+        )
+    for option, why in _NOT_THERE.items():
+        if getattr(given, option):
+            raise errors.SettingsError(f"--{option}: {why}")
+    shards = given.shards or replicas
+    if shards % replicas or (given.global_batch_size or 0) % shards:
+        raise errors.SettingsError(
+            f"{replicas} replicas, {shards} shards, global batch {given.global_batch_size or 'by default'}: take shards "
+            f"that are a multiple of {replicas}, and a batch that is a multiple of the shards"
+        )
+    # A source's name alone is found where `tfpar prepare` or the first `tfpar train` would put it.
+    data = given.data if "/" in given.data or given.data == "data" else f"data/{sources.last_word(given.data)}"
+    _in_volume("DATA", data, "data", f"{PLACE}/data")
+    _in_volume("--run", given.run or f"runs/{sources.last_word(given.data)}", "runs/NAME", f"{PLACE}/runs/")
+    if given.weights not in (None, "imagenet"):
+        _in_volume("--weights", given.weights, "data/FILE", f"{PLACE}/data/")
+    try:
+        "".join(command).encode()
+    except UnicodeEncodeError:
+        rules.refuse("command", command, "words that are valid Unicode: a manifest is a text")
+    return ["tfpar", *(word.replace("$", "$$") for word in command)]  # Kubernetes puts variables in for $(NAME)
+
+
+_NOT_THERE = {
+    "fresh": "every restart of a pod would start over; leave it out and give another --run",
+    "simulate": "replicas are simulated on one machine; give --workers instead",
+    "profile": "it trains nothing, and a Job would do it again and again; run it in a pod of its own",
+}
+
+
+def _in_volume(option: str, path: str, example: str, volume: str) -> None:
+    full = posixpath.normpath(posixpath.join(PLACE, path))
+    if not f"{full}/".startswith(f"{volume.rstrip('/')}/") or f"{full}/" == volume:
+        rules.refuse(option, path, f"a path in the volume, such as {example} (it is mounted at {volume.rstrip('/')})")
+
+
+def _matching(kind: str, value, pattern: str, most: int, rule: str) -> str:
+    if not isinstance(value, str) or len(value) > most or not re.fullmatch(pattern, value, re.ASCII):
+        rules.refuse(kind, value, rule)
+    return value
+
+
+def _name(kind: str, value, most: int) -> str:
+    return _matching(kind, value, SUBDOMAIN, most, f"small letters, digits, - and . (at most {most})")
+
+
+def _job_name(name, workers: int, target: str) -> str:
+    """Return a name that suits a Service, and leaves room for what is put behind it in the names of pods."""
+    behind = len("-workers-0" if target == "jobset" else "") + len(f"-{workers - 1}-abcde")
+    rule = f"at most {63 - behind} small letters, digits and -, that begin with a letter and end without -"
+    return _matching("name", name, rf"(?=[a-z]){LABEL}", 63 - behind, rule)
+
+
+def _resources(cpus, memory, shm, gpus: int) -> dict:
+    rule = "an amount of memory such as 16Gi, at least 64Mi"
+    amounts = [amount(value) or rules.refuse(kind, value, rule) for kind, value in (("memory", memory), ("shm", shm))]
+    if min(amounts) < 64 * 2**20:
+        rules.refuse("memory, shm", (memory, shm), rule)
+    if amounts[1] > amounts[0]:
+        raise errors.SettingsError(f"shm={shm}, memory={memory}: what processes share counts as memory; give less shm")
+    each = {"cpu": str(rules.whole("cpus", cpus, 1, 1024)), "memory": memory}
+    return each | ({"nvidia.com/gpu": str(gpus)} if gpus else {})
+
+
+# ---- the parts of a manifest
+
+
+def _service(meta: dict, port: int) -> dict:
+    """Return what gives every pod a name: workers look for each other before they are ready."""
+    spec = {
+        "clusterIP": "None",
+        "publishNotReadyAddresses": True,
+        "selector": {"batch.kubernetes.io/job-name": meta["name"]},
+        "ports": [{"name": "tensorflow", "port": port}],
+    }
+    return {"apiVersion": "v1", "kind": "Service", "metadata": meta, "spec": spec}
+
+
+def _job(workers: int, deadline: int, pod: dict, *, saved: str, restarts: int) -> dict:
+    """Return the Job's own part; `saved` is what follows when a worker was stopped and its state is saved."""
+
+    def ended(action: str, codes: list[int]) -> dict:
+        return {"action": action, "onExitCodes": {"containerName": CONTAINER, "operator": "In", "values": codes}}
+
+    rules = [
+        ended("FailJob", FINAL),
+        ended("Ignore", [errors.WorkerLost.exit_code]),  # who was lost is counted
+        ended(saved, [Interrupted.exit_code]),
+        {"action": saved, "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+    ]
+    return {
+        "completionMode": "Indexed",
+        "completions": workers,
+        "parallelism": workers,
+        "backoffLimit": restarts,
+        "activeDeadlineSeconds": deadline,
+        "podReplacementPolicy": "Failed",  # two pods of one index would write into one run
+        "podFailurePolicy": {"rules": rules},
+        "template": {"metadata": {"labels": {"app.kubernetes.io/name": "tfpar"}}, "spec": pod},
+    }
+
+
+def _set(name: str, job: dict) -> dict:
+    """Return the JobSet's own part. Rules see of a failed Job its reason and message; an unknown message ends the set."""
+    rules = [
+        {
+            "name": "saved",
+            "action": "RestartJobSetAndIgnoreMaxRestarts",
+            "onJobFailureReasons": ["PodFailurePolicy"],
+            "onJobFailureMessagePatterns": [
+                f"exit code {Interrupted.exit_code} matching", "condition DisruptionTarget matching"
+            ],
+        },
+        {"name": "final", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy", "DeadlineExceeded"]},
+    ]  # fmt: skip
+    return {
+        "failurePolicy": {"maxRestarts": RESTARTS, "restartStrategy": "BlockingRecreate", "rules": rules},
+        "network": {"enableDNSHostnames": True, "publishNotReadyAddresses": True, "subdomain": name},
+        "replicatedJobs": [{"name": "workers", "replicas": 1, "template": {"spec": job}}],
+    }
+
+
+def _pod(words: list[str], *, image: str, environment: dict, port: int, resources: dict, volumes: tuple) -> dict:
+    # TensorFlow counts the cores of the node, not those of the container; and bits depend on the number of threads.
+    environment = {"HOME": "/tmp", "PYTHONUNBUFFERED": "1", "TF_NUM_INTRAOP_THREADS": resources["cpu"]} | environment
+    container = {
+        "name": CONTAINER,
+        "image": image,
+        "command": words,
+        "workingDir": PLACE,
+        "env": [{"name": key, "value": value} for key, value in environment.items()],
+        "ports": [{"containerPort": port}],
+        "resources": {"requests": resources, "limits": resources},
+        "securityContext": {
+            "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}
+        },
+        "volumeMounts": volumes[1],
+    }  # fmt: skip
+    tolerated = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
+    return {
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": SAVE_SECONDS,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "securityContext": {
+            "runAsNonRoot": True, "runAsUser": USER, "runAsGroup": USER, "fsGroup": USER,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        **({"tolerations": tolerated} if "nvidia.com/gpu" in resources else {}),
+        "containers": [container],
+        "volumes": volumes[0],
+    }  # fmt: skip
+
+
+def _volumes(data_claim: str, run_claim: str, shm: str) -> tuple[list[dict], list[dict]]:
+    """Return the volumes, and where they are mounted."""
+    volumes = [
+        {"name": "data", "persistentVolumeClaim": {"claimName": data_claim, "readOnly": True}},
+        {"name": "runs", "persistentVolumeClaim": {"claimName": run_claim}},
+        {
+            "name": "shm",
+            "emptyDir": {"medium": "Memory", "sizeLimit": shm},
+        },  # NCCL needs more than the 64 MiB there are
+        {"name": "tmp", "emptyDir": {}},
+    ]
+    mounts = [
+        {"name": "data", "mountPath": f"{PLACE}/data", "readOnly": True},
+        {"name": "runs", "mountPath": f"{PLACE}/runs"},
+        {"name": "shm", "mountPath": "/dev/shm"},
+        {"name": "tmp", "mountPath": "/tmp"},
+    ]
+    return volumes, mounts
+
+
+# ---- YAML
+
+_PLAIN = re.compile(r"[A-Za-z/_][A-Za-z0-9/_.@:-]*(?<!:)", re.ASCII)
+_WORDS_OF_YAML = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}
+
+
+def _lines(value) -> list[str]:
+    if isinstance(value, dict) and value:
+        lines = []
+        for key, item in value.items():
+            below = _lines(item)
+            if isinstance(item, (dict, list)) and item:
+                lines += [f"{_scalar(key)}:", *(f"  {line}" for line in below)]
+            else:
+                lines.append(f"{_scalar(key)}: {below[0]}")
+        return lines
+    if isinstance(value, list) and value:
+        blocks = [_lines(item) for item in value]
+        return [line for block in blocks for line in (f"- {block[0]}", *(f"  {more}" for more in block[1:]))]
+    return [_scalar(value)]
+
+
+def _scalar(value) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int):
+        return str(value)
+    if value == {} or value == []:
+        return "{}" if isinstance(value, dict) else "[]"
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r}: a manifest holds dictionaries, lists, texts, whole numbers and truth values")
+    if _PLAIN.fullmatch(value) and value.lower() not in _WORDS_OF_YAML:
+        return value
+    return '"' + "".join(map(_escaped, value)) + '"'
+
+
+def _escaped(character: str) -> str:
+    if character in '"\\':
+        return f"\\{character}"
+    return character if character.isprintable() else f"\\U{ord(character):08x}"

@@ -110,7 +110,8 @@ def describe(
         errors.SettingsError: the global batch cannot be dealt evenly to the replicas.
     """
     replicas = strategy.num_replicas_in_sync
-    line = f"{replicas} replica{'s'[: replicas > 1]} ({', '.join(names(strategy))})"
+    group = workers.Group(strategy)
+    line = f"{replicas} replica{'s'[: replicas > 1]} ({', '.join(names(strategy))}{f' on each of {group.size} workers' * (group.size > 1)})"
     if global_batch_size is not None:
         line += f": global batch {global_batch_size} -> {per_replica(global_batch_size, strategy)} per replica"
     if shards is not None:

@@ -66,26 +66,26 @@ def test_keras_switches(monkeypatch, tmp_path):
     assert backend.state == legacy.state == "mend" and str(tmp_path) in backend.remedy and "unset" in legacy.remedy
 
 
-def config(index=0, workers=("localhost:0",), kind="worker"):
+def config(index=0, workers=("localhost:9",), kind="worker"):
     return json.dumps({"cluster": {"worker": list(workers)}, "task": {"type": kind, "index": index}})
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("{", "cannot be read"),
-        ("[]", "cannot be read"),
-        (config(workers=["localhost"]), "cannot be read"),
-        (config(index=1), "task worker 1 of 1"),
-        (config(kind="evaluator"), "task evaluator 0"),
-        (config(workers=["no-such-host.invalid:9"]), "does not resolve: no-such-host.invalid"),
-        (config(workers=["localhost:99999"]), "port 99999"),
+        ("{", "cannot be understood"),
+        ("[]", "cannot be understood"),
+        (config(workers=["localhost"]), "an address of its own, as host:port"),
+        (config(index=1), "worker 1 of 1"),
+        (config(kind="evaluator"), "name all processes under worker"),
+        (config(workers=["no-such-host.invalid:9", "localhost:9"]), "does not resolve: no-such-host.invalid"),
+        (config(workers=["localhost:99999"]), "localhost:99999"),
     ],
 )
 def test_wrong_tf_config(monkeypatch, text, said):
     monkeypatch.setenv("TF_CONFIG", text)
     (found,) = doctor._workers()
-    assert found.state == "mend" and said in found.found and found.remedy
+    assert found.state == "mend" and said in f"{found.found}; {found.remedy}" and found.remedy
 
 
 def test_tf_config_with_a_port_in_use_and_a_free_one(monkeypatch):
@@ -93,11 +93,11 @@ def test_tf_config_with_a_port_in_use_and_a_free_one(monkeypatch):
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         port = listener.getsockname()[1]
-        monkeypatch.setenv("TF_CONFIG", config(workers=[f"localhost:{port}"]))
+        monkeypatch.setenv("TF_CONFIG", config(workers=[f"localhost:{port}", "localhost:1"]))
         (found,) = doctor._workers()
         assert found.state == "mend" and f"port {port}" in found.found
     (found,) = doctor._workers()
-    assert found.state == "good" and found.found == "worker 0 of 1"
+    assert found.state == "good" and found.found == "worker 0 of 2"
 
 
 def test_little_room_is_a_note(monkeypatch):

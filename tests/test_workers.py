@@ -166,6 +166,72 @@ def test_ten_kills_at_random(digits, alone, tmp_path):
     assert same_files(alone, results.Run(tmp_path / "run"))
 
 
+def started(place, command, ports, index):
+    """Start one worker of two by hand."""
+    environment = {
+        "TFPAR_NUM_WORKERS": "2", "TFPAR_HOST_TEMPLATE": "127.0.0.1", "TFPAR_PORT": ",".join(map(str, ports)),
+        "JOB_COMPLETION_INDEX": str(index), "TFPAR_WAIT_SECONDS": "30", "PYTHONUNBUFFERED": "1",
+    }  # fmt: skip
+    with open(place / f"{index}.txt", "ab") as log:
+        return subprocess.Popen(
+            [sys.executable, *command], cwd=place, stdout=log, stderr=subprocess.STDOUT, env=os.environ | environment
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_one_worker_restarted_alone_mixes_with_nobody(digits, alone, tmp_path):
+    command = ["-m", "tfpar", "train", str(digits.directory), "--run", "run", *RUN]
+    ports = launcher._free_ports(2)
+    chief, other = (started(tmp_path, command, ports, index) for index in (0, 1))
+    again = None
+    try:
+        deadline = time.monotonic() + SECONDS
+        while "Epoch 2/" not in (tmp_path / "0.txt").read_text():
+            assert time.monotonic() < deadline and chief.poll() is None
+            time.sleep(0.05)
+        other.kill()
+        again = started(tmp_path, command, ports, 1)
+        assert chief.wait(timeout=60) == 75
+        assert again.wait(timeout=120) == 69
+        assert "worker 0" in (tmp_path / "1.txt").read_text().splitlines()[-1]
+    finally:
+        for process in (chief, other, again):
+            if process:
+                process.kill()
+    gang = Gang(tmp_path, digits.directory, "run")
+    assert gang.end() == 0 and same_files(alone, results.Run(tmp_path / "run")), "".join(gang.lines)
+
+
+FAILING = """
+import sys, keras
+from tfpar import devices, prepare, train, workers
+from networks import tiny
+
+strategy = devices.strategy()
+class Fails(keras.callbacks.Callback):
+    def on_epoch_end(self, epoch, logs=None):
+        if workers.Group(strategy).index == 1:
+            raise RuntimeError("the input of worker 1 broke")
+train.run(tiny(strategy), prepare.load(sys.argv[1]), "run", stages=[train.Stage(3, 0.1)], shards=4, callbacks=[Fails()])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_an_exception_in_one_worker_ends_all(digits, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.path.dirname(__file__), prepend=os.pathsep)
+    ports = launcher._free_ports(2)
+    both = [started(tmp_path, ["-c", FAILING, str(digits.directory)], ports, index) for index in (0, 1)]
+    try:
+        assert [process.wait(timeout=SECONDS) for process in both] == [1, 1]
+    finally:
+        for process in both:
+            process.kill()
+    assert "WorkerLost: another of the 2 workers was lost" in (tmp_path / "0.txt").read_text()
+    assert "the input of worker 1 broke" in (tmp_path / "1.txt").read_text()
+
+
 def test_the_first_cause_is_the_exit_code(tmp_path):
     """One that was lost and one that has a reason: the reason counts, whichever is seen first."""
     gang = object.__new__(launcher._Gang)

@@ -26,6 +26,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from tfpar import errors, meeting
+
 SECONDS = 180  # for the process that imports TensorFlow and trains
 WIDTH = 80
 # The lowest that is needed, the highest that was tried.
@@ -155,47 +157,26 @@ def meminfo(key: str) -> int | None:
 
 
 def _workers() -> Iterator[Finding]:
-    """Look at TF_CONFIG: the list of workers, which of them this is, whether names resolve and the own port is free."""
-    text = os.environ.get("TF_CONFIG")
-    if not text:
-        yield Finding("good", "TF_CONFIG", "not set: one worker")
-        return
-    example = '{"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}}'
+    """Look at TF_CONFIG, or the TFPAR_ variables: the list of workers, which of them this is, whether names resolve and the own port is free."""
     try:
-        config = json.loads(text)
-        workers = [str(address) for address in config["cluster"]["worker"]]
-        kind, index = config["task"]["type"], int(config["task"]["index"])
-        places = [(address.rpartition(":")[0], int(address.rpartition(":")[2])) for address in workers]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        yield Finding(
-            "mend", "TF_CONFIG", f"cannot be read ({type(error).__name__}: {error})", f"write it as {example}"
-        )
+        found = meeting.cluster()
+    except errors.SettingsError as error:
+        yield Finding("mend", "TF_CONFIG", *str(error).rsplit("; ", 1))
         return
-    if kind != "worker" or not 0 <= index < len(workers):
-        yield Finding(
-            "mend",
-            "TF_CONFIG",
-            f"task {kind} {index} of {len(workers)} workers",
-            f"give type worker and an index below {len(workers)}",
-        )
+    if not found:
+        yield Finding("good", "TF_CONFIG", "one worker")
         return
-    unknown = [host for host, _port in places if not _resolves(host)]
+    hosts = [address.rpartition(":")[0] for address in found.addresses]
+    unknown = [host for host in hosts if not _resolves(host)]
+    port = int(found.addresses[found.index].rpartition(":")[2])
     if unknown:
-        yield Finding(
-            "mend",
-            "TF_CONFIG",
-            f"does not resolve: {', '.join(unknown)}",
-            "check the names, or start their machines first",
-        )
-    elif not _port_is_free(places[index][1]):
-        yield Finding(
-            "mend",
-            "TF_CONFIG",
-            f"port {places[index][1]} of this worker is in use",
-            "end what uses it, or name another",
-        )
+        told = f"does not resolve: {', '.join(unknown)}"
+        yield Finding("mend", "TF_CONFIG", told, "check the names, or start their machines first")
+    elif not _port_is_free(port):
+        told = f"port {port} of this worker is in use"
+        yield Finding("mend", "TF_CONFIG", told, "end what uses it, or name another")
     else:
-        yield Finding("good", "TF_CONFIG", f"worker {index} of {len(workers)}")
+        yield Finding("good", "TF_CONFIG", f"worker {found.index} of {len(hosts)}")
 
 
 def _resolves(host: str) -> bool:

@@ -22,46 +22,20 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from tfpar import errors, meeting
+from tfpar.meeting import Cluster, cluster
+
+__all__ = ["Cluster", "Group", "cluster", "strategy"]
 
 SECONDS = 300.0  # how long workers wait for each other; TFPAR_WAIT_SECONDS says otherwise
 
 PIECE = 1 << 24  # bytes that workers exchange at once, outside of training
 # What TensorFlow raises on the workers that are left when one has gone.
 LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.InternalError)
-
-
-class Cluster(NamedTuple):
-    """All workers, and which of them this process is.
-
-    Attributes:
-        addresses: `host:port` of each, in the order of their indices.
-        index: of this process; 0 is the chief.
-    """
-
-    addresses: tuple[str, ...]
-    index: int
-
-
-def cluster() -> Cluster | None:
-    """Return the workers named by the environment; None where there is this process alone.
-
-    Raises:
-        errors.SettingsError: TF_CONFIG or the TFPAR_* variables cannot be understood, or contradict each other.
-    """
-    written, patterned = _of_tf_config(), _of_pattern()
-    if written and patterned and written != patterned:
-        raise errors.SettingsError(
-            f"TF_CONFIG says worker {written.index} of {', '.join(written.addresses)}, the TFPAR_ variables say worker "
-            f"{patterned.index} of {', '.join(patterned.addresses)}; unset one of them"
-        )
-    found = written or patterned
-    return found if found and len(found.addresses) > 1 else None
 
 
 def strategy(*, command: Sequence[str] = ()) -> tf.distribute.Strategy:
@@ -168,59 +142,6 @@ class Group:
             return context.all_reduce(tf.distribute.ReduceOp.SUM, tf.where(first, numbers, tf.zeros_like(numbers)))
 
         return self.strategy.experimental_local_results(self.strategy.run(on_replica, args=(numbers,)))[0]
-
-
-def _of_tf_config() -> Cluster | None:
-    text = os.environ.get("TF_CONFIG", "").strip()
-    if not text:
-        return None
-    try:
-        config = json.loads(text)
-        jobs, task = config.get("cluster", {}), config.get("task", {})
-        if not jobs:
-            return None
-        addresses, index = tuple(jobs["worker"]), int(task["index"])
-        named = set(jobs) == {"worker"} and task["type"] == "worker" and all(isinstance(a, str) for a in addresses)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise errors.SettingsError(f"TF_CONFIG={text}: cannot be understood ({error}); {_REMEDY}") from error
-    if not named:
-        raise errors.SettingsError(
-            f"TF_CONFIG={text}: name all processes under worker, the first is the chief; {_REMEDY}"
-        )
-    return _checked(addresses, index, "TF_CONFIG")
-
-
-_REMEDY = 'write {"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}}, or unset it'
-
-
-def _of_pattern() -> Cluster | None:
-    count = os.environ.get("TFPAR_NUM_WORKERS")
-    if not count:
-        return None
-    index, template = os.environ.get("JOB_COMPLETION_INDEX", ""), os.environ.get("TFPAR_HOST_TEMPLATE", "")
-    ports = os.environ.get("TFPAR_PORT", "").split(",")
-    numbers = [count, index, *ports]
-    if not all(number.isdecimal() for number in numbers) or not template or len(ports) not in (1, int(count)):
-        raise errors.SettingsError(
-            f"TFPAR_NUM_WORKERS={count}, JOB_COMPLETION_INDEX={index}, TFPAR_HOST_TEMPLATE={template}, "
-            f"TFPAR_PORT={','.join(ports)}: give numbers, a host name with {{i}}, and one port or one for each worker"
-        )
-    each = ports * int(count) if len(ports) == 1 else ports
-    addresses = tuple(f"{template.replace('{i}', str(i))}:{port}" for i, port in enumerate(each))
-    return _checked(addresses, int(index), "TFPAR_NUM_WORKERS")
-
-
-def _checked(addresses: tuple[str, ...], index: int, name: str) -> Cluster:
-    if not 0 <= index < len(addresses):
-        raise errors.SettingsError(
-            f"{name}: worker {index} of {len(addresses)}; indices go from 0 to {len(addresses) - 1}"
-        )
-    ports = [address.rpartition(":")[2] for address in addresses]
-    if not all(port.isdecimal() and 0 < int(port) < 65536 for port in ports) or len(set(addresses)) < len(addresses):
-        raise errors.SettingsError(
-            f"{name}: {', '.join(addresses)}: give each worker an address of its own, as host:port"
-        )
-    return Cluster(addresses, index)
 
 
 def _seconds() -> float:

@@ -237,7 +237,7 @@ def _service(meta: dict, port: int) -> dict:
         "clusterIP": "None",
         "publishNotReadyAddresses": True,
         "selector": {"batch.kubernetes.io/job-name": meta["name"]},
-        "ports": [{"name": "tensorflow", "port": port}],
+        "ports": [{"name": "tensorflow", "port": port, "protocol": "TCP"}],
     }
     return {"apiVersion": "v1", "kind": "Service", "metadata": meta, "spec": spec}
 
@@ -295,7 +295,7 @@ def _pod(words: list[str], *, image: str, environment: dict, port: int, resource
         "command": words,
         "workingDir": PLACE,
         "env": [{"name": key, "value": value} for key, value in environment.items()],
-        "ports": [{"containerPort": port}],
+        "ports": [{"containerPort": port, "protocol": "TCP"}],
         "resources": {"requests": resources, "limits": resources},
         "securityContext": {
             "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}

@@ -37,7 +37,7 @@ POD = {
     "initContainers": None,
 }  # fmt: skip
 CONTAINER = {
-    "securityContext.allowPrivilegeEscalation": False, "securityContext.readOnlyRootFilesystem": True,
+    "workingDir": "/tfpar", "securityContext.allowPrivilegeEscalation": False, "securityContext.readOnlyRootFilesystem": True,
     "securityContext.capabilities": {"drop": ["ALL"]}, "securityContext.privileged": None, "securityContext.runAsUser": None,
     "securityContext.runAsNonRoot": None, "securityContext.seccompProfile": None,
 }  # fmt: skip

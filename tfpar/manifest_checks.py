@@ -73,12 +73,15 @@ def check(manifests: Sequence[dict]) -> list[str]:
         named = ", ".join(_at(manifest, "kind", "none") for manifest in manifests)
         return [f"the kinds are {named}; must be Service and Job, or JobSet"]
     if "Job" in kinds:
-        job = _at(kinds["Job"], "spec", {})
+        job, version = _at(kinds["Job"], "spec", {}), ("Job", "batch/v1")
         found = itertools.chain(_service(kinds["Service"], kinds["Job"]), _job(job, in_set=False))
     else:
-        job = _at(kinds["JobSet"], "spec.replicatedJobs.0.template.spec", {})
+        job, version = (
+            _at(kinds["JobSet"], "spec.replicatedJobs.0.template.spec", {}),
+            ("JobSet", "jobset.x-k8s.io/v1alpha2"),
+        )
         found = itertools.chain(_set(kinds["JobSet"]), _job(job, in_set=True))
-    return list(found)
+    return [*_differences(kinds[version[0]], {"apiVersion": version[1]}), *found]
 
 
 def amount(value) -> float | None:

@@ -300,6 +300,35 @@ def test_a_planted_error_is_refused(kind, path, value):
     assert found and all(isinstance(line, str) and line for line in found)
 
 
+SAID = [
+    ("Job", POD + "initContainers", [{"name": "a"}], "initContainers is"),
+    ("Job", CONTAINER + "securityContext.seccompProfile", {"type": "Unconfined"}, "securityContext.seccompProfile is"),
+    ("JobSet", "spec.replicatedJobs.1", {"name": "b"}, "must be one, whose pods"),
+    ("JobSet", "spec.failurePolicy.rules.0.action", "Restart", "'Restart' is no action of JobSet"),
+    ("JobSet", "spec.failurePolicy.rules.0.onJobFailureReasons", ["Failed"], "what is no reason of a Job"),
+    ("Job", "metadata.name", "Train", "begin with a letter"),
+    ("JobSet", "metadata.name", "a" * 46, "longer than 63"),
+    ("Job", "spec.podFailurePolicy.rules.0.action", "Fail", "'Fail' is no action"),
+    ("Job", "spec.podFailurePolicy.rules.0.onPodConditions", [], "either onExitCodes or onPodConditions"),
+    ("Job", "spec.podFailurePolicy.rules.0.onExitCodes.values", [65, 2], "values that rise"),
+    ("Job", "spec.podFailurePolicy.rules.3.onPodConditions.0.status", "Yes", 'must have status "True"'),
+    ("Job", CONTAINER + "ports.0.containerPort", 80, "from 1024 to 65535"),
+    ("Job", CONTAINER + "env.0.name", "TFPAR_PORT", "TFPAR_PORT: given twice"),
+    ("Job", CONTAINER + "resources.limits.cpu", "4 cores", "cpu '4 cores' is no amount"),
+    ("Job", CONTAINER + "resources.limits.memory", GONE, "memory must be limited"),
+    ("Job", POD + "volumes.3.name", "shm", "of its own"),
+    ("Job", CONTAINER + "volumeMounts.3.name", "temp", "temp must be both"),
+    ("Job", POD + "volumes.2.emptyDir.medium", "memory", "medium 'memory'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "path", "value", "line"), SAID, ids=lambda value: str(value)[-40:])
+def test_the_line_says_what_is_wrong(kind, path, value, line):
+    manifests = made("jobset" if kind == "JobSet" else "job")
+    plant(next(one for one in manifests if one["kind"] == kind), path, value)
+    assert [said for said in kubernetes.check(manifests) if line in said]
+
+
 def schema_of(manifest):
     try:
         return by_schema(manifest)

@@ -7,7 +7,7 @@ Example:
     >>> service, job = kubernetes.manifests(["train", "digits"], workers=2, gpus=0, image="tfpar:1")
     >>> service["metadata"]["name"] = "other"
     >>> kubernetes.check([service, job])
-    ["subdomain is 'train', must be 'other'"]
+    ['TFPAR_HOST_TEMPLATE is train-{i}.train, must be train-{i}.other', "subdomain is 'train', must be 'other'"]
 """
 
 from __future__ import annotations
@@ -277,7 +277,7 @@ def _resources(resources: dict) -> Iterator[str]:
     requests, limits = _at(resources, "requests", {}), _at(resources, "limits", {})
     if requests != limits:
         yield f"resources: requests {requests} and limits {limits} must be equal"
-    for name, value in (limits | requests).items():
+    for name, value in (*limits.items(), *requests.items()):
         if not amount(value) or (name == "nvidia.com/gpu" and not str(value).isdecimal()):
             yield f"resources: {name} {value!r} is no amount"
     for name in {"cpu", "memory"} - set(limits):

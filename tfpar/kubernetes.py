@@ -237,7 +237,7 @@ def _service(meta: dict, port: int) -> dict:
         "clusterIP": "None",
         "publishNotReadyAddresses": True,
         "selector": {"batch.kubernetes.io/job-name": meta["name"]},
-        "ports": [{"name": "tensorflow", "port": port}],
+        "ports": [{"name": "tensorflow", "port": port, "protocol": "TCP"}],
     }
     return {"apiVersion": "v1", "kind": "Service", "metadata": meta, "spec": spec}
 
@@ -246,7 +246,7 @@ def _job(workers: int, deadline: int, pod: dict, *, saved: str, restarts: int) -
     """Return the Job's own part; `saved` is what follows when a worker was stopped and its state is saved."""
 
     def ended(action: str, codes: list[int]) -> dict:
-        return {"action": action, "onExitCodes": {"containerName": CONTAINER, "operator": "In", "values": codes}}
+        return {"action": action, "onExitCodes": {"containerName": CONTAINER, "operator": "In", "values": [*codes]}}
 
     rules = [
         ended("FailJob", FINAL),
@@ -295,8 +295,8 @@ def _pod(words: list[str], *, image: str, environment: dict, port: int, resource
         "command": words,
         "workingDir": PLACE,
         "env": [{"name": key, "value": value} for key, value in environment.items()],
-        "ports": [{"containerPort": port}],
-        "resources": {"requests": resources, "limits": resources},
+        "ports": [{"containerPort": port, "protocol": "TCP"}],
+        "resources": {"requests": {**resources}, "limits": {**resources}},
         "securityContext": {
             "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}
         },

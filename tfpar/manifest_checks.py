@@ -7,7 +7,7 @@ Example:
     >>> service, job = kubernetes.manifests(["train", "digits"], workers=2, gpus=0, image="tfpar:1")
     >>> service["metadata"]["name"] = "other"
     >>> kubernetes.check([service, job])
-    ["subdomain is 'train', must be 'other'"]
+    ['TFPAR_HOST_TEMPLATE is train-{i}.train, must be train-{i}.other', "subdomain is 'train', must be 'other'"]
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ POD = {
     "initContainers": None,
 }  # fmt: skip
 CONTAINER = {
-    "securityContext.allowPrivilegeEscalation": False, "securityContext.readOnlyRootFilesystem": True,
+    "workingDir": "/tfpar", "securityContext.allowPrivilegeEscalation": False, "securityContext.readOnlyRootFilesystem": True,
     "securityContext.capabilities": {"drop": ["ALL"]}, "securityContext.privileged": None, "securityContext.runAsUser": None,
     "securityContext.runAsNonRoot": None, "securityContext.seccompProfile": None,
 }  # fmt: skip
@@ -73,12 +73,15 @@ def check(manifests: Sequence[dict]) -> list[str]:
         named = ", ".join(_at(manifest, "kind", "none") for manifest in manifests)
         return [f"the kinds are {named}; must be Service and Job, or JobSet"]
     if "Job" in kinds:
-        job = _at(kinds["Job"], "spec", {})
+        job, version = _at(kinds["Job"], "spec", {}), ("Job", "batch/v1")
         found = itertools.chain(_service(kinds["Service"], kinds["Job"]), _job(job, in_set=False))
     else:
-        job = _at(kinds["JobSet"], "spec.replicatedJobs.0.template.spec", {})
+        job, version = (
+            _at(kinds["JobSet"], "spec.replicatedJobs.0.template.spec", {}),
+            ("JobSet", "jobset.x-k8s.io/v1alpha2"),
+        )
         found = itertools.chain(_set(kinds["JobSet"]), _job(job, in_set=True))
-    return list(found)
+    return [*_differences(kinds[version[0]], {"apiVersion": version[1]}), *found]
 
 
 def amount(value) -> float | None:
@@ -274,7 +277,7 @@ def _resources(resources: dict) -> Iterator[str]:
     requests, limits = _at(resources, "requests", {}), _at(resources, "limits", {})
     if requests != limits:
         yield f"resources: requests {requests} and limits {limits} must be equal"
-    for name, value in (limits | requests).items():
+    for name, value in (*limits.items(), *requests.items()):
         if not amount(value) or (name == "nvidia.com/gpu" and not str(value).isdecimal()):
             yield f"resources: {name} {value!r} is no amount"
     for name in {"cpu", "memory"} - set(limits):

@@ -5,7 +5,7 @@ one machine, a notebook is the same but for the times it prints. A Chinese page 
 byte for byte, so tutorial/zh/NN_*.md + the outputs of the English run -> notebooks/zh/NN_*.ipynb, without a second run.
 
 Example:
-    $ python notebooks/build.py                  # all pages, about five minutes on two CPU cores
+    $ python notebooks/build.py                  # all pages, about seven minutes on two CPU cores
     $ python notebooks/build.py 01 03_engine     # those whose names begin so
     $ python notebooks/build.py --words          # runs nothing: new words, and the outputs of code that did not change
     $ python notebooks/build.py --stamps         # which English version each Chinese page should say it follows

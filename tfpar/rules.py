@@ -70,7 +70,7 @@ def word(name: str, value, words: Sequence[str]) -> str:
     """
     if isinstance(value, str) and value in words:
         return value
-    return refuse(name, value, " or ".join([", ".join(words[:-1]), words[-1]]))
+    return refuse(name, value, f"one of {', '.join(words)}" if len(words) > 2 else " or ".join(words))
 
 
 def path(name: str, value) -> Path:

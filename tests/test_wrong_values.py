@@ -69,7 +69,7 @@ not_paths = st.one_of(
     ("rule", "arguments"),
     [
         (rules.number, ("n", -1.0, 0, 1)), (rules.number, ("n", 2, 0, 1)), (rules.number, ("n", float("inf"), 0, float("inf"))),
-        (rules.whole, ("n", 1.0, 0, 1)), (rules.whole, ("n", True, 0, 1)), (rules.path, ("n", "a\0b")), (rules.word, ("n", "c", ["a", "b"])),
+        (rules.whole, ("n", 1.0, 0, 1)), (rules.whole, ("n", True, 0, 1)), (rules.path, ("n", "a\0b")), (rules.word, ("augment", "c", ["a", "b"])),
         (rules.class_weights, ([1, -1], 2)), (rules.class_weights, (b"12", 2)), (schedule.checked, (b"\1\1\0",)),
         (tfpar_settings._check_steps_per_call, ("n", np.zeros((2, 2)))),
     ],
@@ -195,8 +195,8 @@ def test_a_stage_that_is_read_is_one_that_holds(text):
 
 
 wrong_stages = st.one_of(
-    things, st.tuples(whole(1, 999_999), st.just(0.1), st.none()), st.tuples(st.just(1), number(0, 1e9), st.none()),
-    st.tuples(st.just(1), st.just(0.1), number(0, 1e9).filter(lambda v: v is not None)), st.just((1, 0, None)), st.just((1,)),
+    things, st.tuples(whole(1, 999_999), st.just(0.1), st.none()), st.tuples(st.just(1), number(0, 3e38), st.none()),
+    st.tuples(st.just(1), st.just(0.1), number(0, 3e38).filter(lambda v: v is not None)), st.just((1, 0, None)), st.just((1,)),
 )  # fmt: skip
 
 

@@ -68,7 +68,9 @@ def word(name: str, value, words: Sequence[str]) -> str:
     Raises:
         errors.SettingsError: with the value and the words.
     """
-    return value if isinstance(value, str) and value in words else refuse(name, value, f"one of {', '.join(words)}")
+    if isinstance(value, str) and value in words:
+        return value
+    return refuse(name, value, f"one of {', '.join(words)}" if len(words) > 2 else " or ".join(words))
 
 
 def path(name: str, value) -> Path:

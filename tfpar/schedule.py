@@ -18,7 +18,7 @@ from typing import NamedTuple
 from tfpar import errors, rules
 
 WARMUP = 0.1  # of the first stage
-MOST_EPOCHS, MOST_RATE = 999_999, 1e9
+MOST_EPOCHS, MOST_RATE = 999_999, 3e38  # a rate is float32
 
 
 class Stage(NamedTuple):

@@ -107,8 +107,8 @@ def _check_steps_per_call(name: str, value) -> None:
     if not (isinstance(value, str) and value == "auto"):
         try:
             rules.whole(name, value, 1, MOST_STEPS_PER_CALL)
-        except errors.SettingsError as error:
-            raise errors.SettingsError(f"{error}, or auto") from error
+        except errors.SettingsError:
+            rules.refuse(name, value, f"auto, or a whole number from 1 to {MOST_STEPS_PER_CALL}")
 
 
 def _check_stages(name: str, value) -> None:

@@ -6,7 +6,7 @@ TensorFlow cannot go on without a worker, so all start anew, and the run continu
 
 Example:
     >>> launcher.launch(["train", "digits", "--run", "runs/digits"], workers=2, logs="runs/digits/workers")
-    [0] 2 replicas (CPU:0, CPU:0): global batch 128 -> 64 per replica, in 2 shards
+    [0] 2 replicas (CPU:0 on each of 2 workers): global batch 128 -> 64 per replica, in 2 shards
     ...
     0
 """

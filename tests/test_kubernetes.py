@@ -224,7 +224,7 @@ def test_any_values_are_refused_or_give_manifests_without_fault(values):
 
 # ---- planted errors
 
-GONE = object()
+GONE = "(left out)"
 CONTAINER = "spec.template.spec.containers.0."
 POD = "spec.template.spec."
 SET = "spec.replicatedJobs.0.template."

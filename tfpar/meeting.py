@@ -20,6 +20,7 @@ from typing import NamedTuple
 from tfpar import errors
 
 PAUSE = 0.1  # seconds between two attempts to reach the chief
+MARGIN = 5.0  # seconds for the chief's verdict, who may wait until the deadline before it names who is missing
 LINE = 1 << 20  # bytes of the longest word taken from another process
 
 
@@ -113,6 +114,7 @@ def _say_and_hear(chief: str, word: dict, deadline: float, seconds: float) -> No
             try:
                 line.connect(place)
                 line.sendall(json.dumps(word).encode() + b"\n")
+                line.settimeout(max(PAUSE, deadline - time.monotonic()) + MARGIN)
                 answer = _heard(line)
             except OSError as error:
                 why = error.strerror or str(error)

@@ -35,12 +35,12 @@ def marked(phase, function, place):
 def run(data, replicas, per_call, directory):
     place = os.open(f"{directory}.phase", os.O_RDWR | os.O_CREAT)
     os.pwrite(place, b"start".ljust(12), 0)
-    train.results.write_facts = marked("facts", results.write_facts, place)
+    training.results.write_facts = marked("facts", results.write_facts, place)
     training.Training._train_stage = marked("train", training.Training._train_stage, place)
-    train.checkpoint.save = marked("checkpoint", checkpoint.save, place)
-    train.inference.Inference.__call__ = marked("inference", inference.Inference.__call__, place)
-    train.results.write_stage = marked("stage", results.write_stage, place)
-    train.report.write = marked("report", report.write, place)
+    training.checkpoint.save = marked("checkpoint", checkpoint.save, place)
+    training.inference.Inference.__call__ = marked("inference", inference.Inference.__call__, place)
+    training.results.write_stage = marked("stage", results.write_stage, place)
+    training.report.write = marked("report", report.write, place)
     with signals.Stop():
         model = tiny(devices.strategy(simulate=replicas))
         train.run(

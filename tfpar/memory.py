@@ -26,7 +26,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.client import device_lib
 
-from tfpar import devices, doctor, engine, rules, settings, steps
+from tfpar import devices, doctor, engine, exchange, rules, settings, steps
 from tfpar.schedule import Stage
 
 AHEAD = 5  # batches ready or in work, at most (see engine)
@@ -127,10 +127,11 @@ def _length(step: steps.Step, local_batch: int, image_shape) -> int:
 def _vectors(step: steps.Step) -> int:
     """Return how many such vectors a replica holds: one a shard, what it sends, what it receives, and their sum, unpacked."""
     own = step.shards // step.replicas
-    if step.all_reduce == "fast":
+    whole = exchange.whole_subtrees(step.shards, step.replicas)
+    if step.all_reduce == "fast" or (step.replicas == 2 and whole):
         return own + 4
     # data-parallel: a replica that holds whole subtrees sends one sum, otherwise its shards one by one.
-    sent = 1 if steps._whole_subtrees(step.shards, step.replicas) else own
+    sent = 1 if whole else own
     return own + sent + sent * step.replicas + 2
 
 

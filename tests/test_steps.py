@@ -384,3 +384,13 @@ def test_the_seal_around_the_shard_is_still_needed(digits, monkeypatch):
     assert train(digits, replicas=1, **arguments) == train(digits, replicas=4, **arguments)
     monkeypatch.setattr(steps, "_sealed", tf.function)
     assert train(digits, replicas=1, **arguments) != train(digits, replicas=4, **arguments)
+
+
+def test_a_mistake_in_a_loss_of_the_users_own_is_not_taken_for_a_refusal():
+    def mistaken(labels, logits):
+        return labels.no_such_thing if labels.dtype == tf.int32 else logits[:, 0]
+
+    model = tiny()
+    model.compile("sgd", mistaken)
+    with pytest.raises(AttributeError, match="no_such_thing"):
+        steps.Step(model)

@@ -199,15 +199,17 @@ def _doctor(given) -> int:
 
 
 def _launch(given) -> int:
-    from tfpar import launcher, sources
+    from tfpar import launcher, results, sources
 
     train = parser(COMMANDS).parse_args(given.words)
-    if train.command is not _train or train.profile:
-        raise errors.SettingsError(f"launch runs several workers of tfpar train; given was {' '.join(given.words)}")
+    if train.command is not _train or train.profile or train.dry_run:
+        raise errors.SettingsError(
+            f"launch runs several workers that train, without --profile and --dry-run; given was {' '.join(given.words)}"
+        )
     run, words = Path(train.run or f"runs/{sources.last_word(train.data)}"), list(given.words)
     if train.fresh:  # here, once: workers that start again continue
         words.remove("--fresh")
-        _put_aside(run)
+        results.put_aside(run)
     return launcher.launch(
         words, workers=given.workers, logs=given.logs or run / "workers", restarts=given.restarts,
         cores_per_worker=given.cores_per_worker,
@@ -234,14 +236,6 @@ def _kubernetes(given) -> None:
         given.words, workers=given.workers, gpus=given.gpus, image=given.image, **{name: getattr(given, name) for name in names}
     )  # fmt: skip
     print(kubernetes.text(found), end="")
-
-
-def _put_aside(run: Path) -> None:
-    from tfpar import files, results
-
-    if (run / "run.json").exists():
-        with files.locked(run / ".lock", "another run"):
-            results.put_aside(run)
 
 
 # ---- their parts

@@ -118,7 +118,7 @@ def inference_batches(split, strategy: tf.distribute.Strategy):
 
     The last chunk repeats the last image until it is full, and so do whole chunks where the replicas outnumber
     those that are left: whoever collects the results keeps the first N rows. So nothing is dropped, no replica is
-    handed an empty batch (which crashes TensorFlow), and no result depends on who computed it.
+    handed an empty batch (which crashes TensorFlow, or spoils the weights), and no result depends on who computed it.
 
     Returns:
         A finite dataset of `(uint8[64, height, width, channels], int32[64])` per replica.

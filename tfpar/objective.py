@@ -107,8 +107,9 @@ def build(model: keras.Model) -> keras.losses.Loss:
         )
     try:
         values = per_image(loss, tf.constant(labels), tf.zeros([2, classes]))
-    # The loss may be the user's own code. So Keras and TensorFlow refuse labels or logits, and a Loss without `call`.
-    except (ValueError, TypeError, tf.errors.InvalidArgumentError, NotImplementedError) as error:
+    # So all of Keras' losses refuse other labels or shapes. Anything else is a mistake in a loss of the user's own, whose
+    # trace shows where.
+    except (ValueError, tf.errors.InvalidArgumentError) as error:
         raise errors.SettingsError(
             f"loss {loss.name} does not take int32 labels and logits [batch, {classes}]: {error}"
         ) from error

@@ -139,15 +139,24 @@ def own_directory(directory: Path) -> Path:
 
 
 def put_aside(directory: Path) -> None:
-    """Rename an earlier run to RUN.1, RUN.2, ..."""
+    """Rename an earlier run to RUN.1, RUN.2, ...; where there is none, do nothing.
+
+    Raises:
+        errors.OutputError: another process trains in it, or it cannot be renamed.
+    """
+    if not (directory / "run.json").exists():
+        return
     number = 1
     whole = Path(os.path.abspath(directory))  # also where it was given as .
     while (beside := whole.with_name(f"{whole.name}.{number}")).exists():
         number += 1
-    try:
-        whole.rename(beside)
-    except OSError as error:
-        raise errors.OutputError(f"{directory}: cannot be renamed ({error.strerror}); name another --run") from error
+    with files.locked(directory / ".lock", "another run"):
+        try:
+            whole.rename(beside)
+        except OSError as error:
+            raise errors.OutputError(
+                f"{directory}: cannot be renamed ({error.strerror}); name another --run"
+            ) from error
     print(f"the earlier run is kept as {directory}.{number}")
 
 

@@ -80,7 +80,8 @@ def install(
     """
     if model.compiled and model.steps_per_execution != 1:
         raise errors.SettingsError(
-            f"steps_per_execution={model.steps_per_execution}: Keras' own several steps per call fail under a strategy. "
+            f"steps_per_execution={model.steps_per_execution}: Keras' own several steps per call overrun the epoch or fail "
+            "under a strategy. "
             "Compile with steps_per_execution=1, and give steps.install(model, steps_per_call=..., steps_per_epoch=...)"
         )
     if not 1 <= steps_per_call <= MOST_STEPS_PER_CALL or (steps_per_call > 1 and not steps_per_epoch):

@@ -126,8 +126,7 @@ def run(
 @contextlib.contextmanager
 def _owned(directory: Path, *, fresh: bool):
     """Hold the run's lock; with `fresh` an earlier run is put aside before."""
-    if fresh and (directory / "run.json").exists():
-        with files.locked(directory / ".lock", "another run"):
-            results.put_aside(directory)
+    if fresh:
+        results.put_aside(directory)
     with files.locked(results.own_directory(directory) / ".lock", "another run"):
         yield

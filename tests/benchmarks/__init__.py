@@ -29,7 +29,7 @@ class Contender:
         self.name = name
         command = [sys.executable, "-m", module, "--contender", name, *map(str, arguments)]
         environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONWARNINGS": "ignore"}
-        self.errors = open(Path(tempfile.gettempdir(), f"tfpar-{os.getpid()}-{name}.log"), "w+")  # noqa: SIM115
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True, env=environment
         )
@@ -53,7 +53,6 @@ class Contender:
         self.process.kill()
         self.process.wait()
         self.errors.close()
-        os.unlink(self.errors.name)
 
 
 def answer(thing: Callable[[], float]) -> None:

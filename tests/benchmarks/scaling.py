@@ -4,12 +4,14 @@
 
 The efficiency is images per second of two by twice those of one, turn for turn. `tfpar-2-gathers` is tfpar's step with
 the exchange it had first, two gathers instead of one packed sum; `tfpar-2-metrics` reads Keras' metrics after each step,
-as `fit` does; `torch` is DistributedDataParallel with gloo.
+as `fit` does; `torch` is DistributedDataParallel with gloo. `tfpar-2-apart` is two workers of one each that know nothing
+of each other: what this machine gives two cores at once, and so the limit of the others.
 """
 
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import os
 import socket
 import subprocess
@@ -20,40 +22,57 @@ from tests import benchmarks
 from tests.benchmarks import training
 
 BATCH, STEPS = 64, 16
-NAMES = ["tfpar-1", "tfpar-2", "tfpar-2-fast", "tfpar-2-gathers", "tfpar-2-metrics", "torch-1", "torch-2"]
+NAMES = ["tfpar-1", "tfpar-2", "tfpar-2-fast", "tfpar-2-gathers", "tfpar-2-metrics", "tfpar-2-apart", "torch-1", "torch-2"]
 
 
 def _contender(name: str, index: int = 0, port: int = 0) -> None:
     """Be a worker of a contender; the first starts the second, which runs along as the exchange of each step lets it."""
     kind, count, *variant = name.split("-")
-    os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[index]})
+    _on_core(index)
+    if variant == ["apart"]:
+        return _apart()
     second = None
     if int(count) == 2 and index == 0:
         with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as two:
-            port, other = one.getsockname()[1], two.getsockname()[1]
+            port, its_port = one.getsockname()[1], two.getsockname()[1]
         os.environ |= {
-            "TFPAR_NUM_WORKERS": "2", "TFPAR_HOST_TEMPLATE": "127.0.0.1", "TFPAR_PORT": f"{port},{other}",
-            "JOB_COMPLETION_INDEX": "1",
+            "TFPAR_NUM_WORKERS": "2", "TFPAR_HOST_TEMPLATE": "127.0.0.1", "TFPAR_PORT": f"{port},{its_port}",
+            "JOB_COMPLETION_INDEX": "0",
         }  # fmt: skip
-        os.sched_setaffinity(0, range(os.cpu_count()))
         command = [sys.executable, "-m", __spec__.name, "--second", name, str(port)]
-        second = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        os.environ["JOB_COMPLETION_INDEX"] = "0"
-        os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[0]})
+        second = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=os.environ | {"JOB_COMPLETION_INDEX": "1"}
+        )
     thing = tfpar(int(count), *variant) if kind == "tfpar" else torch(int(count), index, port)
-
-    def turn() -> float:
-        started = time.perf_counter()
-        thing()
-        return STEPS * BATCH * int(count) / (time.perf_counter() - started)
-
     try:
-        while index:
-            turn()
-        benchmarks.answer(turn)
+        while index and port:
+            thing()
+        benchmarks.answer(lambda: _rate(thing, int(count)))
     finally:
         if second:
             second.kill()
+
+
+def _on_core(index: int) -> None:
+    os.sched_setaffinity(0, range(os.cpu_count()))  # all that may be had: the process that started this one has one
+    os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[index]})
+
+
+def _rate(thing, workers: int) -> float:
+    started = time.perf_counter()
+    thing()
+    return STEPS * BATCH * workers / (time.perf_counter() - started)
+
+
+def _apart() -> None:
+    other, thing = benchmarks.Contender(__spec__.name, "tfpar-1", 1), tfpar(1)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+
+        def turn() -> float:
+            others = pool.submit(other.turn)
+            return _rate(thing, 1) + others.result()
+
+        benchmarks.answer(turn)
 
 
 def tfpar(workers: int, variant: str = ""):
@@ -106,7 +125,7 @@ def main() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--contender"]:
-        _contender(sys.argv[2])
+        _contender(sys.argv[2], *map(int, sys.argv[3:]))
     elif sys.argv[1:2] == ["--second"]:
         _contender(sys.argv[2], 1, int(sys.argv[3]))
     else:

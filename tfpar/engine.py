@@ -1,4 +1,4 @@
-"""Stage 3: the data engine. `tf.data` that feeds replicas at memory speed, in an order that is a pure function.
+"""The data engine. `tf.data` that feeds replicas at memory speed, in an order that is a pure function.
 
 Training reads one endless stream of positions 0, 1, 2, ... Step `s` with global batch `B` covers the positions
 `[sB, (s+1)B)`. Position `p` of a split with `N` images is image `permutation(seed, p div N)[p mod N]`, computed from

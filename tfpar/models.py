@@ -1,4 +1,4 @@
-"""Stage 2: image classifiers as plain, uncompiled `keras.Model`s.
+"""Image classifiers as plain, uncompiled `keras.Model`s.
 
 All of them take `uint8` images as they are on the disk, rescale inside, and return logits (`float32`, also under
 mixed precision): the loss is then `SparseCategoricalCrossentropy(from_logits=True)`. They hold built-in layers only,

@@ -1,4 +1,4 @@
-"""Stage 1: any source of images -> a verified directory of arrays, split into train and validation.
+"""Any source of images -> a verified directory of arrays, split into train and validation.
 
 Decoding costs far more than reading pixels, so it is done once. What training reads afterwards is one
 flat array of `uint8` per split, which the system maps into memory (see `engine`).

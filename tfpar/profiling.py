@@ -250,7 +250,10 @@ def _advice(parts: dict[str, float], operations: dict[str, float], step: steps.S
     longest = next(iter(operations), "compute")
     on_cpu = not tf.config.list_logical_devices("GPU")
     if on_cpu and os.environ.get("TF_ENABLE_ONEDNN_OPTS") != "1":
-        return f"The step computes, most of all {longest}: try TF_ENABLE_ONEDNN_OPTS=1, a smaller network, or a GPU."
+        return (
+            f"The step computes, most of all {longest}: TF_ENABLE_ONEDNN_OPTS=1 may help a larger network; "
+            "else take a smaller one, or a GPU."
+        )
     return f"The step computes, most of all {longest}: that is as it should be; a smaller network or a faster device remain."
 
 

@@ -1,4 +1,4 @@
-"""Stage 4: train in stages; after each stage run inference on the validation set and save it.
+"""Train in stages; after each stage run inference on the validation set and save it.
 
 Example:
     >>> with devices.strategy().scope():

@@ -22,7 +22,16 @@ from tests import benchmarks
 from tests.benchmarks import training
 
 BATCH, STEPS = 64, 16
-NAMES = ["tfpar-1", "tfpar-2", "tfpar-2-fast", "tfpar-2-gathers", "tfpar-2-metrics", "tfpar-2-apart", "torch-1", "torch-2"]
+NAMES = [
+    "tfpar-1",
+    "tfpar-2",
+    "tfpar-2-fast",
+    "tfpar-2-gathers",
+    "tfpar-2-metrics",
+    "tfpar-2-apart",
+    "torch-1",
+    "torch-2",
+]
 
 
 def _contender(name: str, index: int = 0, port: int = 0) -> None:

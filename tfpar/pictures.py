@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
 import re
 import stat
@@ -116,13 +117,19 @@ def size(picture: str | os.PathLike | bytes | np.ndarray) -> tuple[int, int]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep back Pillow's warnings of odd EXIF blocks and of large pictures, which say nothing that a reason does not.
+    """Keep back Pillow's warnings and log of odd tags and of large pictures, which say nothing that a reason does not.
 
     For the main thread, around all its decoding: Python's filters of warnings are one for all threads.
     """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="PIL")
-        yield
+    log = logging.getLogger("PIL")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="PIL")
+            yield
+    finally:
+        log.setLevel(level)
 
 
 class _Pieces(io.BytesIO):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tfpar import __main__, prepare
+from tfpar import __main__, doctor, prepare, profiling
 
 CODES = {0, 2, 65, 66, 69, 73, 74, 78}
 NUMBERS = ["0", "1", "2", "3", "-1", "1.5", "nan", "inf", "1e9", "99999999999999999999", "", "x", "٣", "0x10", " 4"]
@@ -27,6 +27,8 @@ PATHS = [
     "",
     "photos/cat",
 ]
+NAMES = ["a", "a-b", "a.b", "-a", "A", "a_b", "a b", "", "图", "x" * 300, "../x", "line\nbreak", "{{x}}", "null"]
+AMOUNTS = ["8Gi", "1.5G", "0", "-1Gi", "x", "", "1e9Gi", "8 Gi", "nan"]
 OPTIONS = {
     "prepare": {
         "--image-size": [*NUMBERS, "8x6", "8x", "x8", "8x8x8", "5000"], "--validation-fraction": [*NUMBERS, "0.2", "0.999"],
@@ -39,10 +41,26 @@ OPTIONS = {
         "--optimizer": ["sgd", "adamw", "x"], "--weight-decay": NUMBERS, "--augment": ["none", "flip", "crop-flip", "x"],
         "--precision": ["float32", "mixed_bfloat16", "x"], "--all-reduce": ["ordered", "fast", "x"], "--steps-per-call": [*NUMBERS, "auto"],
         "--checkpoint-seconds": NUMBERS, "--run": ["run", "new", *PATHS[1:]], "--fresh": [None], "--nonsense": [None],
+        "--dry-run": [None], "--profile": [None], "--freeze": [None],
     },
     "predict": {"--json": [None], "--nonsense": [None]},
     "evaluate": {"--data": PATHS, "--split": ["validation", "test", "x"]},
+    "doctor": {"--json": [None], "--verbose": [None], "--nonsense": [None]},
+    "kubernetes": {
+        "--workers": NUMBERS, "--gpus": NUMBERS, "--target": ["job", "jobset", "x", ""], "--name": NAMES, "--namespace": NAMES,
+        "--queue": NAMES, "--data-claim": NAMES, "--run-claim": NAMES, "--image": ["tfpar:1", "a b", "", "图", "x" * 300],
+        "--cpus": NUMBERS, "--memory": AMOUNTS, "--shm": AMOUNTS, "--port": [*NUMBERS, "65536"], "--deadline": NUMBERS,
+        "--dockerfile": [None], "--nonsense": [None],
+    },
+    "launch": {"--workers": ["2", *NUMBERS], "--restarts": NUMBERS, "--logs": ["logs", "file.txt", "file.txt/x", ""], "--nonsense": [None]},
 }  # fmt: skip
+
+
+DIRECT = ("prepare", "train", "predict", "evaluate", "nonsense")  # a path may stand in each of their places
+NOT_LAUNCHED = [
+    [], ["train"], ["predict", "run", "photos/cat/0.png"], ["train", "data", "--profile"], ["train", "data", "--dry-run"],
+    ["train", "data", "--seed", "x"], ["doctor"], ["launch", "--workers", "2", "--", "train", "data"], ["nonsense"], ["--", "train"],
+]  # fmt: skip
 
 
 def command_line(random) -> list[str]:
@@ -51,12 +69,13 @@ def command_line(random) -> list[str]:
     def one(values):
         return values[random.integers(len(values))]
 
-    command = one([*OPTIONS, *OPTIONS, "nonsense"])
+    command = one([*OPTIONS, *OPTIONS, "prepare", "train", "train", "train", "nonsense"])
     known = OPTIONS.get(command, {})
     right = {
         "prepare": ["photos", f"new{random.integers(99)}"], "train": ["data"], "predict": ["run", "photos/cat/0.png"], "evaluate": ["run"],
+        "doctor": [], "kubernetes": ["--workers", "2", "--gpus", "0", "--image", "tfpar:1"], "launch": ["--workers", "2"],
     }.get(command, ["data"])  # fmt: skip
-    words = [command, *(one(PATHS) if random.random() < 0.3 else target for target in right)]
+    words = [command, *(one(PATHS) if random.random() < 0.3 and command in DIRECT else target for target in right)]
     if command == "train":
         words += ["--stage", "1@0.1", "--global-batch-size", "8"]  # so that a valid one is short
     for option in (
@@ -64,6 +83,12 @@ def command_line(random) -> list[str]:
     ):
         value = one(known[option])
         words += [str(option)] if value is None else [str(option), value]
+    if command == "kubernetes":
+        words += ["--", *one([["train", "data"], ["train", "photos", "--run", one(PATHS)], *NOT_LAUNCHED])]
+    if command == "launch":  # what would start processes has tests of its own
+        words += one(
+            [["--cores-per-worker", "999", "--", "train", "data"], *(["--", *inner] for inner in NOT_LAUNCHED)]
+        )
     return words
 
 
@@ -83,9 +108,20 @@ def place(tmp_path, monkeypatch):
     return inside
 
 
-@pytest.mark.parametrize("count", [25, pytest.param(500, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
-def test_every_command_line_ends_with_a_code_of_the_table(place, count, capsys):
-    random = np.random.default_rng(count)
+@pytest.fixture
+def brief(monkeypatch):
+    """Let a profile take its measures once, and the doctor train nothing: both have tests of their own."""
+    monkeypatch.setattr(profiling, "TURNS", 1)
+    monkeypatch.setattr(profiling, "TURN_SECONDS", 0.01)
+    monkeypatch.setattr(doctor, "_tried_in_another_process", lambda: {"trained": "1 replica", "failure": ""})
+
+
+FIVE_HUNDRED = [pytest.param(seed, 50, marks=[pytest.mark.slow, pytest.mark.timeout(1200)]) for seed in range(1, 11)]
+
+
+@pytest.mark.parametrize(("seed", "count"), [(0, 25), *FIVE_HUNDRED])
+def test_every_command_line_ends_with_a_code_of_the_table(place, brief, seed, count, capsys):
+    random = np.random.default_rng(seed)
     codes = []
     for _ in range(count):
         words = command_line(random)
@@ -98,7 +134,7 @@ def test_every_command_line_ends_with_a_code_of_the_table(place, count, capsys):
         assert "Traceback" not in said.err and (code in (0, 2) or len(said.err.splitlines()) == 1), (words, said.err)
         codes.append(code)
     assert len(set(codes)) >= 4, codes
-    allowed = {"inside", "outside"}  # ../outside is named by some
+    allowed = {"inside", "outside", "outside.profile"}  # ../outside is named by some
     assert set(os.listdir(place.parent)) <= allowed
     with contextlib.suppress(FileNotFoundError):
         assert not os.listdir("empty") or set(os.listdir("empty")) & {"dataset.json", "run.json"}

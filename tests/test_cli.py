@@ -1,5 +1,6 @@
 """The command line: what it prints, its exit codes, and that nothing a user can cause ends in a trace."""
 
+import io
 import json
 import os
 import signal
@@ -114,6 +115,35 @@ def test_prepare(tfpar, place):
     assert tfpar("prepare", "digits", "other", "--image-size", "16x12")[:2] == (
         0, "other: 1,618 train and 179 validation images 16x12x1, 10 classes\n",
     )  # fmt: skip
+
+
+def test_damaged_pictures_are_told_of_in_our_words_alone(tmp_path):
+    noise = io.BytesIO()
+    Image.effect_noise((64, 48), 60).convert("RGB").save(noise, "tiff", compression="tiff_deflate")
+    damaged, deep = bytearray(noise.getvalue()), bytearray(noise.getvalue())
+    damaged[100:190] = bytes(90)  # libtiff itself has words for that
+    deep[deep.index(b"\x15\x01\x03\0") + 8] = 99  # bands: Pillow logs it
+    for kind in ("cat", "dog"):
+        (tmp_path / "photos" / kind).mkdir(parents=True)
+        for i in range(3):
+            Image.new("RGB", (8, 8)).save(tmp_path / "photos" / kind / f"{i}.png")
+        (tmp_path / "photos" / kind / "damaged.tif").write_bytes(damaged)
+        (tmp_path / "photos" / kind / "deep.tif").write_bytes(deep)
+    out, err = start("prepare", "photos", "d", cwd=tmp_path).communicate(timeout=60)
+    assert len(out.splitlines()) == 1 and err == ""
+    assert len((tmp_path / "d" / "skipped.csv").read_text().splitlines()) == 5
+    _, err = start("prepare", "photos", "verbose", "--verbose", cwd=tmp_path).communicate(timeout=60)
+    assert "Decode" in err  # fails when libtiff says nothing any more: then nothing need be silenced
+
+
+def test_what_python_writes_reaches_the_screen_while_c_is_silent(capfd, monkeypatch):
+    with open(2, "w", buffering=1, closefd=False) as screen:
+        monkeypatch.setattr(sys, "stderr", screen)
+        with __main__._stderr_silenced(True, but_python=True):
+            os.write(2, b"C\n")
+            print("Python", file=sys.stderr)
+        print("after", file=sys.stderr)
+        assert capfd.readouterr().err == "Python\nafter\n"
 
 
 @pytest.mark.parametrize("replicas", [2, 4])

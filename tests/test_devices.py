@@ -20,9 +20,9 @@ def test_one_device_is_tensorflows_default_strategy():
     assert devices.is_default(devices.strategy()) and not devices.is_default(devices.strategy(simulate=2))
 
 
-@pytest.mark.parametrize("simulate", [0, -1, "2", 1.5])
+@pytest.mark.parametrize("simulate", [0, -1, "2", 1.5, True, 257, 10**9])
 def test_wrong_numbers(simulate):
-    with pytest.raises(errors.SettingsError, match="at least 1"):
+    with pytest.raises(errors.SettingsError, match="whole number from 1 to 256"):
         devices.strategy(simulate=simulate)
 
 

@@ -32,7 +32,14 @@ def test_a_training_that_fails_is_named_and_the_exit_code_is_69(monkeypatch, cap
 
     monkeypatch.setattr(doctor, "_TRIAL", "import sys; print('told null'); sys.exit('ImportError: no such library')")
     assert __main__.main(["doctor"]) == 69
-    assert "mend  training      ImportError: no such library" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "mend  training      ImportError: no such library\n" + " " * 20 + "-> mend what stands above" in out
+
+
+def test_what_to_do_stands_on_lines_of_its_own():
+    lines = doctor.table([doctor.Finding("mend", "thing", "found " * 20, "remedy " * 20)]).splitlines()
+    assert lines[0].startswith("mend  thing         found") and max(map(len, lines)) <= 80
+    assert lines[2].startswith(" " * 20 + "-> remedy") and lines[3].startswith(" " * 23 + "remedy")
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ def photos(tmp_path):
 def test_a_full_disk_leaves_nothing(photos, tmp_path):
     """A limit on the size of a file gives the error in the same place as a disk without room."""
     code, said = command("prepare", "photos", "d", cwd=tmp_path, RLIMIT_FSIZE=100_000)
-    assert code == 74 and len(said.splitlines()) == 1 and "nothing was left there" in said
+    assert code == 74 and len(said.splitlines()) == 1 and "nothing was left there. Free some space" in said
     assert not (tmp_path / "d").exists()
 
 

@@ -110,7 +110,7 @@ ODD = {
     "tiff": (lambda: tiff(2**31 - 1, 2**31 - 1), "claims"),
     "ppm": (lambda: b"P6 99999999 99999999 255\n", "claims"),
     "ppm without pixels": (lambda: b"P6 9990 9990 255\n", "truncated"),
-    "plain ppm without pixels": (lambda: b"P3 9990 9990 255\n1 2 3", "damaged"),
+    "plain ppm without pixels": (lambda: b"P3 9990 9990 255\n1 2 3", "slow to decode, 299,400,300 values"),
     "icon inside": (lambda: ico(png(13000, 13000, bits=1, color=0, rows=bytes(1625))), "claims 13000x13000"),
     "icon outside": (lambda: ico(struct.pack("<IiiHHIIiiII", 40, 12000, 24000, 1, 32, 0, 0, 0, 0, 0, 0)), "claims"),
     # what is large, and may be
@@ -120,13 +120,25 @@ ODD = {
     "gif of one small frame": (lambda: b"GIF89a" + struct.pack("<HH", LARGE, LARGE) + encoded(NOISE, "gif")[10:], PIXELS),
     "jpeg progressive": (lambda: with_size(encoded(NOISE, "jpeg", progressive=True), b"\xff\xc2", LARGE, LARGE), PIXELS),
     "webp of 49 million": (lambda: webp(7000, 7000), PIXELS),
-    "bmp of jumps": (lambda: bmp(LARGE, LARGE, compression=1, bits=8, pixels=b"\0\2\xff\xff" * 500), PIXELS),
+    "ppm of 16 bits": (lambda: b"P6 5000 4000 65535\n" + bytes(120_000_000), PIXELS),
+    # what Pillow decodes in Python
+    "ppm up to 100": (lambda: b"P6 1732 1732 100\n" + bytes(3 * 1732**2), "slow to decode, 8,999,472 values"),
+    "ppm up to 1000, small": (lambda: b"P6 400 400 1000\n" + bytes(6 * 400**2), PIXELS),
+    "plain ppm": (lambda: b"P3 1732 1732 255\n" + b"0 " * (3 * 1732**2), "slow to decode, 8,999,472 values"),
+    "plain ppm, small": (lambda: b"P3 400 400 255 # a comment\n" + b"99 " * (3 * 400**2), PIXELS),
+    "plain pbm of comments": (lambda: b"P1 700 700\n" + b"#\n" * 4_000_000, "4,000,000 comments"),
+    "bmp of runs": (lambda: bmp(1500, 1500, compression=1, bits=8, pixels=b"\1\7" * 2_000_000), "slow to decode, 2,250,000"),
+    "bmp of runs, small": (lambda: bmp(400, 400, compression=1, bits=8, pixels=(b"\1\7" * 400 + b"\0\0") * 400), PIXELS),
+    "bmp of runs of nothing": (lambda: bmp(700, 700, compression=1, bits=8, pixels=b"\xff\7" * 2_000_000), "made to take long"),
+    "bmp of jumps": (lambda: bmp(LARGE, LARGE, compression=1, bits=8, pixels=b"\0\2\xff\xff" * 500), "slow to decode"),
+    "icon of runs": (lambda: ico(bmp(9000, 9000, compression=1, bits=8, pixels=b"\1\7\0\0" * 9000)[14:]), "slow to decode"),
     # what unpacks
     "png ztxt": (lambda: png(4, 4, (b"zTXt", b"a\0\0" + BOMB)), "damaged"),
     "png itxt": (lambda: png(4, 4, (b"iTXt", b"a\0\1\0\0\0" + BOMB)), "damaged"),
     "png iccp": (lambda: png(4, 4, (b"iCCP", b"a\0\0" + BOMB)), "damaged"),
     # what is in many pieces
     "png chunks": (lambda: png(4, 4, *[(b"prVt", b"x")] * 300_000), "made to take long"),
+    "png in many pieces": (lambda: png(999, 999, *[(b"IDAT", b"")] * 300_000), "made to take long"),
     "png exif after its pixels": (lambda: late_exif(bytes(2 << 20)), r"EXIF block has 2,097,15\d bytes"),
     "png exif": (lambda: png(4, 4, (b"eXIf", bytes(2 << 20))), r"EXIF block has 2,097,15\d bytes"),
     "jpeg comments": (lambda: JPEG[:2] + b"\xff\xfe\0\2" * 400_000 + JPEG[2:], "made to take long"),
@@ -265,6 +277,7 @@ RAMP = np.linspace(0, 255, 64 * 48).reshape(48, 64)
 @pytest.mark.parametrize(
     "content",
     [
+        b"P6 64 48 65535\n" + (RAMP * 257).repeat(3).astype(">u2").tobytes(),
         encoded(Image.fromarray((RAMP * 257).astype(np.uint16)), "png"),
         encoded(Image.fromarray((RAMP * 257).astype(np.uint16)), "tiff"),
         encoded(Image.fromarray(RAMP.astype(np.uint8)).convert("CMYK"), "tiff"),
@@ -274,7 +287,7 @@ RAMP = np.linspace(0, 255, 64 * 48).reshape(48, 64)
         b"P5 64 48 65535\n" + (RAMP * 257).astype(">u2").tobytes(),
         b"P5 64 48 1000\n" + (RAMP * 1000 / 255).round().astype(">u2").tobytes(),
     ],
-    ids=["png 16", "tiff 16", "cmyk tiff", "cmyk jpeg", "ycbcr", "lab", "pgm 16", "pgm 1000"],
+    ids=["ppm 16", "png 16", "tiff 16", "cmyk tiff", "cmyk jpeg", "ycbcr", "lab", "pgm 16", "pgm 1000"],
 )
 def test_deep_and_printed_pictures_look_like_the_plain_one(content):
     plain = pictures.load(encoded(Image.fromarray(RAMP.astype(np.uint8)), "png"), (48, 64)).astype(int)

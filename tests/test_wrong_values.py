@@ -141,7 +141,7 @@ def test_no_strategy(value):
 
 
 @quick
-@given(st.one_of(things.filter(lambda v: v is not None and v is not True), st.integers(max_value=0)))
+@given(whole(1, rules.MOST_REPLICAS).filter(lambda value: value is not None))
 def test_simulated_replicas(value):
     refused(devices.strategy, simulate=value)
 

@@ -74,10 +74,11 @@ def _prepare(given) -> None:
 
     if given.source != "digits" and not Path(given.source).exists():
         _import_tensorflow(given)  # TensorFlow Datasets will
-    data = prepare.dataset(
-        given.source, given.directory, image_size=given.image_size, validation_fraction=given.validation_fraction,
-        seed=given.seed, on_bad_image=given.on_bad_image, tfds_manual_dir=given.tfds_manual_dir,
-    )  # fmt: skip
+    with _stderr_silenced(not given.verbose, but_python=True):  # libtiff tells of damaged pictures in its own words
+        data = prepare.dataset(
+            given.source, given.directory, image_size=given.image_size, validation_fraction=given.validation_fraction,
+            seed=given.seed, on_bad_image=given.on_bad_image, tfds_manual_dir=given.tfds_manual_dir,
+        )  # fmt: skip
     _tell(data)
 
 
@@ -104,7 +105,7 @@ def _train(given) -> None:
         known = {}
         if (run / "run.json").exists() and not given.fresh:
             known = results.Run(run).facts["data"]["verified"]
-        with group.chief_first():
+        with group.chief_first(), _stderr_silenced(not given.verbose, but_python=True):
             data = _data(given.data, known)
         _tell(data)
         keras.config.set_dtype_policy(given.precision)
@@ -150,7 +151,7 @@ def _predict(given) -> None:
     pixels = []
     for path in given.images:
         try:
-            with pictures.quiet():
+            with pictures.quiet(), _stderr_silenced(not given.verbose):
                 pixels.append(pictures.load(path, (height, width), channels=channels))
         except pictures.BadPicture as reason:
             raise errors.InputNotFound(f"{sources.printable(path)}: {reason}") from reason
@@ -299,21 +300,29 @@ def _import_tensorflow(given) -> None:
 
 
 class _stderr_silenced:  # noqa: N801 - used like a function
-    """Send to nowhere what C++ code writes to file descriptor 2 while TensorFlow starts; Python's errors still raise."""
+    """Send to nowhere what C code writes to file descriptor 2; Python's errors still raise.
 
-    def __init__(self, active: bool):
-        self.active = active
+    So does TensorFlow while it starts, and libtiff at a damaged picture. `but_python` keeps what Python writes there.
+    """
+
+    def __init__(self, active: bool, *, but_python: bool = False):
+        self.active, self.but_python = active, but_python
 
     def __enter__(self):
         if self.active:
             sys.stderr.flush()
-            self.kept = os.dup(2)
+            self.kept, self.stream = os.dup(2), sys.stderr
+            if self.but_python:
+                sys.stderr = open(os.dup(2), "w", buffering=1, errors="backslashreplace")
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, 2)
             os.close(nowhere)
 
     def __exit__(self, *_exception):
         if self.active:
+            if self.but_python:
+                sys.stderr.close()
+            sys.stderr = self.stream
             os.dup2(self.kept, 2)
             os.close(self.kept)
 

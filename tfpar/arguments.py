@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping
 
-from tfpar import __version__, errors
+from tfpar import __version__, errors, rules
 
 EXIT_CODES = """exit codes: 0 done, 2 wrong use, 42 stopped with its state saved, 65 data damaged, 66 input not there,
 69 something needed not there, 70 a defect of tfpar, 73 output cannot be made, 74 reading or writing failed,
@@ -92,7 +92,7 @@ def parser(functions: Mapping[str, Callable], *, kind=argparse.ArgumentParser) -
         "--image-size", type=_image_size, metavar="S|HxW", help="pixels; default: as they are, mixed sizes 224"
     )
     prepare.add_argument("--validation-fraction", type=_number(1e-6, 0.999999), default=0.1, metavar="F")
-    prepare.add_argument("--seed", type=_whole(0, 2**32 - 1), default=0)
+    prepare.add_argument("--seed", type=_whole(0, rules.MOST_SEED), default=0)
     prepare.add_argument("--on-bad-image", choices=("skip", "fail"), default="skip")
     prepare.add_argument("--tfds-manual-dir", metavar="D", help="files TensorFlow Datasets would otherwise download")
 
@@ -107,15 +107,17 @@ def parser(functions: Mapping[str, Callable], *, kind=argparse.ArgumentParser) -
     train.add_argument(
         "--stage", type=_stage, action="append", metavar="E@R[:F]", help="epochs at a rate, falling to another; repeat"
     )
-    train.add_argument("--global-batch-size", type=_whole(1, 2**24), metavar="B", help="default 128")
-    train.add_argument("--seed", type=_whole(0, 2**32 - 1), default=0)
-    train.add_argument("--simulate", type=_whole(1, 256), metavar="N", help="replicas on this machine's CPU")
+    train.add_argument("--global-batch-size", type=_whole(1, rules.MOST_BATCH), metavar="B", help="default 128")
+    train.add_argument("--seed", type=_whole(0, rules.MOST_SEED), default=0)
+    train.add_argument(
+        "--simulate", type=_whole(1, rules.MOST_REPLICAS), metavar="N", help="replicas on this machine's CPU"
+    )
     train.add_argument("--optimizer", choices=("sgd", "adamw"), default="sgd")
     train.add_argument("--weight-decay", type=_number(0, 1), default=5e-4)
     train.add_argument("--augment", choices=("none", "flip", "crop-flip"), default="none")
     train.add_argument("--precision", choices=("float32", "mixed_bfloat16", "mixed_float16"), default="float32")
     train.add_argument(
-        "--shards", type=_whole(1, 4096), metavar="V", help="parts of the batch; default: one per replica"
+        "--shards", type=_whole(1, rules.MOST_SHARDS), metavar="V", help="parts of the batch; default: one per replica"
     )
     train.add_argument("--all-reduce", choices=("ordered", "fast"), default="ordered")
     train.add_argument("--deterministic", action="store_true", help="deterministic operations on GPUs; slower")
@@ -136,7 +138,7 @@ def parser(functions: Mapping[str, Callable], *, kind=argparse.ArgumentParser) -
     evaluate.add_argument("--split", choices=("validation", "test"), default="validation")
 
     launch = command("launch", "run tfpar train as several workers on this machine; all start again when one dies")
-    launch.add_argument("--workers", type=_whole(1, 256), required=True, metavar="N")
+    launch.add_argument("--workers", type=_whole(1, rules.MOST_REPLICAS), required=True, metavar="N")
     launch.add_argument("--logs", metavar="DIR", help="launch.json and a log of each worker; default: RUN/workers")
     launch.add_argument("--restarts", type=_whole(0, 10**6), default=10, metavar="K", help="default 10")
     launch.add_argument("--cores-per-worker", type=_whole(1, 1024), metavar="C", help="default: threads are left alone")

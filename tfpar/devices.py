@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from tfpar import errors, workers
+from tfpar import errors, rules, workers
 
 
 def strategy(*, simulate: int | None = None) -> tf.distribute.Strategy:
@@ -28,7 +28,7 @@ def strategy(*, simulate: int | None = None) -> tf.distribute.Strategy:
             test, and gain no speed. One is the CPU alone.
 
     Raises:
-        errors.SettingsError: `simulate` is not at least 1, or TensorFlow already runs with fewer devices.
+        errors.SettingsError: `simulate` is no whole number from 1 to 256, or TensorFlow already runs with fewer devices.
         errors.Unavailable: another worker did not come.
 
     Example:
@@ -49,8 +49,7 @@ def strategy(*, simulate: int | None = None) -> tf.distribute.Strategy:
 
 
 def _simulated(replicas: int) -> tf.distribute.Strategy:
-    if not isinstance(replicas, int) or replicas < 1:
-        raise errors.SettingsError(f"simulate={replicas!r}: give a whole number of replicas, at least 1")
+    replicas = rules.whole("simulate", replicas, 1, rules.MOST_REPLICAS)
     if replicas == 1 and not tf.config.list_physical_devices("GPU"):
         return tf.distribute.get_strategy()
     if replicas == 1:

@@ -7,7 +7,8 @@ Example:
     $ tfpar doctor
     good  python        3.11.7
     good  tensorflow    2.21.0
-    mend  keras         3.8.0: tfpar needs 3.12 or later; pip install --upgrade keras
+    mend  keras         3.8.0
+                        -> tfpar needs 3.12 or later; pip install --upgrade keras
     ...
 """
 
@@ -52,15 +53,18 @@ def examine() -> list[Finding]:
 
 
 def table(findings: list[Finding]) -> str:
-    """Return the findings as a table of 80 columns."""
+    """Return the findings as a table of 80 columns, what to do on a line of its own."""
     lines = []
-    for finding in findings:
-        text = f"{finding.found}: {finding.remedy}" if finding.remedy else finding.found
-        start = f"{finding.state}  {finding.name:13} "
-        lines += textwrap.wrap(
-            text, WIDTH, initial_indent=start, subsequent_indent=" " * len(start), break_on_hyphens=False
-        )
+    for state, name, found, remedy in findings:
+        start = f"{state}  {name:13} "
+        lines += _wrapped(start, found)
+        lines += _wrapped(" " * len(start) + "-> ", remedy) if remedy else []
     return "\n".join(lines)
+
+
+def _wrapped(start: str, text: str) -> list[str]:
+    """Return the lines of a text, the first after `start`, the others below where that one begins."""
+    return textwrap.wrap(text, WIDTH, initial_indent=start, subsequent_indent=" " * len(start), break_on_hyphens=False)
 
 
 def works(findings: list[Finding]) -> bool:

@@ -180,7 +180,7 @@ def _free_ports(count: int) -> list[int]:
 
 
 def _dealt_cores(workers: int, cores_per_worker: int | None) -> list[set[int] | None]:
-    rules.whole("workers", workers, 1, 256)
+    rules.whole("workers", workers, 1, rules.MOST_REPLICAS)
     if cores_per_worker is None:
         return [None] * workers
     there = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []

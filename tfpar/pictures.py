@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
 import re
 import stat
@@ -23,7 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import IcoImagePlugin, Image, ImageOps, UnidentifiedImageError
 
 # Only formats that Pillow decodes itself: EPS, for one, would start another program.
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "WEBP", "TIFF", "ICO", "PPM", "AVIF")
@@ -35,8 +36,10 @@ PIXEL_LIMIT = 100_000_000
 SIDE_LIMIT = 65_535  # the most a JPEG can say; Pillow needs 16 bytes for each row, however short
 FILE_LIMIT = 4 * PIXEL_LIMIT  # bytes
 HEADER_LIMIT = 1 << 24  # bytes: a list of a million strips takes hundreds of megabytes in Python
-PIECES_LIMIT = 200_000  # reads of a header, then as many again and two for each pixel, where Python decodes it
+PIECES_LIMIT = 200_000  # reads of a header, and as many again of the rest; more where Python decodes it
+PYTHON_LIMIT = 500_000  # values, pixels times channels, where Pillow decodes in Python: about a second
 SCANS_LIMIT = 100  # of a progressive JPEG, usually ten; each goes over all pixels
+COMMENTS_LIMIT = 100  # of a plain PPM; Pillow copies a million bytes for each
 EXIF_LIMIT = 1 << 20  # bytes; in a JPEG it has 65,533 at most
 LARGE = 10_000_000  # bytes or pixels
 _BAND = 1 << 20  # pixels that are converted at a time
@@ -59,6 +62,7 @@ _BEGINNINGS = {
     b"MM\0*": "TIFF",
     b"ftypavif": "AVIF",
 }
+_ICON = b"\0\0\1\0"
 _large = threading.RLock()  # held while a large picture is decoded
 
 
@@ -113,13 +117,19 @@ def size(picture: str | os.PathLike | bytes | np.ndarray) -> tuple[int, int]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep back Pillow's warnings of odd EXIF blocks and of large pictures, which say nothing that a reason does not.
+    """Keep back Pillow's warnings and log of odd tags and of large pictures, which say nothing that a reason does not.
 
     For the main thread, around all its decoding: Python's filters of warnings are one for all threads.
     """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="PIL")
-        yield
+    log = logging.getLogger("PIL")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="PIL")
+            yield
+    finally:
+        log.setLevel(level)
 
 
 class _Pieces(io.BytesIO):
@@ -165,15 +175,21 @@ def _opened(picture) -> Image.Image:
     file = _Pieces(content)
     try:
         with _reasons():
+            if content.startswith(_ICON):
+                _judge(_inside_icon(content))
             image = Image.open(file, formats=FORMATS)
     except BadPicture as reason:
         if isinstance(reason.__cause__, UnidentifiedImageError):
             raise BadPicture(_looks_like(content)) from reason
         raise
+    if image.format == "PPM" and image.tile[0][3] == ("RGB", 65_535):  # 16 bits: Pillow's C code can do it too
+        image.tile = [("raw", *image.tile[0][1:3], "RGB;16B")]
     _judge(image)
     if image.format in ("JPEG", "MPO") and (scans := content.count(b"\xff\xda")) > SCANS_LIMIT:
         raise BadPicture(f"made to take long: {scans:,} scans, the limit is {SCANS_LIMIT}")
-    file.reads, file.bytes = PIECES_LIMIT + min(2 * image.width * image.height, LARGE), 2 * FILE_LIMIT
+    if image.format == "PPM" and image.tile[0][0] == "ppm_plain" and (comments := content.count(b"#")) > COMMENTS_LIMIT:
+        raise BadPicture(f"made to take long: {comments:,} comments, the limit is {COMMENTS_LIMIT}")
+    file.reads, file.bytes = PIECES_LIMIT + PYTHON_LIMIT * _in_python(image), 2 * FILE_LIMIT
     return image
 
 
@@ -185,8 +201,25 @@ def _judge(image: Image.Image) -> None:
             f"claims {image.width}x{image.height} = {image.width * image.height:,} pixels, the limit is {limit:,}, "
             f"and {SIDE_LIMIT:,} a side"
         )
+    values = image.width * image.height * len(image.getbands())
+    if values > PYTHON_LIMIT and _in_python(image):
+        raise BadPicture(
+            f"a {image.format} of a kind that is slow to decode, {values:,} values, the limit is {PYTHON_LIMIT:,}; "
+            "convert it to PNG"
+        )
     if len(image.info.get("exif", b"")) > EXIF_LIMIT:
         raise BadPicture(f"its EXIF block has {len(image.info['exif']):,} bytes, the limit is {EXIF_LIMIT:,}")
+
+
+def _in_python(image: Image.Image) -> bool:
+    """Tell whether pixels wait for a decoder that Pillow wrote in Python: plain and odd PPM, run-length BMP."""
+    return any(tile[0] in Image.DECODERS for tile in getattr(image, "tile", []))
+
+
+def _inside_icon(content: bytes) -> Image.Image:
+    """Return the picture in an icon with its header read; Pillow would decode it while it opens the icon."""
+    entry = IcoImagePlugin.IcoFile(_Pieces(content)).entry[0]
+    return Image.open(_Pieces(content[entry.offset :]), formats=("PNG", "DIB"))
 
 
 def _decoded(image: Image.Image) -> Image.Image:
@@ -236,8 +269,8 @@ def _plain(image: Image.Image, mode: str) -> Image.Image:
     result = Image.new(mode, image.size)
     rows = max(1, _BAND // image.width)
     for top in range(0, image.height, rows):  # band by band: the memory holds no third copy
-        band = image.crop((0, top, image.width, min(top + rows, image.height)))
-        result.paste(_plain_band(band, shift).convert(mode), (0, top))
+        band = _plain_band(image.crop((0, top, image.width, min(top + rows, image.height))), shift)
+        result.paste(band if band.mode == mode else band.convert(mode), (0, top))
     return result
 
 
@@ -261,8 +294,10 @@ def _plain_band(image: Image.Image, shift: int) -> Image.Image:
         gray[wide == image.info.get("transparency", -1)] = 255
         return Image.fromarray(gray)
     if "A" in image.getbands() or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        image = image if image.mode == "RGBA" else image.convert("RGBA")
+        white = Image.new("RGB", image.size, "white")
+        white.paste(image, mask=image)  # the bits of alpha_composite, in a quarter of its time
+        return white
     return image.convert("RGB")
 
 

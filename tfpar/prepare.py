@@ -99,7 +99,10 @@ def dataset(
         except OSError as error:
             if isinstance(error, errors.KINDS):
                 raise
-            raise errors.InputOutputFailed(f"{directory}: {error.strerror or error}; nothing was left there") from error
+            raise errors.InputOutputFailed(
+                f"{directory}: {error.strerror or error}; nothing was left there. "
+                "Free some space or mend the disk, then run the same command again"
+            ) from error
         finally:
             shutil.rmtree(work, ignore_errors=True)
             if not (directory / "dataset.json").exists():

@@ -18,14 +18,17 @@ import os
 import reprlib
 from collections.abc import Sequence
 from pathlib import Path
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from tfpar import errors
+
+if TYPE_CHECKING:
+    import numpy as np
 
 MOST_SEED = 2**32 - 1
 MOST_BATCH = 2**24
 MOST_SHARDS = 4096
+MOST_REPLICAS = 256  # on one machine: simulated ones, or workers
 MOST_STEP = 2**62  # positions are counted in 64 bits
 
 
@@ -101,6 +104,8 @@ def split(value) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         errors.SettingsError: they are not `uint8[N, height, width, channels]` and whole numbers `[N]`, N at least 1.
     """
+    import numpy as np  # not above: `tfpar --help` needs the limits, and is immediate
+
     rule = "(images, labels): uint8 [N, height, width, channels] and whole numbers [N], N at least 1"
     if not isinstance(value, (tuple, list)) or len(value) < 2:
         refuse("split", value, rule)

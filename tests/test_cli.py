@@ -198,7 +198,7 @@ REFUSED = [
     (["train"], 2, "required"),
     ([], 2, "required"),
     (["predict", "nowhere", "a.png"], 66, "no run there"),
-    (["predict", "runs/digits", "no.png"], 66, "no.png: not a regular file"),
+    (["predict", "runs/digits", "no.png"], 66, "no.png: no such file"),
     (["predict", "runs/digits", "file"], 66, "file: text, not a picture"),
     (["evaluate", "nowhere"], 66, "no run there"),
     (["prepare", "mnist:9.9.9", "d"], 66, "tfds:mnist:9.9.9"),

@@ -91,49 +91,79 @@ def parser(functions: Mapping[str, Callable], *, kind=argparse.ArgumentParser) -
     prepare.add_argument(
         "--image-size", type=_image_size, metavar="S|HxW", help="pixels; default: as they are, mixed sizes 224"
     )
-    prepare.add_argument("--validation-fraction", type=_number(1e-6, 0.999999), default=0.1, metavar="F")
-    prepare.add_argument("--seed", type=_whole(0, rules.MOST_SEED), default=0)
-    prepare.add_argument("--on-bad-image", choices=("skip", "fail"), default="skip")
+    prepare.add_argument(
+        "--validation-fraction", type=_number(1e-6, 0.999999), default=0.1, metavar="F", help="default 0.1"
+    )
+    prepare.add_argument("--seed", type=_whole(0, rules.MOST_SEED), default=0, help="of the split; default 0")
+    prepare.add_argument(
+        "--on-bad-image", choices=("skip", "fail"), default="skip", help="default skip: into skipped.csv"
+    )
     prepare.add_argument("--tfds-manual-dir", metavar="D", help="files TensorFlow Datasets would otherwise download")
 
     train = command("train", "train in stages; the same command continues an interrupted run")
     train.add_argument("data", help="a prepared directory, or a source as for prepare")
-    train.add_argument("--run", metavar="DIR", help="default: runs/NAME")
+    train.add_argument("--run", metavar="DIR", help="where results and checkpoints go; default: runs/NAME")
     train.add_argument(
-        "--model", default="small_cnn", help="small_cnn, resnet20|32|44|56, or a keras.applications network"
+        "--model", default="small_cnn", help="small_cnn (default), resnet20|32|44|56, or a keras.applications network"
     )
     train.add_argument("--weights", type=_weights, metavar="none|imagenet|FILE")
     train.add_argument("--freeze", action="store_true", help="train the head of a pretrained network alone")
     train.add_argument(
-        "--stage", type=_stage, action="append", metavar="E@R[:F]", help="epochs at a rate, falling to another; repeat"
+        "--stage",
+        type=_stage,
+        action="append",
+        metavar="E@R[:F]",
+        help="epochs at a rate, falling to another; repeat; default: 10@0.2:0.02 and 5@0.02:0",
     )
     train.add_argument("--global-batch-size", type=_whole(1, rules.MOST_BATCH), metavar="B", help="default 128")
-    train.add_argument("--seed", type=_whole(0, rules.MOST_SEED), default=0)
+    train.add_argument("--seed", type=_whole(0, rules.MOST_SEED), default=0, help="of everything random; default 0")
     train.add_argument(
         "--simulate", type=_whole(1, rules.MOST_REPLICAS), metavar="N", help="replicas on this machine's CPU"
     )
-    train.add_argument("--optimizer", choices=("sgd", "adamw"), default="sgd")
-    train.add_argument("--weight-decay", type=_number(0, 1), default=5e-4)
-    train.add_argument("--augment", choices=("none", "flip", "crop-flip"), default="none")
-    train.add_argument("--precision", choices=("float32", "mixed_bfloat16", "mixed_float16"), default="float32")
+    train.add_argument("--optimizer", choices=("sgd", "adamw"), default="sgd", help="default sgd, with momentum 0.9")
+    train.add_argument("--weight-decay", type=_number(0, 1), default=5e-4, metavar="W", help="default 0.0005")
+    train.add_argument(
+        "--augment", choices=("none", "flip", "crop-flip"), default="none", help="mirror, and shift by up to an eighth"
+    )
+    train.add_argument(
+        "--precision",
+        choices=("float32", "mixed_bfloat16", "mixed_float16"),
+        default="float32",
+        help="of the computing",
+    )
     train.add_argument(
         "--shards", type=_whole(1, rules.MOST_SHARDS), metavar="V", help="parts of the batch; default: one per replica"
     )
-    train.add_argument("--all-reduce", choices=("ordered", "fast"), default="ordered")
+    train.add_argument(
+        "--all-reduce",
+        choices=("ordered", "fast"),
+        default="ordered",
+        help="ordered (default): the same bits on any number of replicas; fast: less to send",
+    )
     train.add_argument("--deterministic", action="store_true", help="deterministic operations on GPUs; slower")
-    train.add_argument("--steps-per-call", type=_steps_per_call, default="auto", metavar="auto|K")
-    train.add_argument("--checkpoint-seconds", type=_number(0, 1e9), default=60, metavar="S")
+    train.add_argument(
+        "--steps-per-call",
+        type=_steps_per_call,
+        default="auto",
+        metavar="auto|K",
+        help="steps between two looks at a signal; default auto: half a second",
+    )
+    train.add_argument(
+        "--checkpoint-seconds", type=_number(0, 1e9), default=60, metavar="S", help="between checkpoints; default 60"
+    )
     train.add_argument("--dry-run", action="store_true", help="say what it would take, memory too, and train nothing")
     train.add_argument("--profile", action="store_true", help="say where a step's time goes, and train nothing")
     train.add_argument("--fresh", action="store_true", help="start over; the old run is kept beside")
 
     predict = command("predict", "label new pictures")
-    predict.add_argument("run")
-    predict.add_argument("images", nargs="+", metavar="image")
-    predict.add_argument("--json", action="store_true")
+    predict.add_argument("run", help="the directory of a run")
+    predict.add_argument(
+        "images", nargs="+", metavar="image", help="a picture, of any size and kind that prepare reads"
+    )
+    predict.add_argument("--json", action="store_true", help="print JSON")
 
     evaluate = command("evaluate", "exact metrics of the final model")
-    evaluate.add_argument("run")
+    evaluate.add_argument("run", help="the directory of a run")
     evaluate.add_argument("--data", metavar="DIR", help="default: the data it was trained on")
     evaluate.add_argument("--split", choices=("validation", "test"), default="validation")
 
@@ -146,7 +176,7 @@ def parser(functions: Mapping[str, Callable], *, kind=argparse.ArgumentParser) -
 
     _add_kubernetes(command)
     doctor = command("doctor", "what this machine and these versions can do, and what to mend")
-    doctor.add_argument("--json", action="store_true")
+    doctor.add_argument("--json", action="store_true", help="print JSON")
     return line
 
 

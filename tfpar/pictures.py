@@ -244,7 +244,7 @@ def _bytes(path: Path) -> bytes:
         if path.is_symlink() and not path.exists():
             raise BadPicture("a link to nothing")
         if not path.is_file():  # before it is opened: that alone may move a tape, or wait for a writer
-            raise BadPicture("not a regular file")
+            raise BadPicture("not a regular file" if path.exists() else "no such file")
         with open(path, "rb", opener=_without_waiting) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):

@@ -91,7 +91,7 @@ def _short(name: str) -> str:
 
 
 def _stages(run: results.Run) -> str:
-    rows = ["<table><tr><th>stage<th>epochs<th>rate<th>examples<th>loss<th>accuracy<th>top 5"]
+    rows = ["<table><tr><th>stage<th>epochs<th>rate as given<th>examples<th>loss<th>accuracy<th>top 5"]
     for stage in range(1, run.stages + 1):
         computed = run.metrics(stage=stage)
         epochs, rate, final = run.settings["stages"][stage - 1]

@@ -77,6 +77,9 @@ def _draw(results: dict) -> None:
             axes = figure.add_subplot(2, 3, 3 * row + column + 1)
             axes.plot([point[0] for point in points], [point[index] * unit for point in points], marker="o")
             axes.set(xscale="log", xlabel=kind, ylabel=label if column == 0 else None)
+            numbers = [point[0] for point in points]
+            axes.set_xticks(numbers, [f"{number:,}" for number in numbers])
+            axes.set_xticks([], minor=True)
             axes.set_ylim(bottom=0)
     figure.savefig(benchmarks.RESULTS / "growth.png", dpi=100)
 

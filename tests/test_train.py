@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from networks import LOSS, tiny
 
-from tfpar import check, devices, engine, errors, files, prepare, results, train, training
+from tfpar import check, checkpoint, devices, engine, errors, files, prepare, results, train, training
 
 STAGES = [train.Stage(2, 0.2, 0.02), train.Stage(1, 0.02)]
 SETTING = {"stages": STAGES, "global_batch_size": 96, "shards": 2, "augment": "crop-flip", "verbose": 0}
@@ -385,6 +385,22 @@ def test_a_run_whose_checkpoints_are_gone_is_not_silently_begun_anew(small, tmp_
     with pytest.raises(errors.DataError, match="none is valid, so the run cannot continue"):
         run(small, tmp_path / "r")
     assert results.Run(tmp_path / "r").metrics() == first.metrics()
+
+
+def test_a_run_that_ended_while_its_first_checkpoint_was_written_begins_anew(
+    small, unbroken, tmp_path, monkeypatch, capsys
+):
+    def full(directory, *_arguments, **_options):
+        (directory / "000001").mkdir(parents=True)
+        raise errors.InputOutputFailed("No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "save", full)
+        with pytest.raises(errors.InputOutputFailed):
+            run(small, tmp_path / "b")
+    assert results.Run(tmp_path / "b").stages == 1
+    assert same_files(unbroken, run(small, tmp_path / "b"))
+    assert "no checkpoint yet, so the first stage is trained again" in capsys.readouterr().out
 
 
 def test_a_callback_that_ends_a_stage_inside_an_epoch_and_a_signal(small, tmp_path):

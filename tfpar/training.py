@@ -89,10 +89,12 @@ class Training:
         if (self.directory / "run.json").exists():
             there = results.Run(self.directory)  # read again: another process may have been faster to the lock
             settings.agree(there.settings, self.values)
-            if there.stages and not found:
+            if not found and (there.finished or there.stages > 1):
                 raise errors.DataError(
                     f"{self.directory / 'checkpoints'}: none is valid, so the run cannot continue; start over with --fresh"
                 )
+            if not found and there.stages:  # it ended between the first stage's results and the first checkpoint
+                print(f"{self.directory}: no checkpoint yet, so the first stage is trained again")
             settings.tell_changes(there.facts["environment"], environment)
         results.write_facts(self.directory, self.facts)
         return found

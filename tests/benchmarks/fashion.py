@@ -18,7 +18,7 @@ import time
 
 from tests import benchmarks
 
-STAGES = {"tfpar-0.92": ["4@0.2:0"], "tfpar-0.93": ["8@0.2:0"]}
+STAGES = {"tfpar-0.92": ["3@0.2:0.02", "1@0.02:0"], "tfpar-0.93": ["8@0.2:0"]}
 NAMES = ["tutorial", "tutorial-onednn", *STAGES]
 
 

@@ -26,7 +26,7 @@ def compiled(data, strategy=None, build=models.small_cnn):
 
 # The peak of a process never falls, so a step of eight images goes first: what TensorFlow needs anyway is in it.
 PROGRAM = """
-import json, resource, sys
+import json, re, sys
 import keras, numpy as np, tensorflow as tf
 from tfpar import devices, engine, memory, models, prepare, schedule, steps
 name, side, batch, directory = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
@@ -38,7 +38,8 @@ found = memory.estimate(model, data, [schedule.Stage(1, 0.1)], global_batch_size
 def peak_after(rows):
     step = steps.Step(model)
     step(iter(engine.train_batches(data.train, devices.strategy(), global_batch_size=rows)), 1)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # Not ru_maxrss: that begins with what the process that started this one held.
+    return int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
 before = peak_after(8)
 print(json.dumps([found.parts, peak_after(batch) - before]))
 """

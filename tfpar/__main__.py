@@ -313,7 +313,7 @@ class _stderr_silenced:  # noqa: N801 - used like a function
             sys.stderr.flush()
             self.kept, self.stream = os.dup(2), sys.stderr
             if self.but_python:
-                sys.stderr = open(os.dup(2), "w", buffering=1, errors="backslashreplace")
+                sys.stderr = open(self.kept, "w", buffering=1, errors="backslashreplace", closefd=False)
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, 2)
             os.close(nowhere)
@@ -321,7 +321,7 @@ class _stderr_silenced:  # noqa: N801 - used like a function
     def __exit__(self, *_exception):
         if self.active:
             if self.but_python:
-                sys.stderr.close()
+                sys.stderr.flush()
             sys.stderr = self.stream
             os.dup2(self.kept, 2)
             os.close(self.kept)

@@ -12,6 +12,7 @@ Example:
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import os
@@ -32,6 +33,7 @@ __all__ = ["Dataset", "dataset", "load"]
 MIXED_SIZE = (224, 224)  # what photographs of mixed sizes become, as most published backbones expect
 _AT_WORK = ".preparing"  # inside the directory while it is being made
 _PARTS = ("train", "validation", "test", "skipped.csv")  # what lies beside dataset.json
+_SPARE = 3  # descriptors kept until the work is removed, which opens every directory
 _CHUNK = 16  # pictures one thread decodes at a time
 
 
@@ -90,27 +92,42 @@ def dataset(
         and not (directory / _AT_WORK).is_dir()
     ):
         raise errors.OutputError(f"{directory}: something else lies there; name a new or empty directory")
-    work = files.make_directory(directory / _AT_WORK)
-    with files.locked(work / "lock", "another tfpar prepare"):
-        try:
-            with pictures.quiet():
-                manifest = _make(found, work, size, on_bad_image, settings)
-            _publish(work, directory, manifest)
-        except OSError as error:
-            if isinstance(error, errors.KINDS):
-                raise
-            raise errors.InputOutputFailed(
-                f"{directory}: {error.strerror or error}; nothing was left there. "
-                "Free some space or mend the disk, then run the same command again"
-            ) from error
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-            if not (directory / "dataset.json").exists():
-                for name in _PARTS:  # what was published before it failed
-                    _remove(directory / name)
-                if new:
-                    shutil.rmtree(directory, ignore_errors=True)
+    with contextlib.ExitStack() as opened:
+        for _ in range(_SPARE):
+            opened.callback(os.close, os.open(os.devnull, os.O_RDONLY))
+        work = files.make_directory(directory / _AT_WORK)
+        with _removed_if_empty(work, *[directory] * new), files.locked(work / "lock", "another tfpar prepare"):
+            try:
+                with pictures.quiet():
+                    manifest = _make(found, work, size, on_bad_image, settings, opened)
+                _publish(work, directory, manifest)
+            except OSError as error:
+                if isinstance(error, errors.KINDS):
+                    raise
+                raise errors.InputOutputFailed(
+                    f"{directory}: {error.strerror or error}; nothing was left there. "
+                    "Free some space or mend the disk, then run the same command again"
+                ) from error
+            finally:
+                opened.close()
+                shutil.rmtree(work, ignore_errors=True)
+                if not (directory / "dataset.json").exists():
+                    for name in _PARTS:  # what was published before it failed
+                        _remove(directory / name)
+                    if new:
+                        shutil.rmtree(directory, ignore_errors=True)
     return load(directory, verify=False)
+
+
+@contextlib.contextmanager
+def _removed_if_empty(*directories: Path) -> Iterator[None]:
+    """Leave no directory behind that holds nothing, as where not even the lock's file could be made."""
+    try:
+        yield
+    finally:
+        for directory in directories:
+            with contextlib.suppress(OSError):
+                directory.rmdir()
 
 
 def _checked_size(image_size) -> tuple[int, int] | None:
@@ -136,8 +153,10 @@ def _found(directory: Path, settings: dict, size, known) -> Dataset:
     return load(directory, known=known)
 
 
-def _make(source: sources.Source, work: Path, size, on_bad_image: str, settings: dict) -> dict:
-    """Decode all splits into `work`, and return what dataset.json will say."""
+def _make(
+    source: sources.Source, work: Path, size, on_bad_image: str, settings: dict, opened: contextlib.ExitStack
+) -> dict:
+    """Decode all splits into `work`, and return what dataset.json will say. `opened` closes the arrays on any end."""
     for path in work.iterdir():  # what a killed process left
         if path.name != "lock":
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -147,6 +166,7 @@ def _make(source: sources.Source, work: Path, size, on_bad_image: str, settings:
     splits = {}
     for split, inputs in source.splits.items():
         splits[split] = arrays.Growing(work / split, shape)
+        opened.callback(splits[split].file.close)
         progress = tqdm(inputs(), total=source.counts[split], desc=f"prepare {split}", unit=" images", disable=None)
         read = 0
         for item, picture in _decoded(progress, shape):
@@ -173,6 +193,7 @@ def _make(source: sources.Source, work: Path, size, on_bad_image: str, settings:
     if "validation" not in splits:
         chosen = _stratified(splits["train"], settings, class_names)
         splits["validation"] = splits["train"].move(chosen, work / "validation")
+        opened.callback(splits["validation"].file.close)
     if not splits["validation"].labels:
         raise errors.DataError(
             f"{source.name}: no image is left for validation; give more images or a larger validation fraction"

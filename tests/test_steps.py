@@ -388,9 +388,9 @@ def test_the_seal_around_the_shard_is_still_needed(digits, monkeypatch):
 
 def test_a_mistake_in_a_loss_of_the_users_own_is_not_taken_for_a_refusal():
     def mistaken(labels, logits):
-        return labels.no_such_thing if labels.dtype == tf.int32 else logits[:, 0]
+        return len(3) if tf.executing_eagerly() else logits[:, 0]  # Keras' own trial of it is a graph
 
     model = tiny()
     model.compile("sgd", mistaken)
-    with pytest.raises(AttributeError, match="no_such_thing"):
+    with pytest.raises(TypeError, match="has no len"):
         steps.Step(model)

@@ -41,8 +41,11 @@ def main(arguments: list[str] | None = None) -> int:
         print("tfpar: out of memory; take smaller pictures, a smaller batch, or more shards", file=sys.stderr)
         return errors.Unavailable.exit_code
     except OSError as error:
+        from tfpar import files
+
         print(
-            f"tfpar: {error.filename or 'reading or writing'}: {error.strerror or error}; earlier state is intact",
+            f"tfpar: {error.filename or 'reading or writing'}: {error.strerror or error}; earlier state is intact. "
+            f"{files.remedy(error)}",
             file=sys.stderr,
         )
         return errors.InputOutputFailed.exit_code

@@ -113,7 +113,7 @@ def parser(functions: Mapping[str, Callable], *, kind=argparse.ArgumentParser) -
         type=_stage,
         action="append",
         metavar="E@R[:F]",
-        help="epochs at a rate, falling to another; repeat; default: 10@0.2:0.02 and 5@0.02:0",
+        help="epochs at a rate, falling to another; repeat; default of sgd: 10@0.2:0.02 and 5@0.02:0",
     )
     train.add_argument("--global-batch-size", type=_whole(1, rules.MOST_BATCH), metavar="B", help="default 128")
     train.add_argument("--seed", type=_whole(0, rules.MOST_SEED), default=0, help="of everything random; default 0")
@@ -146,7 +146,7 @@ def parser(functions: Mapping[str, Callable], *, kind=argparse.ArgumentParser) -
         type=_steps_per_call,
         default="auto",
         metavar="auto|K",
-        help="steps between two looks at a signal; default auto: half a second",
+        help="steps between two looks at a signal; default auto: a quarter of a second",
     )
     train.add_argument(
         "--checkpoint-seconds", type=_number(0, 1e9), default=60, metavar="S", help="between checkpoints; default 60"

@@ -13,7 +13,6 @@ DIR/skipped.csv               source,reason: every input that did not become an 
 from __future__ import annotations
 
 import csv
-import errno
 import io
 import itertools
 import json
@@ -158,9 +157,8 @@ def load(directory: str | os.PathLike, *, verify: bool = True, known: dict[str, 
     except OSError as error:
         if isinstance(error, errors.KINDS):
             raise
-        remedy = {errno.EMFILE: "; close some, or raise the limit with ulimit -n"}.get(error.errno, "")
         raise errors.InputNotFound(
-            f"{error.filename or directory}: cannot be read ({error.strerror}){remedy}"
+            f"{error.filename or directory}: cannot be read ({error.strerror}). {files.remedy(error)}"
         ) from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -15,6 +16,13 @@ try:
     import fcntl
 except ImportError:  # Windows proper: there TensorFlow runs through WSL2 only
     fcntl = None
+
+
+def remedy(error: OSError) -> str:
+    """Return the sentence that says what to do about an error of the system."""
+    too_many = error.errno == errno.EMFILE
+    first = "Raise the limit with ulimit -n" if too_many else "Free some space, or mend the disk or its rights"
+    return f"{first}, then run the same command again"
 
 
 def write(path: str | os.PathLike, content: bytes | str | Callable[[Path], None]) -> None:
@@ -38,8 +46,7 @@ def write(path: str | os.PathLike, content: bytes | str | Callable[[Path], None]
         sync(path.parent)
     except OSError as error:
         raise errors.InputOutputFailed(
-            f"{path}: writing failed ({error.strerror or error}); what was there before is intact. "
-            "Free some space or mend the disk, then run the same command again"
+            f"{path}: writing failed ({error.strerror or error}); what was there before is intact. {remedy(error)}"
         ) from error
     finally:
         with contextlib.suppress(OSError):

@@ -77,7 +77,9 @@ def _check_optimizer(optimizer: keras.optimizers.Optimizer, sets_rate: bool) -> 
             "more shards: they are computed one after the other, at the memory of one"
         )
     if inner.use_ema:
-        raise errors.SettingsError("the optimizer has use_ema=True, which fails under a strategy; leave it out")
+        raise errors.SettingsError(
+            "the optimizer has use_ema=True, which changes the weights when fit ends, or fails under a strategy; leave it out"
+        )
     if inner.loss_scale_factor:
         raise errors.SettingsError(
             "the optimizer has loss_scale_factor; leave it out, or use mixed_float16, which scales the loss itself"

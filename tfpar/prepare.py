@@ -92,24 +92,23 @@ def dataset(
         and not (directory / _AT_WORK).is_dir()
     ):
         raise errors.OutputError(f"{directory}: something else lies there; name a new or empty directory")
-    with contextlib.ExitStack() as opened:
+    with contextlib.ExitStack() as spare:
         for _ in range(_SPARE):
-            opened.callback(os.close, os.open(os.devnull, os.O_RDONLY))
+            spare.callback(os.close, os.open(os.devnull, os.O_RDONLY))
         work = files.make_directory(directory / _AT_WORK)
         with _removed_if_empty(work, *[directory] * new), files.locked(work / "lock", "another tfpar prepare"):
             try:
                 with pictures.quiet():
-                    manifest = _make(found, work, size, on_bad_image, settings, opened)
+                    manifest = _make(found, work, size, on_bad_image, settings)
                 _publish(work, directory, manifest)
             except OSError as error:
                 if isinstance(error, errors.KINDS):
                     raise
                 raise errors.InputOutputFailed(
-                    f"{directory}: {error.strerror or error}; nothing was left there. "
-                    "Free some space or mend the disk, then run the same command again"
+                    f"{directory}: {error.strerror or error}; nothing was left there. {files.remedy(error)}"
                 ) from error
             finally:
-                opened.close()
+                spare.close()
                 shutil.rmtree(work, ignore_errors=True)
                 if not (directory / "dataset.json").exists():
                     for name in _PARTS:  # what was published before it failed
@@ -153,10 +152,8 @@ def _found(directory: Path, settings: dict, size, known) -> Dataset:
     return load(directory, known=known)
 
 
-def _make(
-    source: sources.Source, work: Path, size, on_bad_image: str, settings: dict, opened: contextlib.ExitStack
-) -> dict:
-    """Decode all splits into `work`, and return what dataset.json will say. `opened` closes the arrays on any end."""
+def _make(source: sources.Source, work: Path, size, on_bad_image: str, settings: dict) -> dict:
+    """Decode all splits into `work`, and return what dataset.json will say."""
     for path in work.iterdir():  # what a killed process left
         if path.name != "lock":
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -166,7 +163,6 @@ def _make(
     splits = {}
     for split, inputs in source.splits.items():
         splits[split] = arrays.Growing(work / split, shape)
-        opened.callback(splits[split].file.close)
         progress = tqdm(inputs(), total=source.counts[split], desc=f"prepare {split}", unit=" images", disable=None)
         read = 0
         for item, picture in _decoded(progress, shape):
@@ -193,7 +189,6 @@ def _make(
     if "validation" not in splits:
         chosen = _stratified(splits["train"], settings, class_names)
         splits["validation"] = splits["train"].move(chosen, work / "validation")
-        opened.callback(splits["validation"].file.close)
     if not splits["validation"].labels:
         raise errors.DataError(
             f"{source.name}: no image is left for validation; give more images or a larger validation fraction"

@@ -82,13 +82,13 @@ def test_a_full_disk_leaves_nothing(photos, tmp_path):
     assert not (tmp_path / "d").exists()
 
 
-def test_too_few_descriptors_is_one_line(photos, tmp_path):
-    limited = [command("prepare", "photos", "d", cwd=tmp_path, RLIMIT_NOFILE=count) for count in (5, 6, 7, 8)]
-    for code, said in limited:
-        assert code in (0, 65, 66, 73, 74) and len(said.splitlines()) <= 1, (code, said)
-    assert any(code == 74 and "ulimit -n" in said for code, said in limited)
-    if not (tmp_path / "d" / "dataset.json").exists():
-        assert not (tmp_path / "d").exists()
+def test_too_few_descriptors_is_one_line_and_leaves_nothing(photos, tmp_path):
+    said = {n: command("prepare", "photos", f"d{n}", cwd=tmp_path, RLIMIT_NOFILE=n) for n in (5, 6, 7, 8, 10, 12, 30)}
+    for n, (code, line) in said.items():
+        assert code in (0, 65, 66, 73, 74) and len(line.splitlines()) <= 1, (n, code, line)
+        assert (tmp_path / f"d{n}").exists() == (code == 0), (n, code, line)
+    assert any(code == 74 and "ulimit -n" in line for code, line in said.values())
+    assert said[30][0] == 0
 
 
 def end_of_records(path, count):

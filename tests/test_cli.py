@@ -201,6 +201,7 @@ REFUSED = [
     (["predict", "runs/digits", "no.png"], 66, "no.png: no such file"),
     (["predict", "runs/digits", "file"], 66, "file: text, not a picture"),
     (["evaluate", "nowhere"], 66, "no run there"),
+    (["launch", "--workers", "2", "--", "train", "digits", "--dry-run"], 78, "without --profile and --dry-run"),
     (["prepare", "mnist:9.9.9", "d"], 66, "tfds:mnist:9.9.9"),
     (["predict", "torn", "0.png"], 65, "model.keras: damaged"),
     (["evaluate", "runs/digits", "--data", "empty"], 65, "not a prepared directory"),

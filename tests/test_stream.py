@@ -67,6 +67,7 @@ def test_the_engine_reads_a_large_split_in_blocks_and_ahead(replicas, tmp_path, 
     images = arrays._mapped(path, (3000, 16, 16, 1))
     monkeypatch.setattr(stream, "WHOLE_BYTES", 1000)
     monkeypatch.setattr(stream, "BLOCK_BYTES", 1024)
+    monkeypatch.setattr(engine, "TOGETHER_BYTES", 1)  # a call makes less than a window, as with windows of 512 MiB
     advised = []
     monkeypatch.setattr(stream.ReadAhead, "_advise", lambda self, window, advice: advised.append((window, advice)))
     split = (images, np.arange(3000, dtype=np.int32))

@@ -10,7 +10,8 @@ of replicas or workers changes what a step sees.
     step 0    [3 0|4 1]                     replica 0 gets 3 0, replica 1 gets 4 1
     step 1           [2 1|4 0]
 
-A whole batch is gathered at once from the mapped array: one operation a batch instead of a dozen an image.
+A whole batch is gathered at once from the mapped array: one operation a batch instead of a dozen an image. Small
+batches are gathered several at once, because waking a thread takes longer than a small batch does.
 
 Example:
     >>> batches = engine.train_batches(data.train, strategy, global_batch_size=256, seed=0)
@@ -34,7 +35,10 @@ from tfpar.stream import order
 __all__ = ["AUGMENTATIONS", "INFERENCE_CHUNK", "inference_batches", "order", "steps_per_epoch", "train_batches"]
 
 AUGMENTATIONS = ("none", "flip", "crop-flip")
+FOR_EVER = 1 << 48  # steps
 DEFAULT_BATCH = 128  # images of a step where nobody says otherwise
+TOGETHER_BYTES, MOST_TOGETHER = 2 << 20, 16  # batches that one call makes
+AHEAD_BYTES = 4 << 20  # of a batch; above it fewer wait ready
 INFERENCE_CHUNK = 64  # images; the same for every number of replicas, so that inference gives the same bits
 
 
@@ -96,21 +100,21 @@ def train_batches(
     examples, block = len(split[0]), stream.block_of(split[0])
     read_ahead = stream.ReadAhead(split[0], seed=seed) if block else None
 
-    def batch(step: tf.Tensor, replica: tf.Tensor):
+    def batches(steps: tf.Tensor, replicas: tf.Tensor):
         # data-parallel: replica r of R takes the rows [rB/R, (r+1)B/R) of the global batch.
-        first_row = replica * local_batch
-        positions = step * global_batch_size + first_row + tf.range(local_batch, dtype=tf.int64)
+        first_rows = replicas * local_batch
+        positions = _rows(steps * global_batch_size + first_rows, local_batch)
         if read_ahead:
             tf.numpy_function(read_ahead, [positions[0]], [])
         chosen = order(positions, examples=examples, seed=seed, block=block)
         x, y = tf.gather(images, chosen), tf.gather(labels, chosen)
         if augment != "none":
-            draws = _draws(step, seed=seed, global_batch_size=global_batch_size)[first_row : first_row + local_batch]
-            x = _augmented(x, draws, crop=augment == "crop-flip")
+            draws = [_draws(step, seed=seed, global_batch_size=global_batch_size) for step in tf.unstack(steps)]
+            draws = [d[first : first + local_batch] for d, first in zip(draws, tf.unstack(first_rows), strict=True)]
+            x = _augmented(x, tf.concat(draws, 0), crop=augment == "crop-flip")
         return (x, y) if weights is None else (x, y, tf.gather(weights, y))
 
-    batch_bytes = local_batch * split[0][:1].nbytes
-    return _dealt(batch, strategy, batch_bytes=batch_bytes, first_step=first_step, steps=None)
+    return _dealt(batches, strategy, batch_bytes=local_batch * split[0][:1].nbytes, first_step=first_step)
 
 
 def inference_batches(split, strategy: tf.distribute.Strategy):
@@ -126,19 +130,31 @@ def inference_batches(split, strategy: tf.distribute.Strategy):
     examples, replicas = len(split[0]), strategy.num_replicas_in_sync
     images, labels = _constant(split[0]), _constant(split[1])
 
-    def batch(step: tf.Tensor, replica: tf.Tensor):
-        first = (step * replicas + replica) * INFERENCE_CHUNK
-        chosen = tf.minimum(first + tf.range(INFERENCE_CHUNK, dtype=tf.int64), examples - 1)
+    def batches(steps: tf.Tensor, replica: tf.Tensor):
+        chosen = tf.minimum(_rows((steps * replicas + replica) * INFERENCE_CHUNK, INFERENCE_CHUNK), examples - 1)
         return tf.gather(images, chosen), tf.gather(labels, chosen)
 
     steps, batch_bytes = -(-examples // (INFERENCE_CHUNK * replicas)), INFERENCE_CHUNK * split[0][:1].nbytes
-    return _dealt(batch, strategy, batch_bytes=batch_bytes, first_step=0, steps=steps)
+    return _dealt(batches, strategy, batch_bytes=batch_bytes, steps=steps)
 
 
-def _dealt(batch, strategy: tf.distribute.Strategy, *, batch_bytes: int, first_step: int, steps: int | None):
-    """Return `batch(step, replica)` for all steps as a dataset in which each replica finds its own."""
+def _rows(firsts: tf.Tensor, count: int) -> tf.Tensor:
+    """Return the `count` numbers from each first on, as one vector."""
+    return tf.reshape(firsts[:, tf.newaxis] + tf.range(count, dtype=tf.int64), [-1])
+
+
+def _dealt(batches, strategy: tf.distribute.Strategy, *, batch_bytes: int, first_step: int = 0, steps: int = FOR_EVER):
+    """Return a dataset in which each replica finds its batches of all steps.
+
+    Args:
+        batches: a function of `(steps, replicas)`, two `int64[n]`, that returns these `n` batches one behind the other.
+        strategy: whose replicas get them.
+        batch_bytes: of the images of one.
+        first_step, steps: where to start, and how many.
+    """
     replicas = strategy.num_replicas_in_sync
-    ahead = 2 if batch_bytes > 1 << 20 else 4  # small batches wait for threads to wake, large ones for memory
+    together = min(max(1, TOGETHER_BYTES // batch_bytes), MOST_TOGETHER)
+    ahead = 2 if batch_bytes > AHEAD_BYTES else 4  # small batches wait for threads to wake, large ones for memory
     _keep_freed_memory()
 
     def dataset(context=None) -> tf.data.Dataset:
@@ -146,10 +162,20 @@ def _dealt(batch, strategy: tf.distribute.Strategy, *, batch_bytes: int, first_s
         pipelines = context.num_input_pipelines if context else 1
         local = replicas // pipelines
         first_replica = context.input_pipeline_id * local if context else 0
-        last = tf.int64.max if steps is None else (first_step + steps) * local
-        numbers = tf.data.Dataset.range(first_step * local, last)
-        # Parallel calls keep as many batches ready; a prefetch behind them would only hand each to one more thread.
-        elements = numbers.map(lambda n: batch(n // local, first_replica + n % local), num_parallel_calls=ahead * local)
+        first, last = first_step * local, min((first_step + steps) * local, tf.int64.max)
+
+        def several(number: tf.Tensor):
+            numbers = number + tf.range(together, dtype=tf.int64)
+            members = batches(numbers // local, first_replica + numbers % local)
+            if together == 1:
+                return members
+            return tuple(tf.reshape(member, [together, -1, *member.shape[1:]]) for member in members)
+
+        # Parallel calls keep as many ready; a prefetch behind them would only hand each to one more thread.
+        calls = max(ahead, ahead * local // together)
+        elements = tf.data.Dataset.range(first, last, together).map(several, num_parallel_calls=calls)
+        if together > 1:
+            elements = elements.unbatch().take(last - first)
         return elements.with_options(_options())
 
     return distributed(dataset, strategy)

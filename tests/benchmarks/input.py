@@ -22,6 +22,7 @@ import numpy as np
 from tests import benchmarks
 
 SECONDS, DRAIN_SECONDS = 2.0, 1.0  # of one turn
+STEPS_A_CALL = 32
 ARRAYS = ["memcpy", "memcpy_shuffled", "tfpar", "cache_shuffle", "grain", "torch", "ffcv"]
 FILES = ["tfdata_guide", "image_dataset_from_directory", "tfds_folder", "torch_files", "dali"]
 CASES = {  # name: (side of the square, batch, augmentation, contenders, base)
@@ -71,20 +72,18 @@ def _copied(copy, data, batch):
 
 
 def _in_a_graph(dataset, batch):
-    """Yield from a dataset as a training step takes its batches: inside a TensorFlow function, several a call."""
+    """Yield from a dataset as training takes its batches: inside a TensorFlow function, several a call."""
     import tensorflow as tf
-
-    count = max(1, 1024 // batch)
 
     @tf.function
     def several(iterator):
-        for _ in tf.range(count):
+        for _ in tf.range(STEPS_A_CALL):
             next(iterator)
 
     iterator = iter(dataset)
     while True:
         several(iterator)
-        yield count * batch
+        yield STEPS_A_CALL * batch
 
 
 def tfpar(data, batch, augment, **_):

@@ -109,9 +109,8 @@ def train_batches(
         chosen = order(positions, examples=examples, seed=seed, block=block)
         x, y = tf.gather(images, chosen), tf.gather(labels, chosen)
         if augment != "none":
-            draws = [_draws(step, seed=seed, global_batch_size=global_batch_size) for step in tf.unstack(steps)]
-            draws = [d[first : first + local_batch] for d, first in zip(draws, tf.unstack(first_rows), strict=True)]
-            x = _augmented(x, tf.concat(draws, 0), crop=augment == "crop-flip")
+            of = {"seed": seed, "global_batch_size": global_batch_size, "rows": local_batch}
+            x = _augmented(x, _draws(steps, first_rows, **of), crop=augment == "crop-flip")
         return (x, y) if weights is None else (x, y, tf.gather(weights, y))
 
     return _dealt(batches, strategy, batch_bytes=local_batch * split[0][:1].nbytes, first_step=first_step)
@@ -258,12 +257,17 @@ def _constant(array: np.ndarray) -> tf.Tensor:
         return tf.convert_to_tensor(array)
 
 
-def _draws(step: tf.Tensor, *, seed: int, global_batch_size: int) -> tf.Tensor:
-    """Return three random numbers for each image of the global batch, from (seed, step) alone: what happens to an image
-    does not depend on who computes it."""
-    return tf.random.stateless_uniform(
-        [global_batch_size, 3], tf.stack([tf.constant(seed, tf.int64), step]), alg="philox"
-    )
+def _draws(steps: tf.Tensor, first_rows: tf.Tensor, *, seed: int, global_batch_size: int, rows: int) -> tf.Tensor:
+    """Return three random numbers for each image of these batches, from (seed, step) and its row in the global batch
+    alone: what happens to an image does not depend on who computes it."""
+
+    def draws(member):
+        step, first_row = member
+        key = tf.stack([tf.constant(seed, tf.int64), step])
+        everyone = tf.random.stateless_uniform([global_batch_size, 3], key, alg="philox")
+        return everyone[first_row : first_row + rows]
+
+    return tf.reshape(tf.map_fn(draws, (steps, first_rows), fn_output_signature=tf.float32), [-1, 3])
 
 
 # By XLA twice as fast. It changes no bit: whole numbers, but for a single product that is rounded down.

@@ -17,6 +17,12 @@ devices.strategy(simulate=8)
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.get_closest_marker("by_hand"):
+            item.add_marker("slow")
+
+
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory):
     """The prepared digits."""

@@ -116,7 +116,7 @@ def brief(monkeypatch):
     monkeypatch.setattr(doctor, "_tried_in_another_process", lambda: {"trained": "1 replica", "failure": ""})
 
 
-FIVE_HUNDRED = [pytest.param(seed, 50, marks=[pytest.mark.slow, pytest.mark.timeout(1200)]) for seed in range(1, 11)]
+FIVE_HUNDRED = [pytest.param(seed, 50, marks=[pytest.mark.by_hand, pytest.mark.timeout(1200)]) for seed in range(1, 11)]
 
 
 @pytest.mark.parametrize(("seed", "count"), [(0, 25), *FIVE_HUNDRED])

@@ -82,6 +82,7 @@ def test_train_again_prints_the_result(tfpar, place):
     assert code == 0 and f"finished: accuracy {accuracy:.4f}" in out and err == ""
 
 
+@pytest.mark.slow
 def test_the_screen_shows_only_our_own_lines(tmp_path):
     done = start("train", "digits", "--stage", "1@0.1", cwd=tmp_path)
     out, err = done.communicate(timeout=180)
@@ -146,6 +147,7 @@ def test_what_python_writes_reaches_the_screen_while_c_is_silent(capfd, monkeypa
         assert capfd.readouterr().err == "Python\nafter\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("replicas", [2, 4])
 def test_simulated_replicas_give_the_same_files(tfpar, place, replicas):
     for run, simulate in (("one", 1), (f"r{replicas}", replicas)):
@@ -266,7 +268,8 @@ def test_a_defect_is_one_line_and_a_file(tfpar, monkeypatch):
     os.unlink(path)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.by_hand)])
 def test_a_signal_saves_and_the_same_command_continues(tmp_path, tfpar, place, number):
     arguments = ["train", place / "data" / "digits", "--stage", "5@0.05", "--run", tmp_path / "r"]
     process = start(*arguments, cwd=tmp_path)

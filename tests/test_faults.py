@@ -103,13 +103,14 @@ def kill(killer, unbroken, place, *, kills, seed):
     return number
 
 
+@pytest.mark.slow
 def test_killed_ten_times_it_ends_the_same(killer, unbroken, tmp_path):
     killer.hits.clear()
     kill(killer, unbroken, tmp_path, kills=10, seed=0)
     assert sum(killer.hits.values()) >= 10
 
 
-@pytest.mark.slow
+@pytest.mark.by_hand
 @pytest.mark.timeout(7200)
 def test_killed_a_hundred_times_it_ends_the_same(killer, unbroken, tmp_path):
     killer.hits.clear()
@@ -118,10 +119,11 @@ def test_killed_a_hundred_times_it_ends_the_same(killer, unbroken, tmp_path):
     assert len(killer.hits) >= 5
 
 
-SLOW = [pytest.param(phase, marks=pytest.mark.slow) for phase in ("facts", "train", "stage")]
+BY_HAND = [pytest.param(phase, marks=pytest.mark.by_hand) for phase in ("facts", "train", "stage")]
 
 
-@pytest.mark.parametrize("target", ["inference", "checkpoint", *SLOW])
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["inference", "checkpoint", *BY_HAND])
 def test_sigterm_in_any_phase_saves_and_the_same_command_continues(killer, unbroken, tmp_path, target):
     killer.start(tmp_path / "r", replicas=2, per_call=1)
     assert killer.aim(target, signal.SIGTERM)

@@ -101,6 +101,7 @@ def end_of_records(path, count):
     return end
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("surplus", [0, 9])
 def test_real_record_files_that_were_cut_are_refused(surplus, tmp_path, monkeypatch):
     """Cut between two records, and inside one; TensorFlow Datasets looks at its variable only when it is imported."""

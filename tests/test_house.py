@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -48,6 +50,7 @@ def readme():
     return (ROOT / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_readmes_diff_is_short_and_both_sides_run(digits, tmp_path):
     diff = re.search(r"```diff\n(.*?)```", readme(), re.S)[1].splitlines()
     assert len([line for line in diff if line[:1] in "+-"]) <= 12

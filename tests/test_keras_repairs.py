@@ -35,6 +35,7 @@ def run(data, out, which, *, count):
     return json.loads(out.read_text())
 
 
+@pytest.mark.slow
 def test_fit_on_two_workers_is_fit_on_one(digits, tmp_path):
     one = run(digits.directory, tmp_path / "one", "install", count=1)
     two = run(digits.directory, tmp_path / "two", "install", count=2)
@@ -46,7 +47,7 @@ def test_fit_on_two_workers_is_fit_on_one(digits, tmp_path):
     assert two["callback"] == [["accuracy", "loss"]] * 2
 
 
-@pytest.mark.slow
+@pytest.mark.by_hand
 def test_keras_needs_its_repairs_and_they_are_enough(digits, tmp_path):
     plain = run(digits.directory, tmp_path / "plain", "plain", count=2)
     assert plain["fit"].startswith("ValueError"), "Keras' fit works on several workers: take the repairs away"

@@ -402,7 +402,7 @@ def ended(processes, seconds):
     return [process.returncode for process in processes], said
 
 
-@pytest.mark.slow
+@pytest.mark.by_hand
 def test_the_rehearsal_trains_to_the_bits_of_one_process(digits, tmp_path, capsys):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "digits").symlink_to(digits.directory.resolve())

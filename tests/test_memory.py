@@ -45,6 +45,7 @@ print(json.dumps([found.parts, peak_after(batch) - before]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "side", "batch"), [("small_cnn", 96, 128), ("resnet20", 32, 512)])
 def test_the_estimate_is_near_the_measured_peak(name, side, batch, tmp_path):
     done = subprocess.run(

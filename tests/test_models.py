@@ -12,7 +12,7 @@ from tfpar import errors, models
 BATCH = np.random.default_rng(0).integers(0, 255, (2, 32, 32, 3), np.uint8)
 
 
-LARGE = [pytest.param(name, marks=pytest.mark.slow) for name in ("ResNet50", "VGG16", "EfficientNetB0")]
+LARGE = [pytest.param(name, marks=pytest.mark.by_hand) for name in ("ResNet50", "VGG16", "EfficientNetB0")]
 
 
 @pytest.mark.parametrize("name", [*models.OWN[:2], "MobileNetV2", *LARGE])
@@ -27,6 +27,7 @@ def test_uint8_in_logits_out_and_loads_without_tfpar(name, tmp_path):
     assert np.array_equal(loaded.predict(BATCH, verbose=0), logits)
 
 
+@pytest.mark.slow
 def test_a_saved_model_opens_where_tfpar_is_not_imported(tmp_path):
     models.build("MobileNetV2", (32, 32, 1), 3).save(tmp_path / "m.keras")
     program = (

@@ -316,7 +316,7 @@ def test_last_word():
     assert sources.last_word("../..") == "data"
 
 
-@pytest.mark.slow
+@pytest.mark.by_hand
 def test_fashion_mnist_from_its_files(shared, tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
     data = prepare.dataset("fashion_mnist", tmp_path / "d", tfds_manual_dir=str(shared / "fashion_mnist"))

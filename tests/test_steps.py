@@ -78,7 +78,7 @@ def test_mixed_precision_with_adamw(digits, policy):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.by_hand
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("policy", ["float32", "mixed_float16", "mixed_bfloat16"])
 @pytest.mark.parametrize("optimizer", [None, adamw], ids=["sgd", "adamw"])
@@ -99,7 +99,7 @@ FAMILIES = [
 ]  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.by_hand
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_one_of_each_family(digits, name):
@@ -195,7 +195,7 @@ class Counting(keras.callbacks.Callback):
         self.counted.append(batch)
 
 
-@pytest.mark.parametrize("replicas", [1, 2, 4])
+@pytest.mark.parametrize("replicas", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
 def test_fit_with_several_steps_per_call_takes_exactly_the_steps_of_the_epoch(digits, replicas):
     results = []
     for per_call in (1, 4):
@@ -255,6 +255,7 @@ def test_steps_per_call_out_of_range_are_refused(given):
         steps.install(tiny(), **given)
 
 
+@pytest.mark.slow
 def test_a_model_compiled_for_xla_keeps_the_law(digits):
     results = []
     for replicas in (1, 2):
@@ -308,6 +309,7 @@ def test_batches_that_cannot_be_cut_are_refused(digits):
         model.fit(batches, steps_per_epoch=2, verbose=0)
 
 
+@pytest.mark.slow
 def test_fast_is_close_and_not_the_same(digits):
     ordered, fast = (train(digits, replicas=4, shards=4, all_reduce=kind) for kind in ("ordered", "fast"))
     assert fast[1][0] == pytest.approx(ordered[1][0], rel=1e-3) and fast[0] != ordered[0]
@@ -368,7 +370,7 @@ def test_models_that_are_refused():
         steps.install(tiny(devices.strategy(simulate=2)), shards=3)
 
 
-@pytest.mark.slow
+@pytest.mark.by_hand
 def test_the_seal_around_the_shard_is_still_needed(digits, monkeypatch):
     """Fails when the graph rewriter no longer fuses across the border, and `_sealed` can go."""
     from tfpar import models

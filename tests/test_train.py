@@ -128,7 +128,7 @@ def adamw(replicas):
     return tiny(model, optimizer=lambda: keras.optimizers.AdamW(0.01, global_clipnorm=1.0), seed=5)
 
 
-@pytest.mark.slow
+@pytest.mark.by_hand
 @pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
 def test_interrupted_at_every_step_it_ends_the_same(small, tmp_path, policy):
     """Each of the twelve steps, AdamW, 2 replicas before and 1 after."""
@@ -157,6 +157,7 @@ def _counting(finish, traced):
     return counted
 
 
+@pytest.mark.slow
 def test_interrupted_three_times_over(unbroken, small, tmp_path):
     for replicas in (2, 1, 2):
         with pytest.raises(train.Interrupted):
@@ -284,6 +285,7 @@ class Counting(keras.callbacks.Callback):
         self.state = state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("calls", [2, 4, 8])
 def test_callbacks_with_a_state_are_carried_exactly(small, tmp_path, calls, capsys):
     whole = Counting()
@@ -403,6 +405,7 @@ def test_a_run_that_ended_while_its_first_checkpoint_was_written_begins_anew(
     assert "no checkpoint yet, so the first stage is trained again" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_callback_that_ends_a_stage_inside_an_epoch_and_a_signal(small, tmp_path):
     class EndAt(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):

@@ -1,6 +1,6 @@
 """The tutorial's words: every page complete, its program grows by diffs, and the Chinese pages follow the English ones.
 
-Nothing here runs a page: `test_notebooks.py` and `pytest --nbval notebooks` do. The slow tests run the programs of the diffs.
+Nothing here runs a page: `test_notebooks.py` and `pytest --nbval notebooks` do. The tests by hand run the programs of the diffs.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ def test_each_stage_continues_the_program_of_the_one_before():
     assert len(program) > 10
 
 
-@pytest.mark.slow
+@pytest.mark.by_hand
 @pytest.mark.parametrize(
     "page", [page for page in ENGLISH if page.stem not in WITHOUT_PROGRAM], ids=lambda page: page.stem
 )

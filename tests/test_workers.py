@@ -77,6 +77,7 @@ def alone(digits, tmp_path_factory):
     return results.Run(place / "run")
 
 
+@pytest.mark.slow
 def test_two_workers_one_killed_give_the_bits_of_one_process(digits, alone, tmp_path):
     gang = Gang(tmp_path, digits.directory, "run", arguments=["--checkpoint-seconds", "0.2"])
     gang.wait_for("Epoch 2/")
@@ -90,7 +91,7 @@ def test_two_workers_one_killed_give_the_bits_of_one_process(digits, alone, tmp_
     assert same_files(alone, results.Run(tmp_path / "run"))
 
 
-@pytest.mark.slow
+@pytest.mark.by_hand
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("workers", [3, 4])
 def test_more_workers(digits, alone, tmp_path, workers):
@@ -99,7 +100,7 @@ def test_more_workers(digits, alone, tmp_path, workers):
     assert same_files(alone, results.Run(tmp_path / "run"))
 
 
-@pytest.mark.slow
+@pytest.mark.by_hand
 @pytest.mark.timeout(1200)
 def test_four_workers_lose_their_machine_and_one_process_goes_on(digits, alone, tmp_path):
     gang = Gang(tmp_path, digits.directory, "run", workers=4, arguments=["--checkpoint-seconds", "0.2"])
@@ -116,7 +117,7 @@ def test_four_workers_lose_their_machine_and_one_process_goes_on(digits, alone, 
     assert same_files(alone, results.Run(gang.run))
 
 
-@pytest.mark.slow
+@pytest.mark.by_hand
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("who", ["one", "launcher"])
 def test_sigterm_saves_once_and_ends_all_with_42(digits, alone, tmp_path, who):
@@ -132,7 +133,7 @@ def test_sigterm_saves_once_and_ends_all_with_42(digits, alone, tmp_path, who):
     assert gang.end() == 0 and same_files(alone, results.Run(tmp_path / "run")), "".join(gang.lines)
 
 
-@pytest.mark.slow
+@pytest.mark.by_hand
 @pytest.mark.timeout(1200)
 def test_a_stopped_worker_is_lost(digits, alone, tmp_path):
     gang = Gang(tmp_path, digits.directory, "run", arguments=["--checkpoint-seconds", "0.2"])
@@ -145,7 +146,7 @@ def test_a_stopped_worker_is_lost(digits, alone, tmp_path):
     assert same_files(alone, results.Run(tmp_path / "run"))
 
 
-@pytest.mark.slow
+@pytest.mark.by_hand
 @pytest.mark.timeout(3600)
 def test_ten_kills_at_random(digits, tmp_path):
     """Ten kills, each of a worker that is alive; the run ends with the bits of an undisturbed one of two workers."""
@@ -186,7 +187,7 @@ def started(place, command, ports, index):
         )
 
 
-@pytest.mark.slow
+@pytest.mark.by_hand
 @pytest.mark.timeout(1200)
 def test_one_worker_restarted_alone_mixes_with_nobody(digits, alone, tmp_path):
     command = ["-m", "tfpar", "train", str(digits.directory), "--run", "run", *RUN]
@@ -225,7 +226,7 @@ train.run(tiny(strategy), prepare.load(sys.argv[1]), "run", stages=[train.Stage(
 """
 
 
-@pytest.mark.slow
+@pytest.mark.by_hand
 @pytest.mark.timeout(600)
 def test_an_exception_in_one_worker_ends_all(digits, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.path.dirname(__file__), prepend=os.pathsep)
@@ -253,6 +254,7 @@ def test_the_first_cause_is_the_exit_code(tmp_path):
     assert gang._first_cause({1: errors.WorkerLost.exit_code}) == 75
 
 
+@pytest.mark.slow
 def test_what_another_start_would_not_mend_ends_the_launch(tmp_path, capsys):
     code = launcher.launch(["train", "nowhere/at/all"], workers=2, logs=tmp_path / "logs")
     said = capsys.readouterr().out

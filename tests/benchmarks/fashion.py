@@ -18,8 +18,8 @@ import time
 
 from tests import benchmarks
 
-STAGES = {"tfpar-0.92": ["3@0.2:0.02", "1@0.02:0"], "tfpar-0.93": ["8@0.2:0"]}
-NAMES = ["tutorial", "tutorial-onednn", *STAGES]
+TRAIN = {"tfpar-0.92": "--stage 3@0.2:0.02 --stage 1@0.02:0", "tfpar-0.93": "--augment flip --stage 9@0.2:0"}
+NAMES = ["tutorial", "tutorial-onednn", *TRAIN]
 
 
 def tutorial(directory: str) -> float:
@@ -70,8 +70,8 @@ def _command(name: str, directory: str, place: str) -> tuple[list[str], dict]:
     if name.startswith("tutorial"):
         extra = {"TF_ENABLE_ONEDNN_OPTS": "1"} if name.endswith("onednn") else {}
         return [sys.executable, "-m", __spec__.name, "--tutorial", directory], environment | extra
-    stages = [word for stage in STAGES[name] for word in ("--stage", stage)]
-    return [sys.executable, "-m", "tfpar", "train", directory, "--run", f"{place}/{name}", *stages], environment
+    command = [sys.executable, "-m", "tfpar", "train", directory, "--run", f"{place}/{name}", *TRAIN[name].split()]
+    return command, environment
 
 
 def main() -> None:

@@ -277,13 +277,13 @@ def _contender(name: str, photos: str, place: str, case: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos")
-    parser.add_argument("--case", default="")
+    parser.add_argument("--case", nargs="+", default=[""], help="how its name begins")
     parser.add_argument("--turns", type=int, default=5)
     given = parser.parse_args()
     results = {}
     with tempfile.TemporaryDirectory() as place:
         for case, (side, _batch, _augment, names, base) in CASES.items():
-            if case.startswith(given.case):
+            if case.startswith(tuple(given.case)):
                 _prepared(given.photos, side, Path(place))
                 print(case)
                 numbers = benchmarks.take_turns(__spec__.name, names, given.photos, place, case, turns=given.turns)

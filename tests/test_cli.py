@@ -269,6 +269,17 @@ def test_a_defect_is_one_line_and_a_file(tfpar, monkeypatch):
 
 
 @pytest.mark.slow
+def test_a_run_whose_reader_goes_away_is_not_done(tmp_path, tfpar, place):
+    process = start("train", place / "data" / "digits", "--run", "cut", *QUICK, cwd=tmp_path)
+    process.stdout.readline()
+    process.stdout.close()
+    said = process.stderr.read()
+    assert process.wait(timeout=120) == 74 and "nobody reads the output any more" in said and "Traceback" not in said
+    code, _, _ = tfpar("train", place / "data" / "digits", "--run", tmp_path / "cut", *QUICK)
+    assert code == 0
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.by_hand)])
 def test_a_signal_saves_and_the_same_command_continues(tmp_path, tfpar, place, number):
     arguments = ["train", place / "data" / "digits", "--stage", "5@0.05", "--run", tmp_path / "r"]

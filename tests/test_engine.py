@@ -146,3 +146,29 @@ def test_fit_takes_it_as_it_is(digits):
     strategy = devices.strategy(simulate=2)
     batches = engine.train_batches(digits.train, strategy, global_batch_size=64, class_weights=[1.0] * 10)
     assert len(tiny(strategy).fit(batches, steps_per_epoch=3, epochs=2, verbose=0).history["loss"]) == 2
+
+
+@pytest.mark.parametrize("augment", ["flip", "crop-flip"])
+def test_one_large_picture_a_batch_has_a_known_size(augment):
+    split = (np.zeros((3, 600, 600, 3), np.uint8), np.arange(3))
+    batches = engine.train_batches(split, devices.strategy(), global_batch_size=1, augment=augment)
+    assert batches.element_spec[0].shape == (1, 600, 600, 3)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int64, np.uint32])
+def test_labels_of_any_whole_kind_come_as_int32(kind):
+    split = (split_of(10)[0], np.arange(10).astype(kind))
+    batches = engine.train_batches(split, devices.strategy(), global_batch_size=5, class_weights=[1.0] * 9 + [2.0])
+    _, labels, weights = next(iter(batches))
+    assert labels.dtype == "int32" and np.array_equal(weights, np.where(labels.numpy() == 9, 2.0, 1.0))
+    assert next(iter(engine.inference_batches(split, devices.strategy())))[1].dtype == "int32"
+
+
+def test_the_last_step_whose_positions_can_be_counted():
+    last = 2**62 // 8
+    split = split_of(10)
+    batch = next(iter(engine.train_batches(split, devices.strategy(), global_batch_size=8, first_step=last)))
+    chosen = engine.order(last * 8 + np.arange(8), examples=10, seed=0).numpy()
+    assert np.array_equal(batch[1], split[1][chosen])
+    with pytest.raises(errors.SettingsError, match=f"first_step={last + 1}"):
+        engine.train_batches(split, devices.strategy(), global_batch_size=8, first_step=last + 1)

@@ -1,5 +1,6 @@
 """What the system refuses: unreadable files, too few descriptors, full disks, vanished folders, record files that were cut."""
 
+import errno
 import json
 import os
 import resource
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tfpar import arrays, errors, prepare
+from tfpar import arrays, errors, files, prepare
 
 FASHION = Path("~/tensorflow_datasets/fashion_mnist").expanduser()
 
@@ -157,3 +158,12 @@ def test_strange_names_write_nothing_elsewhere(tmp_path, monkeypatch):
         )
     new = {path.relative_to(tmp_path / "in" / "side").parts[0] for path in set(tmp_path.rglob("*")) - before}
     assert new == {"out", "data"}  # out/../data is data
+
+
+def test_no_room_for_a_directory_is_a_fault_that_may_pass(tmp_path, monkeypatch):
+    def full(self, **_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "mkdir", full)
+    with pytest.raises(errors.InputOutputFailed, match=r"No space left on device.*Free some space"):
+        files.make_directory(tmp_path / "new")

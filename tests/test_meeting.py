@@ -41,6 +41,21 @@ def test_all_meet(count):
     assert met([everybody] * count, [{"tensorflow": "2.21.0"}] * count) == [None] * count
 
 
+@pytest.mark.parametrize("said", [b"", b'{"same": {}}\n', b'{"same": {}, "index": "1"}\n', b"GET / HTTP/1.1\r\n\r\n"])
+def test_strangers_do_not_hold_up_the_meeting(said, monkeypatch):
+    monkeypatch.setattr(meeting, "MARGIN", 1.0)
+    everybody = addresses(2)
+    with socket.socket() as stranger:
+        chief = threading.Thread(target=meeting.meet, args=(everybody, 0), kwargs={"same": {}, "seconds": 50.0})
+        chief.start()
+        while stranger.connect_ex((LOOPBACK, int(everybody[0].rpartition(":")[2]))):
+            time.sleep(0.05)
+        stranger.sendall(said)
+        meeting.meet(everybody, 1, same={}, seconds=20.0)  # less than the chief would listen to the stranger
+        chief.join(timeout=30)
+        assert not chief.is_alive()
+
+
 def test_a_worker_that_never_comes_is_named_by_the_others():
     everybody = addresses(3)
     started = time.monotonic()

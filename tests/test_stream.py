@@ -97,3 +97,40 @@ def test_advice_reaches_the_system(tmp_path, monkeypatch):
 def _resident() -> int:
     with open("/proc/self/smaps_rollup") as file:
         return sum(1024 * int(line.split()[1]) for line in file if line.startswith("Rss:"))
+
+
+@pytest.mark.parametrize("kind", ["array", "view", "copy on write"])
+def test_memory_that_is_no_file_keeps_its_pictures(kind, tmp_path, monkeypatch):
+    """To let go of a page of a file loses nothing; to let go of other memory clears it."""
+    monkeypatch.setattr(stream, "WHOLE_BYTES", 1000)
+    monkeypatch.setattr(stream, "BLOCK_BYTES", 1024)
+    monkeypatch.setattr(stream, "WINDOW_BLOCKS", 256)
+    monkeypatch.setattr(engine, "TOGETHER_BYTES", 1)
+    images = np.full((3000, 32, 32, 1), 7, np.uint8)
+    if kind == "copy on write":
+        np.save(tmp_path / "images.npy", np.zeros_like(images))
+        mapped = np.load(tmp_path / "images.npy", mmap_mode="c")
+        mapped[:] = images
+        images = mapped
+    split = (images[:2999] if kind == "view" else images, np.zeros(len(images), np.int32)[: 2999 + (kind != "view")])
+    started = []
+    monkeypatch.setattr(
+        stream.threading, "Thread", lambda target, args, daemon: started.append(target) or _Now(target, args)
+    )
+    batches = iter(engine.train_batches(split, devices.strategy(), global_batch_size=100))
+    assert all((next(batches)[0].numpy() == 7).all() for _ in range(90))
+    assert (images == 7).all() and not started
+
+
+def test_mapped_files_are_known(tmp_path):
+    np.save(tmp_path / "images.npy", np.zeros((10, 4, 4, 1), np.uint8))
+    assert stream.of_a_file(np.load(tmp_path / "images.npy", mmap_mode="r"))
+    assert stream.of_a_file(arrays._mapped(tmp_path / "images.npy", (10, 4, 4, 1))[2:])
+    assert not stream.of_a_file(np.load(tmp_path / "images.npy"))
+
+
+class _Now:
+    """A thread that has run when it is started."""
+
+    def __init__(self, target, args):
+        self.start = lambda: target(*args)

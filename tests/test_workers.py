@@ -254,6 +254,62 @@ def test_the_first_cause_is_the_exit_code(tmp_path):
     assert gang._first_cause({1: errors.WorkerLost.exit_code}) == 75
 
 
+def test_a_full_disk_or_a_closed_screen_does_not_stop_a_worker(monkeypatch, tmp_path):
+    lines = [b"a line\n"] * 3
+    rest = iter(lines)
+    launcher._copy(rest, "/dev/full", 0)
+    assert next(rest, None) is None
+
+    def gone(*_, **__):
+        raise BrokenPipeError
+
+    monkeypatch.setattr("builtins.print", gone)
+    launcher._copy(iter(lines), tmp_path / "0.log", 0)
+    assert (tmp_path / "0.log").read_bytes() == b"".join(lines)
+
+
+def test_a_start_that_fails_leaves_nobody(monkeypatch, tmp_path):
+    started = []
+
+    def first_only(command, environment, cores):
+        if started:
+            raise OSError("no more processes")
+        started.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], stdout=subprocess.PIPE))
+        return started[0]
+
+    monkeypatch.setattr(launcher, "_started", first_only)
+    with pytest.raises(OSError, match="no more processes"):
+        launcher.launch(["train", "digits"], workers=2, logs=tmp_path)
+    assert started[0].wait(timeout=30) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    ("codes", "expected"), [((42, 42), None), ((42, 143), None), ((0, 0), 0), ((74, 42), 74), ((42, 75), None)]
+)
+def test_a_launch_that_is_stopped_tells_how_its_workers_ended(codes, expected, monkeypatch, tmp_path):
+    """Stopped is 42 where the workers were stopped; what they finished or failed at stays what it is."""
+
+    def ends_with(command, environment, cores):
+        code = codes[int(environment["JOB_COMPLETION_INDEX"])]
+        text = f"import signal, sys, time; signal.signal(15, lambda *_: sys.exit({code})); print(flush=True); time.sleep(60)"
+        process = subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE)
+        process.stdout.readline()  # it is ready for the signal
+        return process
+
+    def asked(self):
+        self.asked = True
+        return self
+
+    monkeypatch.setattr(launcher, "_started", ends_with)
+    monkeypatch.setattr(launcher.Stop, "__enter__", asked)
+    monkeypatch.setattr(launcher.Stop, "__exit__", lambda *_: None)
+    if expected is None:
+        with pytest.raises(launcher.Interrupted, match="stopped with all workers; the same command continues"):
+            launcher.launch(["train", "digits"], workers=2, logs=tmp_path)
+    else:
+        assert launcher.launch(["train", "digits"], workers=2, logs=tmp_path) == expected
+
+
 @pytest.mark.slow
 def test_what_another_start_would_not_mend_ends_the_launch(tmp_path, capsys):
     code = launcher.launch(["train", "nowhere/at/all"], workers=2, logs=tmp_path / "logs")

@@ -27,7 +27,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if given.command not in (_doctor, _kubernetes):
             _require_tensorflow()
-        return given.command(given) or 0
+        code = given.command(given) or 0
+        sys.stdout.flush()
+        return code
     except KeyboardInterrupt as stopped:
         print(str(stopped) or "stopped", file=sys.stderr)
         return getattr(stopped, "exit_code", 130)
@@ -36,7 +38,13 @@ def main(arguments: list[str] | None = None) -> int:
         return error.exit_code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # who read our output has gone
-        return 0
+        if given.command not in (_prepare, _train, _launch):
+            return 0
+        print(
+            "tfpar: nobody reads the output any more; send it to a file, and run the same command again",
+            file=sys.stderr,
+        )
+        return errors.InputOutputFailed.exit_code
     except _out_of_memory():
         print("tfpar: out of memory; take smaller pictures, a smaller batch, or more shards", file=sys.stderr)
         return errors.Unavailable.exit_code

@@ -90,15 +90,15 @@ def train_batches(
     global_batch_size = rules.whole("global_batch_size", global_batch_size, 1, rules.MOST_BATCH)
     seed, first_step = (
         rules.whole("seed", seed, 0, rules.MOST_SEED),
-        rules.whole("first_step", first_step, 0, rules.MOST_STEP),
+        rules.whole("first_step", first_step, 0, rules.MOST_POSITION // global_batch_size),
     )
     rules.word("augment", augment, AUGMENTATIONS)
     class_weights = rules.class_weights(class_weights, int(rules.split(split)[1].max()) + 1, exactly=False)
     local_batch = devices.per_replica(global_batch_size, strategy)
-    images, labels = _constant(split[0]), _constant(split[1])
+    images, labels = _constants(split)
     weights = None if class_weights is None else tf.constant(class_weights, tf.float32)
     examples, block = len(split[0]), stream.block_of(split[0])
-    read_ahead = stream.ReadAhead(split[0], seed=seed) if block else None
+    read_ahead = stream.ReadAhead(split[0], seed=seed) if block and stream.of_a_file(split[0]) else None
 
     def batches(steps: tf.Tensor, replicas: tf.Tensor):
         # data-parallel: replica r of R takes the rows [rB/R, (r+1)B/R) of the global batch.
@@ -127,7 +127,7 @@ def inference_batches(split, strategy: tf.distribute.Strategy):
         A finite dataset of `(uint8[64, height, width, channels], int32[64])` per replica.
     """
     examples, replicas = len(split[0]), strategy.num_replicas_in_sync
-    images, labels = _constant(split[0]), _constant(split[1])
+    images, labels = _constants(split)
 
     def batches(steps: tf.Tensor, replica: tf.Tensor):
         chosen = tf.minimum(_rows((steps * replicas + replica) * INFERENCE_CHUNK, INFERENCE_CHUNK), examples - 1)
@@ -235,7 +235,7 @@ def _keep_freed_memory() -> None:
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         trim_threshold, mmap_threshold = -1, -3  # the numbers of malloc.h
-        libc.mallopt(mmap_threshold, 1 << 30)
+        libc.mallopt(mmap_threshold, 1 << 30) or libc.mallopt(mmap_threshold, 32 << 20)  # the most of older ones
         libc.mallopt(trim_threshold, (1 << 31) - 1)
 
 
@@ -247,6 +247,11 @@ def _options() -> tf.data.Options:
     options.autotune.enabled = False
     options.deterministic = True
     return options
+
+
+def _constants(split) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return images and labels as tensors; labels of any whole kind as the `int32` that batches have."""
+    return _constant(split[0]), _constant(split[1].astype(np.int32, copy=False))
 
 
 def _constant(array: np.ndarray) -> tf.Tensor:
@@ -267,7 +272,8 @@ def _draws(steps: tf.Tensor, first_rows: tf.Tensor, *, seed: int, global_batch_s
         everyone = tf.random.stateless_uniform([global_batch_size, 3], key, alg="philox")
         return everyone[first_row : first_row + rows]
 
-    return tf.reshape(tf.map_fn(draws, (steps, first_rows), fn_output_signature=tf.float32), [-1, 3])
+    found = tf.map_fn(draws, (steps, first_rows), fn_output_signature=tf.float32)
+    return tf.reshape(found, [steps.shape[0] * rows, 3])
 
 
 # By XLA twice as fast. It changes no bit: whole numbers, but for a single product that is rounded down.

@@ -56,4 +56,9 @@ class SettingsError(ValueError):
     exit_code = 78
 
 
+def first_line(error: BaseException | str) -> str:
+    """Return what an error says in its first line; its kind where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
+
+
 KINDS = (DataError, InputNotFound, Unavailable, OutputError, InputOutputFailed, WorkerLost, SettingsError)

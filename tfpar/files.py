@@ -99,11 +99,16 @@ def make_directory(path: str | os.PathLike) -> Path:
 
     Raises:
         errors.OutputError: something else lies there, or the place is not writable.
+        errors.InputOutputFailed: the disk is full or gone.
     """
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            raise errors.InputOutputFailed(
+                f"{path}: cannot make this directory ({error.strerror}). {remedy(error)}"
+            ) from error
         raise errors.OutputError(
             f"{path}: cannot make this directory ({error.strerror}); name another place"
         ) from error

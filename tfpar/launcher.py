@@ -13,6 +13,7 @@ Example:
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -32,6 +33,11 @@ POLL = 0.1  # seconds
 GRACE = 20.0  # seconds for the others to notice that one has gone
 STOP_GRACE = 60.0  # seconds to save after a signal
 LONGEST_PAUSE = 30.0  # seconds between two starts; they double from 1
+STOPPED = (
+    Interrupted.exit_code,
+    errors.WorkerLost.exit_code,
+    128 + signal.SIGTERM,
+)  # how workers end that were told to
 FINAL = (2, 42, 65, 66, 70, 73, 78)  # what another start would not mend
 
 
@@ -69,9 +75,9 @@ def launch(
         for restart in range(restarts + 1):
             gang = _Gang(command, cores, logs, restart)
             code = gang.end_of(stop)
-            if stop.asked:
-                raise Interrupted()
-            if code == 0 or code in FINAL:
+            if stop.asked and code in STOPPED:
+                raise Interrupted(None)
+            if stop.asked or code == 0 or code in FINAL:
                 return code
             if restart < restarts:
                 _pause(
@@ -89,6 +95,13 @@ class _Gang:
     def __init__(self, command: Sequence[str], cores: list[set[int] | None], logs: Path, restart: int):
         ports = _free_ports(len(cores))
         self.processes, self.readers, self.cause = [], [], ""
+        try:
+            self._start(command, cores, logs, restart, ports)
+        except BaseException:
+            self._send(signal.SIGKILL)  # those that had started
+            raise
+
+    def _start(self, command, cores, logs: Path, restart: int, ports: list[int]) -> None:
         for index, own in enumerate(cores):
             environment = os.environ | {
                 "TFPAR_NUM_WORKERS": str(len(cores)), "JOB_COMPLETION_INDEX": str(index), "TFPAR_HOST_TEMPLATE": LOOPBACK,
@@ -164,11 +177,12 @@ def _started(command: list[str], environment: dict, cores: set[int] | None) -> s
 
 def _copy(stream, log: Path, index: int) -> None:
     """Copy a worker's lines to its log, and to the screen with its number before them."""
-    with open(log, "ab") as file:
+    with open(log, "ab", buffering=0) as file:
         for line in stream:
-            file.write(line)
-            file.flush()
-            print(f"[{index}] {line.decode(errors='backslashreplace').rstrip()}", flush=True)
+            with contextlib.suppress(OSError):  # the disk is full; the worker must not wait for it
+                file.write(line)
+            with contextlib.suppress(OSError):  # nobody reads the screen
+                print(f"[{index}] {line.decode(errors='backslashreplace').rstrip()}", flush=True)
 
 
 def _free_ports(count: int) -> list[int]:
@@ -198,5 +212,5 @@ def _pause(seconds: float, line: str, stop: Stop) -> None:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if stop.asked:
-            raise Interrupted()
+            raise Interrupted(None)
         time.sleep(POLL)

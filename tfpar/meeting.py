@@ -141,9 +141,9 @@ def _gather(listener: socket.socket, addresses: Sequence[str], word: dict, deadl
                 answer = _no(errors.Unavailable, f"{named} did not come within {seconds:g} seconds; start all workers")
                 break
             stack.enter_context(line)
-            line.settimeout(max(PAUSE, deadline - time.monotonic()))
+            line.settimeout(min(MARGIN, max(PAUSE, deadline - time.monotonic())))  # a worker speaks at once
             said = _heard(line)
-            if said is None or "same" not in said:
+            if said is None or "same" not in said or said.get("index") not in range(1, len(addresses)):
                 continue  # somebody else, or a worker that has gone again
             lines[said["index"]] = line
             answer = _difference(word, said) or _unreachable(addresses, said["index"], deadline)

@@ -29,7 +29,7 @@ from tensorflow.python.client import device_lib
 from tfpar import devices, doctor, engine, exchange, rules, settings, steps
 from tfpar.schedule import Stage
 
-AHEAD = 5  # batches ready or in work, at most (see engine)
+AHEAD = 5  # batches ready or in work; where they are small, more of them, but no more than some 10 MB (see engine)
 # Operations whose output is their input under another name or shape: it needs no memory of its own.
 _ALIASES = {"Identity", "IdentityN", "Reshape", "Squeeze", "ExpandDims", "StopGradient", "PreventGradient"}
 _ELSEWHERE = {"Placeholder", "Const", "NoOp"}  # weights, the batch and constants live outside

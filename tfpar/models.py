@@ -100,17 +100,17 @@ def backbone(
         body = build(include_top=False, weights=weights, input_shape=(*image_shape[:2], 3), pooling="avg")
     except ValueError as error:
         raise errors.SettingsError(
-            f"{name} with pictures {image_shape} and weights {weights}: {_first_line(error)}"
+            f"{name} with pictures {image_shape} and weights {weights}: {errors.first_line(error)}"
         ) from error
     except OSError as error:
         raise errors.Unavailable(
-            f"{name}: weights {weights} could not be had ({_first_line(error)}); name a file of them"
+            f"{name}: weights {weights} could not be had ({errors.first_line(error)}); name a file of them"
         ) from error
     except Exception as error:
         if not str(error).startswith("URL fetch failure"):
             raise
         raise errors.Unavailable(
-            f"{name}: weights {weights} could not be downloaded ({_first_line(error)}). "
+            f"{name}: weights {weights} could not be downloaded ({errors.first_line(error)}). "
             "Connect to a network, or name a file of them, or none"
         ) from error
     body.trainable = not freeze
@@ -143,7 +143,7 @@ def build(
             model.load_weights(weights)
         except (ValueError, OSError) as error:
             raise errors.SettingsError(
-                f"model {name} and weights {weights} do not fit: {_first_line(error)}"
+                f"model {name} and weights {weights} do not fit: {errors.first_line(error)}"
             ) from error
     return model
 
@@ -206,7 +206,3 @@ def _check_weights_file(weights: str | None) -> None:
         rules.refuse("weights", weights, "none, imagenet or a file")
     if weights not in (None, "imagenet") and not os.path.isfile(weights):
         raise errors.InputNotFound(f"{weights}: no such file of weights; give none, imagenet or a file")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:300]

@@ -29,7 +29,7 @@ MOST_SEED = 2**32 - 1
 MOST_BATCH = 2**24
 MOST_SHARDS = 4096
 MOST_REPLICAS = 256  # on one machine: simulated ones, or workers
-MOST_STEP = 2**62  # positions are counted in 64 bits
+MOST_POSITION = 2**62  # of the stream of images; counted in 64 bits
 
 
 def refuse(name: str, value, rule: str):

@@ -13,13 +13,19 @@ class Interrupted(KeyboardInterrupt):
     """A run was stopped and its state saved; the same call, or the same command, continues it.
 
     Attributes:
-        step: steps done.
+        step: steps done; None where the workers know it.
     """
 
     exit_code = 42
 
-    def __init__(self, step: int = 0):
-        done = f"after step {step}, state saved" if step else "before the first step"
+    def __init__(self, step: int | None = 0):
+        done = (
+            "with all workers"
+            if step is None
+            else f"after step {step}, state saved"
+            if step
+            else "before the first step"
+        )
         super().__init__(f"stopped {done}; the same command continues")
         self.step = step
 

@@ -274,7 +274,7 @@ def _tfds(name: str, manual_dir: str | None) -> Source:
                     yield Input(source.decode(), int(number), content)
         except tf.errors.OpError as error:
             raise errors.DataError(
-                f"tfds:{name}: its files in {builder.data_path} are damaged ({_first_line(error)}); remove them, and prepare again"
+                f"tfds:{name}: its files in {builder.data_path} are damaged ({errors.first_line(error)}); remove them, and prepare again"
             ) from error
 
     height, width, channels = features[image].shape
@@ -286,10 +286,6 @@ def _tfds(name: str, manual_dir: str | None) -> Source:
         channels=1 if channels == 1 else 3,
         size=(height, width) if height and width else None,
     )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:200]
 
 
 def _download(builder, name: str, manual_dir: str | None) -> None:

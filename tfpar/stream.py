@@ -83,6 +83,16 @@ def _permuted(places: tf.Tensor, sizes, seed: int, rounds: tf.Tensor, purpose) -
     return tf.raw_ops.RandomIndexShuffle(index=places, seed=tf.cast(key, tf.uint32), max_index=last, rounds=8)
 
 
+def of_a_file(images: np.ndarray) -> bool:
+    """Tell whether an array is a mapped file that nobody has written to: other memory would be cleared by letting go of it."""
+    memory = images
+    while isinstance(memory, (np.ndarray, memoryview)):
+        if isinstance(memory, np.memmap) and memory.mode == "c":
+            return False
+        memory = memory.base if isinstance(memory, np.ndarray) else memory.obj
+    return isinstance(memory, mmap.mmap)
+
+
 class ReadAhead:
     """Ask the system for the next window of a mapped split in whole blocks, and let go of the one before.
 

@@ -132,7 +132,8 @@ class Group:
             if self.size == 1:
                 raise
             raise errors.WorkerLost(
-                f"another of the {self.size} workers was lost; start all workers again, and they continue"
+                f"another of the {self.size} workers was lost ({_reason(error)}); start all workers again, and they "
+                "continue"
             ) from error
 
     def _sum(self, numbers: tf.Tensor) -> tf.Tensor:
@@ -142,6 +143,11 @@ class Group:
             return context.all_reduce(tf.distribute.ReduceOp.SUM, tf.where(first, numbers, tf.zeros_like(numbers)))
 
         return self.strategy.experimental_local_results(self.strategy.run(on_replica, args=(numbers,)))[0]
+
+
+def _reason(error: Exception) -> str:
+    """Return what TensorFlow says after the places in the program."""
+    return errors.first_line(str(error).split("\n\n")[-1])
 
 
 def _seconds() -> float:

@@ -77,7 +77,8 @@ def run(
         fresh: start over; an earlier run is kept beside as `RUN.1`, `RUN.2`, ...
         weights: a name for what the model's weights were before; a continued run must have the same.
         callbacks: of Keras; one with `get_state()` and `set_state(state)` is carried through interruptions.
-        verbose: 0 prints nothing but what is not as it was, 1 Keras' bars, 2 a line per epoch; None is 1 on a terminal, else 2.
+        verbose: 0 prints only where a run continues, and what has changed since; 1 Keras' bars, 2 a line per epoch; None is 1
+            on a terminal, else 2.
 
     Returns:
         The finished run.

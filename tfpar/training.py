@@ -94,7 +94,7 @@ class Training:
                     f"{self.directory / 'checkpoints'}: none is valid, so the run cannot continue; start over with --fresh"
                 )
             if not found and there.stages:  # it ended between the first stage's results and the first checkpoint
-                self._say(f"{self.directory}: no checkpoint yet, so the first stage is trained again")
+                print(f"{self.directory}: no checkpoint yet, so the first stage is trained again")
             settings.tell_changes(there.facts["environment"], environment)
         results.write_facts(self.directory, self.facts)
         return found
@@ -106,7 +106,8 @@ class Training:
         self.rows, self.ending, self.seconds = progress["rows"], progress["ending"], progress["seconds"]
         self.step.losses, self.step.hits, self.step.images = progress["losses"], progress["hits"], progress["images"]
         epoch, epochs = min(len(self.rows) + 1, self._epochs()), self._epochs()
-        self._say(f"continuing after step {self.step.number}, in epoch {epoch} of {epochs}")
+        if self.group.chief:
+            print(f"continuing after step {self.step.number}, in epoch {epoch} of {epochs}")
 
     def _save(self) -> None:
         values = checkpoint.values_of(self.variables)  # by all workers: a metric's is the sum of what each holds
@@ -290,8 +291,8 @@ class Training:
         for i, callback in enumerate(self.callbacks):
             if hasattr(callback, "set_state") and str(i) in self.resumed["callbacks"]:
                 callback.set_state(keras.saving.deserialize_keras_object(self.resumed["callbacks"][str(i)]))
-            else:
-                self._say(f"callback {type(callback).__name__} has no get_state and set_state: it starts anew")
+            elif self.group.chief:
+                print(f"callback {type(callback).__name__} has no get_state and set_state: it starts anew")
         self.resumed = None
 
 

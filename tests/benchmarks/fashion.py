@@ -18,7 +18,7 @@ import time
 
 from tests import benchmarks
 
-TRAIN = {"tfpar-0.92": "--stage 3@0.2:0.02 --stage 1@0.02:0", "tfpar-0.93": "--augment flip --stage 9@0.2:0"}
+TRAIN = {"tfpar-0.92": "--stage 3@0.2:0.02 --stage 1@0.02:0", "tfpar-0.93": "--weight-decay 0.001 --stage 9@0.4:0"}
 NAMES = ["tutorial", "tutorial-onednn", *TRAIN]
 
 

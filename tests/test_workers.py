@@ -10,9 +10,10 @@ import threading
 import time
 
 import pytest
+import tensorflow as tf
 from test_train import same_files
 
-from tfpar import errors, launcher, results
+from tfpar import devices, errors, launcher, results, workers
 
 SECONDS = 240  # no gang of these tests takes longer
 RUN = ["--shards", "12", "--global-batch-size", "96", "--stage", "2@0.2:0.02", "--stage", "1@0.02", "--seed", "3"]
@@ -252,6 +253,25 @@ def test_the_first_cause_is_the_exit_code(tmp_path):
         and "worker 0 was killed by SIGKILL" in gang.cause
     )
     assert gang._first_cause({1: errors.WorkerLost.exit_code}) == 75
+
+
+def test_what_keeps_workers_from_each_other_is_no_lost_worker():
+    """On a cluster 75 is not counted: workers that never could exchange anything would be started for ever."""
+    group = workers.Group(devices.strategy())
+    group.size = 2
+    group._summed = lambda numbers: tf.constant(numbers)
+    said = "Graph execution error:\n\nDetected at node x\n\nNCCL: unhandled system error\n\t [[{{node x}}]]"
+    with (
+        pytest.raises(errors.Unavailable, match=r"could not exchange a number \(NCCL: unhandled system error\)"),
+        group.losses_told(),
+    ):
+        raise tf.errors.InternalError(None, None, said)
+    group.wait()
+    with (
+        pytest.raises(errors.WorkerLost, match=r"was lost \(NCCL: unhandled system error\); start all workers again"),
+        group.losses_told(),
+    ):
+        raise tf.errors.InternalError(None, None, said)
 
 
 def test_a_full_disk_or_a_closed_screen_does_not_stop_a_worker(monkeypatch, tmp_path):

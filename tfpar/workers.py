@@ -85,12 +85,15 @@ class Group:
         self.size = resolver.cluster_spec().num_tasks("worker") if several else 1
         self.chief = self.index == 0
         self.local = strategy.num_replicas_in_sync // self.size
+        self.heard = False  # from the others, ever
         self._summed = tf.function(self._sum, input_signature=[tf.TensorSpec([None], tf.int32)], autograph=False)
 
     def sum(self, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
         """Return the sums over all workers of `int32[n]` numbers."""
         numbers = np.asarray(numbers, np.int32)
-        return self._summed(numbers).numpy() if self.size > 1 else numbers
+        if self.size > 1:
+            numbers, self.heard = self._summed(numbers).numpy(), True
+        return numbers
 
     def from_chief(self, value=None):
         """Return the chief's value on every worker; it must be what JSON can hold."""
@@ -125,12 +128,21 @@ class Group:
 
     @contextlib.contextmanager
     def losses_told(self) -> Iterator[None]:
-        """Turn what TensorFlow raises when another worker has gone into `errors.WorkerLost`."""
+        """Turn what TensorFlow raises when another worker has gone into `errors.WorkerLost`.
+
+        Before the first exchange it is `errors.Unavailable`: what keeps all from it, such as NCCL on GPUs that cannot reach
+        each other, another start does not mend, and on a cluster a lost worker may be started again for ever.
+        """
         try:
             yield
         except LOST as error:
             if self.size == 1:
                 raise
+            if not self.heard:
+                raise errors.Unavailable(
+                    f"the {self.size} workers met, but could not exchange a number ({_reason(error)}); look at the network between "
+                    "them, and on GPUs at what NCCL_DEBUG=INFO prints"
+                ) from error
             raise errors.WorkerLost(
                 f"another of the {self.size} workers was lost ({_reason(error)}); start all workers again, and they "
                 "continue"

@@ -11,6 +11,7 @@ read JPEG files do more work: what tfpar does once, they do in every epoch. Thos
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 import tempfile
 import time
@@ -22,7 +23,7 @@ import numpy as np
 from tests import benchmarks
 
 SECONDS, DRAIN_SECONDS = 2.0, 1.0  # of one turn
-STEPS_A_CALL = 32
+STEPS_A_CALL, COPIES = 32, 64
 ARRAYS = ["memcpy", "memcpy_shuffled", "tfpar", "cache_shuffle", "grain", "torch", "ffcv"]
 FILES = ["tfdata_guide", "image_dataset_from_directory", "tfds_folder", "torch_files", "dali"]
 CASES = {  # name: (side of the square, batch, augmentation, contenders, base)
@@ -50,25 +51,26 @@ def memcpy(data, batch, **_):
 def memcpy_shuffled(data, batch, **_):
     def copy(target, number):
         chosen = np.random.default_rng(number).integers(0, len(data.train.images), batch)
-        for row, image in enumerate(chosen):
-            target[row] = data.train.images[image]
+        np.take(data.train.images, chosen, axis=0, out=target, mode="clip")
 
     return _copied(copy, data, batch)
 
 
 def _copied(copy, data, batch):
-    """Yield batches that two threads copy into a ring of buffers."""
+    """Yield batches that two threads copy into a ring of buffers, each its half of them, without waiting for the other."""
     images = data.train.images
     buffers = max(4, (1 << 28) // (batch * images[0].nbytes))
-    ring = [np.empty((batch, *images.shape[1:]), np.uint8) for _ in range(buffers)]
+    ring = [np.zeros((batch, *images.shape[1:]), np.uint8) for _ in range(buffers)]
+
+    def copies(numbers):
+        for number in numbers:
+            copy(ring[number % buffers], number)
+
     with ThreadPoolExecutor(2) as pool:
-        running = [pool.submit(copy, ring[number], number) for number in range(4)]
-        number = 4
-        while True:
-            running.pop(0).result()
-            yield batch
-            running.append(pool.submit(copy, ring[number % buffers], number))
-            number += 1
+        for first in itertools.count(0, COPIES):
+            middle, end = first + COPIES // 2, first + COPIES
+            list(pool.map(copies, [range(first, middle), range(middle, end)]))
+            yield COPIES * batch
 
 
 def _in_a_graph(dataset, batch):

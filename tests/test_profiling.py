@@ -35,8 +35,8 @@ def test_parts_are_the_differences_of_the_experiments():
     assert parts == {"waiting for input": 1.0, "compute": 3.5, "all-reduce": 1.0, "update": 0.5, "Python": 1.0}
 
 
-def test_advice_follows_the_largest_part():
-    step = type("Step", (), {"replicas": 4})
+def test_advice_follows_the_largest_part(monkeypatch):
+    step = type("Step", (), {"replicas": 4, "jit_compile": False})
     base = {"waiting for input": 0.0, "compute": 1.0, "all-reduce": 0.0, "update": 0.0, "Python": 0.0}
 
     def advice(**parts):
@@ -45,7 +45,11 @@ def test_advice_follows_the_largest_part():
     assert "faster disk" in advice(waiting_for_input=0.5)
     assert "--steps-per-call" in advice(Python=0.5)
     assert "--all-reduce fast" in profiling._advice(base | {"all-reduce": 0.5}, {}, step)
-    assert "Conv2D" in advice()
+    assert "Conv2D" in advice() and "XLA" not in advice()
+    monkeypatch.setattr(profiling.tf.config, "list_logical_devices", lambda kind: [kind])
+    assert "XLA is off: --xla" in advice()
+    step.jit_compile = True
+    assert "XLA" not in advice()
 
 
 def test_profile_refuses_what_training_would(digits, tmp_path):

@@ -125,9 +125,8 @@ def _train(given) -> None:
             model = models.build(
                 given.model, data.image_shape, data.num_classes, weights=given.weights, freeze=given.freeze
             )
-            model.compile(
-                _optimizer(given), keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"]
-            )
+            loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+            model.compile(_optimizer(given), loss, metrics=["accuracy"], jit_compile=given.xla)
         how = {
             "global_batch_size": given.global_batch_size, "shards": given.shards, "seed": given.seed, "augment": given.augment,
             "all_reduce": given.all_reduce, "steps_per_call": given.steps_per_call,

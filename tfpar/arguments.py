@@ -140,6 +140,7 @@ def parser(functions: Mapping[str, Callable], *, kind=argparse.ArgumentParser) -
         default="ordered",
         help="ordered (default): the same bits on any number of replicas; fast: less to send",
     )
+    train.add_argument("--xla", action="store_true", help="compile each shard by XLA; it pays on GPUs")
     train.add_argument("--deterministic", action="store_true", help="deterministic operations on GPUs; slower")
     train.add_argument(
         "--steps-per-call",

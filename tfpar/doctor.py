@@ -270,7 +270,7 @@ def _tensorflow(trial: dict) -> Iterator[Finding]:
         "note" if slow else "good", "oneDNN", words.get(onednn, onednn), "unset TF_ENABLE_ONEDNN_OPTS" if slow else ""
     )
     flags = os.environ.get("TF_XLA_FLAGS")
-    xla = f"TF_XLA_FLAGS={flags}" if flags else "as the model asks: compile(jit_compile=True)"
+    xla = f"TF_XLA_FLAGS={flags}" if flags else "as asked: tfpar train --xla, or compile(jit_compile=True)"
     yield Finding("note" if flags else "good", "XLA", xla, "bits depend on it; keep it" if flags else "")
     if trial["failure"]:
         yield Finding("mend", "training", trial["failure"], "mend what stands above, or report it")

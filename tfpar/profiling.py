@@ -254,6 +254,8 @@ def _advice(parts: dict[str, float], operations: dict[str, float], step: steps.S
             f"The step computes, most of all {longest}: TF_ENABLE_ONEDNN_OPTS=1 may help a larger network; "
             "else take a smaller one, or a GPU."
         )
+    if not on_cpu and not step.jit_compile:
+        return f"The step computes, most of all {longest}, and XLA is off: --xla, or compile(jit_compile=True), joins its kernels."
     return f"The step computes, most of all {longest}: that is as it should be; a smaller network or a faster device remain."
 
 

@@ -72,6 +72,26 @@ def test_damage_is_named_and_the_one_before_is_used(variables, tmp_path, name, d
     assert str(path) in capsys.readouterr().out
 
 
+def test_a_disk_that_does_not_answer_now_costs_no_checkpoint(variables, tmp_path, monkeypatch):
+    for step in (1, 2):
+        checkpoint.save(tmp_path, variables, {"step": step})
+
+    def gone(_path):
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint.Path, "read_bytes", gone)
+        with pytest.raises(errors.InputOutputFailed, match=r"000002/manifest.json: cannot be read .*Mend the disk"):
+            checkpoint.newest(tmp_path)
+    assert checkpoint.newest(tmp_path)[0] == {"step": 2}
+
+
+def test_a_file_in_the_place_of_a_checkpoint_is_none(variables, tmp_path):
+    checkpoint.save(tmp_path, variables, {"step": 1})
+    (tmp_path / "000002").write_bytes(b"")
+    assert checkpoint.newest(tmp_path)[0] == {"step": 1}
+
+
 def test_leftovers_do_not_matter(variables, tmp_path):
     checkpoint.save(tmp_path, variables, {"step": 1})
     (tmp_path / "000002").mkdir()

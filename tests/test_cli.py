@@ -14,7 +14,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from tfpar import __main__, results
+from tfpar import __main__, arrays, prepare, results
 
 QUICK = ["--stage", "1@0.2:0.02", "--stage", "1@0.02"]
 
@@ -110,6 +110,22 @@ def test_evaluate_gives_the_metrics_of_the_last_stage(tfpar, place):
     assert code == 0 and json.loads(out) == results.Run(place / "runs" / "digits").metrics()
     code, _, err = tfpar("evaluate", "runs/digits", "--split", "test")
     assert code == 78 and "has no split test; it has train, validation" in err
+
+
+def test_evaluate_refuses_a_split_without_images(tfpar, place, monkeypatch):
+    loaded = prepare.load(place / "data" / "digits")
+    empty = loaded._replace(
+        splits=loaded.splits | {"test": arrays.Split(loaded.train.images[:0], loaded.train.labels[:0], [])}
+    )
+    monkeypatch.setattr(prepare, "load", lambda *_: empty)
+    code, _, err = tfpar("evaluate", "runs/digits", "--split", "test")
+    assert code == 65 and "its split test has no image" in err
+
+
+def test_xla_is_a_setting_of_the_run(tfpar):
+    assert tfpar("train", "digits", "--run", "xla", "--xla", *QUICK)[0] == 0
+    code, _, err = tfpar("train", "digits", "--run", "xla", *QUICK)
+    assert code == 78 and "XLA is true in the run, false now" in err
 
 
 def test_prepare(tfpar, place):
@@ -266,6 +282,27 @@ def test_a_defect_is_one_line_and_a_file(tfpar, monkeypatch):
     with open(path) as file:
         assert "ZeroDivisionError" in file.read()
     os.unlink(path)
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+@pytest.mark.parametrize(
+    ("what", "code"), [("signals.Interrupted(3)", 42), ("errors.DataError('x')", 65), ("OSError(5, 'x')", 74)]
+)
+def test_the_exit_code_survives_a_stream_that_cannot_be_written(stream, what, code):
+    program = f"""
+import sys
+from tfpar import __main__, errors, signals
+def ends(given):
+    print("said before")
+    raise {what}
+__main__.COMMANDS["evaluate"] = ends
+sys.exit(__main__.main(["evaluate", "r"]))
+"""
+    with open("/dev/full", "w") as full:
+        other = {"stdout": "stderr", "stderr": "stdout"}[stream]
+        options = {stream: full, other: subprocess.PIPE, "env": os.environ | {"PYTHONUNBUFFERED": ""}}
+        done = subprocess.run([sys.executable, "-c", program], text=True, timeout=120, **options)
+    assert done.returncode == code and "Traceback" not in getattr(done, other)
 
 
 @pytest.mark.slow

@@ -155,6 +155,15 @@ def test_one_large_picture_a_batch_has_a_known_size(augment):
     assert batches.element_spec[0].shape == (1, 600, 600, 3)
 
 
+@pytest.mark.parametrize(("count", "kind"), [(64, "int32"), (50_000, "int64")])
+def test_places_in_a_huge_batch_are_counted_in_64_bits(count, kind):
+    """A trace alone: such a batch of 50,000 pictures takes 7.5 GB."""
+    batch, draws = tf.TensorSpec([count, 224, 224, 3], tf.uint8), tf.TensorSpec([count, 3], tf.float32)
+    graph = engine._augmented.get_concrete_function(batch, draws, True).graph
+    (places,) = [op.inputs[1].dtype for op in graph.get_operations() if op.type == "GatherV2"]
+    assert places == kind
+
+
 @pytest.mark.parametrize("kind", [np.uint8, np.int64, np.uint32])
 def test_labels_of_any_whole_kind_come_as_int32(kind):
     split = (split_of(10)[0], np.arange(10).astype(kind))

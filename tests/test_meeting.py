@@ -41,7 +41,10 @@ def test_all_meet(count):
     assert met([everybody] * count, [{"tensorflow": "2.21.0"}] * count) == [None] * count
 
 
-@pytest.mark.parametrize("said", [b"", b'{"same": {}}\n', b'{"same": {}, "index": "1"}\n', b"GET / HTTP/1.1\r\n\r\n"])
+@pytest.mark.parametrize(
+    "said",
+    [b"", b'{"same": {}}\n', b'{"same": {}, "index": "1"}\n', b'{"same": [], "index": 1}\n', b"GET / HTTP/1.1\r\n\r\n"],
+)
 def test_strangers_do_not_hold_up_the_meeting(said, monkeypatch):
     monkeypatch.setattr(meeting, "MARGIN", 1.0)
     everybody = addresses(2)

@@ -1,6 +1,8 @@
 """The order of the images: exact, without state, and in blocks where a split may be larger than the memory."""
 
 import mmap
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -97,6 +99,33 @@ def test_advice_reaches_the_system(tmp_path, monkeypatch):
 def _resident() -> int:
     with open("/proc/self/smaps_rollup") as file:
         return sum(1024 * int(line.split()[1]) for line in file if line.startswith("Rss:"))
+
+
+LARGER_THAN_MEMORY = """
+import sys
+import numpy as np
+from tfpar import arrays, devices, engine
+examples = 270_000  # of 224 px: 40 GB
+open(sys.argv[1], "wb").truncate(128 + examples * 224 * 224 * 3)  # holes, which take no place on the disk
+images = arrays._mapped(sys.argv[1], (examples, 224, 224, 3))
+batches = engine.train_batches((images, np.zeros(examples, np.int32)), devices.strategy(), global_batch_size=64)
+peak = 0
+for _, (x, y) in zip(range(280), batches):  # through five windows
+    with open("/proc/self/smaps_rollup") as file:
+        peak = max(peak, sum(1024 * int(line.split()[1]) for line in file if line.startswith("Rss:")))
+print(images.nbytes, peak)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(mmap, "MADV_DONTNEED"), reason="this system takes no advice about memory")
+def test_a_split_larger_than_memory_stays_on_the_disk(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", LARGER_THAN_MEMORY, tmp_path / "images.npy"], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    whole, peak = map(int, done.stdout.split())
+    assert whole > 40e9 and peak < 2e9
 
 
 @pytest.mark.parametrize("kind", ["array", "view", "copy on write"])

@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 from test_train import same_files
 
-from tfpar import devices, errors, launcher, results, workers
+from tfpar import devices, errors, launcher, results, signals, workers
 
 SECONDS = 240  # no gang of these tests takes longer
 RUN = ["--shards", "12", "--global-batch-size", "96", "--stage", "2@0.2:0.02", "--stage", "1@0.02", "--seed", "3"]
@@ -242,36 +242,72 @@ def test_an_exception_in_one_worker_ends_all(digits, tmp_path, monkeypatch):
     assert "the input of worker 1 broke" in (tmp_path / "1.txt").read_text()
 
 
-def test_the_first_cause_is_the_exit_code(tmp_path):
-    """One that was lost and one that has a reason: the reason counts, whichever is seen first."""
+class Ended:
+    """A process that is seen to have ended at some look, with a code."""
+
+    def __init__(self, looks, code):
+        self.looks, self.code, self.returncode = looks, code, None
+
+    def poll(self):
+        self.looks -= 1
+        self.returncode = self.code if self.looks < 0 else None
+        return self.returncode
+
+    def wait(self):
+        self.returncode = self.code
+
+    def send_signal(self, number):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("looks", "codes", "told", "expected", "cause"),
+    [
+        ((1, 1), (0, 0), False, 0, ""),
+        ((9, 1), (65, 75), False, 65, "worker 0 ended with 65"),  # lost, and the reason seen later
+        ((9, 1), (70, -9), False, 137, "worker 1 was killed by SIGKILL"),  # the first, whatever its number
+        ((1, 9), (75, 75), False, 75, "worker 0 ended with 75"),
+        ((1, 9), (42, 74), True, 74, "worker 1 ended with 74"),  # the others did as they were told
+        ((1, 9), (42, 75), True, 42, "worker 0 ended with 42"),
+        ((1, 9), (-15, 73), True, 73, "worker 1 ended with 73"),
+    ],
+)
+def test_the_first_cause_is_the_exit_code(looks, codes, told, expected, cause, monkeypatch):
+    monkeypatch.setattr(launcher, "POLL", 0.001)
     gang = object.__new__(launcher._Gang)
-    gang.cause = ""
-    assert gang._first_cause({}) == 0
-    assert gang._first_cause({1: errors.WorkerLost.exit_code, 0: 65}) == 65 and gang.cause == "worker 0 ended with 65"
-    assert (
-        gang._first_cause({1: errors.WorkerLost.exit_code, 0: -9}) == 137
-        and "worker 0 was killed by SIGKILL" in gang.cause
-    )
-    assert gang._first_cause({1: errors.WorkerLost.exit_code}) == 75
+    gang.processes, gang.cause = [Ended(*one) for one in zip(looks, codes, strict=True)], ""
+    gang.readers = [threading.Thread() for _ in codes]
+    for reader in gang.readers:
+        reader.start()
+    stop = signals.Stop()
+    stop.asked = told
+    assert gang.end_of(stop) == expected and gang.cause == cause
 
 
-def test_what_keeps_workers_from_each_other_is_no_lost_worker():
+def test_what_keeps_workers_from_each_other_is_no_lost_worker(monkeypatch):
     """On a cluster 75 is not counted: workers that never could exchange anything would be started for ever."""
-    group = workers.Group(devices.strategy())
-    group.size = 2
-    group._summed = lambda numbers: tf.constant(numbers)
-    said = "Graph execution error:\n\nDetected at node x\n\nNCCL: unhandled system error\n\t [[{{node x}}]]"
-    with (
-        pytest.raises(errors.Unavailable, match=r"could not exchange a number \(NCCL: unhandled system error\)"),
-        group.losses_told(),
-    ):
+    strategy, exchanges = devices.strategy(simulate=2), []
+
+    def summed(numbers):
+        exchanges.append(numbers)
+        said = "Graph execution error:\n\nDetected at node x\n\nNCCL: unhandled system error\n\t [[{{node x}}]]"
         raise tf.errors.InternalError(None, None, said)
-    group.wait()
+
+    def group(strategy):
+        made = original(strategy)
+        made.size, made._summed = 2, summed
+        return made
+
+    original = workers.Group
+    monkeypatch.setattr(workers, "Group", group)
+    with pytest.raises(errors.Unavailable, match=r"could not exchange a number \(NCCL: unhandled system error\)"):
+        workers.exchange_first(strategy)
     with (
         pytest.raises(errors.WorkerLost, match=r"was lost \(NCCL: unhandled system error\); start all workers again"),
-        group.losses_told(),
+        group(strategy).losses_told(),
     ):
-        raise tf.errors.InternalError(None, None, said)
+        group(strategy).wait()
+    assert len(exchanges) == 2
 
 
 def test_a_full_disk_or_a_closed_screen_does_not_stop_a_worker(monkeypatch, tmp_path):

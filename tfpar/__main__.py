@@ -24,6 +24,16 @@ def main(arguments: list[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     given = parser(COMMANDS).parse_args(arguments)
     given.arguments = arguments
+    code = _code_of(given)
+    try:
+        sys.stdout.flush()
+    except OSError:  # what ended the command counts, not that nobody can be told
+        _to_nowhere(sys.stdout)
+    return code
+
+
+def _code_of(given) -> int:
+    """Run the command and return its exit code."""
     try:
         if given.command not in (_doctor, _kubernetes):
             _require_tensorflow()
@@ -31,38 +41,45 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except KeyboardInterrupt as stopped:
-        print(str(stopped) or "stopped", file=sys.stderr)
+        _say(str(stopped) or "stopped")
         return getattr(stopped, "exit_code", 130)
     except errors.KINDS as error:
-        print(f"tfpar: {' '.join(str(error).split())}", file=sys.stderr)
+        _say(f"tfpar: {' '.join(str(error).split())}")
         return error.exit_code
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # who read our output has gone
+        _to_nowhere(sys.stdout)  # who read our output has gone
         if given.command not in (_prepare, _train, _launch):
             return 0
-        print(
-            "tfpar: nobody reads the output any more; send it to a file, and run the same command again",
-            file=sys.stderr,
-        )
+        _say("tfpar: nobody reads the output any more; send it to a file, and run the same command again")
         return errors.InputOutputFailed.exit_code
     except _out_of_memory():
-        print("tfpar: out of memory; take smaller pictures, a smaller batch, or more shards", file=sys.stderr)
+        _say("tfpar: out of memory; take smaller pictures, a smaller batch, or more shards")
         return errors.Unavailable.exit_code
     except OSError as error:
         from tfpar import files
 
-        print(
-            f"tfpar: {error.filename or 'reading or writing'}: {error.strerror or error}; earlier state is intact. "
-            f"{files.remedy(error)}",
-            file=sys.stderr,
-        )
+        place = error.filename or "reading or writing"
+        _say(f"tfpar: {place}: {error.strerror or error}; earlier state is intact. {files.remedy(error)}")
         return errors.InputOutputFailed.exit_code
     except Exception as error:  # noqa: BLE001 - the one last handler
         with tempfile.NamedTemporaryFile("w", prefix="tfpar-", suffix=".txt", delete=False) as file:
             file.write(traceback.format_exc())
         said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        print(f"tfpar: a defect of tfpar ({said}); please report it with {file.name}", file=sys.stderr)
+        _say(f"tfpar: a defect of tfpar ({said}); please report it with {file.name}")
         return 70
+
+
+def _say(line: str) -> None:
+    """Print a line to stderr, where it can be written: the exit code says it too."""
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except OSError:
+        _to_nowhere(sys.stderr)
+
+
+def _to_nowhere(stream) -> None:
+    """Let what is left to be written vanish, or Python would end with a code of its own."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 @contextlib.contextmanager
@@ -83,9 +100,11 @@ def _out_of_memory() -> tuple[type[BaseException], ...]:
 def _prepare(given) -> None:
     from tfpar import prepare
 
-    if given.source != "digits" and not Path(given.source).exists():
+    by_name = given.source != "digits" and not Path(given.source).exists()
+    if by_name:
         _import_tensorflow(given)  # TensorFlow Datasets will
     with _stderr_silenced(not given.verbose, but_python=True):  # libtiff tells of damaged pictures in its own words
+        _bars_on_a_terminal(by_name)
         data = prepare.dataset(
             given.source, given.directory, image_size=given.image_size, validation_fraction=given.validation_fraction,
             seed=given.seed, on_bad_image=given.on_bad_image, tfds_manual_dir=given.tfds_manual_dir,
@@ -113,6 +132,7 @@ def _train(given) -> None:
     group = workers.Group(strategy)
     # After the strategy: TensorFlow takes SIGTERM for itself when several workers start.
     with signals.Stop(), group.losses_told(), _quiet(not group.chief):
+        workers.exchange_first(strategy)
         known = {}
         if (run / "run.json").exists() and not given.fresh:
             known = results.Run(run).facts["data"]["verified"]
@@ -190,6 +210,8 @@ def _evaluate(given) -> None:
     split = data.splits.get(given.split)
     if split is None:
         raise errors.SettingsError(f"{data.directory} has no split {given.split}; it has {', '.join(data.splits)}")
+    if not len(split.labels):
+        raise errors.DataError(f"{data.directory}: its split {given.split} has no image; name another --split")
     if (list(data.image_shape), data.class_names) != (run.facts["data"]["image_shape"], run.class_names):
         raise errors.SettingsError(
             f"{data.directory} has pictures {data.image_shape} of {data.num_classes} classes; "
@@ -259,7 +281,16 @@ def _data(source: str, known: dict):
     if (Path(source) / "dataset.json").exists():
         return prepare.load(source, known=known)
     target = Path("data") / sources.last_word(source)
+    _bars_on_a_terminal(source != "digits" and not Path(source).exists() and not target.exists())
     return prepare.dataset(source, target, known=known)
+
+
+def _bars_on_a_terminal(needed: bool) -> None:
+    """Where TensorFlow Datasets is needed, let it draw progress bars on a terminal alone: a log would fill with them."""
+    if needed and not sys.stderr.isatty():
+        import tensorflow_datasets as tfds
+
+        tfds.disable_progress_bar()
 
 
 def _tell(data) -> None:

@@ -12,6 +12,7 @@ DIR/skipped.csv               source,reason: every input that did not become an 
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import itertools
@@ -71,14 +72,15 @@ class Dataset(NamedTuple):
 
 
 class Growing:
-    """The three files of one split while they grow."""
+    """The three files of one split while they grow; `opened` closes the one that an error leaves open."""
 
-    def __init__(self, directory: Path, shape: tuple[int, int, int]):
+    def __init__(self, directory: Path, shape: tuple[int, int, int], opened: contextlib.ExitStack):
         directory.mkdir()
-        self.directory, self.shape = directory, shape
+        self.directory, self.shape, self.opened = directory, shape, opened
         self.labels: list[int] = []
         self.sources: list[str] = []
         self.file = open(directory / "images.npy", "w+b")  # noqa: SIM115 - closed in close()
+        opened.callback(self._abandon)
         self.file.write(self._header())
 
     def _header(self) -> bytes:
@@ -97,7 +99,7 @@ class Growing:
     def move(self, chosen: np.ndarray, directory: Path) -> Growing:
         """Move the images at the positions `chosen` to another split, and close the gaps in this one."""
         self.file.flush()
-        other = Growing(directory, self.shape)
+        other = Growing(directory, self.shape, self.opened)
         pixels = np.memmap(self.file, np.uint8, "r+", _HEADER, (len(self.labels), *self.shape))
         moves = np.isin(np.arange(len(pixels)), chosen)
         kept = 0
@@ -112,6 +114,10 @@ class Growing:
         self.sources = [source for source, moved in zip(self.sources, moves, strict=True) if not moved]
         self.file.truncate(_HEADER + kept * int(np.prod(self.shape)))
         return other
+
+    def _abandon(self) -> None:
+        with contextlib.suppress(OSError):  # such as a full disk, of which somebody has told already
+            self.file.close()
 
     def close(self) -> None:
         self.file.seek(0)
@@ -222,7 +228,7 @@ def manifest_of(directory: Path) -> dict:
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise errors.DataError(f"{path}: damaged, it is not what was written; prepare the data again") from error
     except OSError as error:
-        raise errors.InputNotFound(f"{path}: cannot be read ({error.strerror})") from error
+        raise errors.InputNotFound(f"{path}: cannot be read ({error.strerror}). {files.remedy(error)}") from error
     if not same:
         raise errors.DataError(f"{path}: damaged, its checksum is not the one that was written; prepare the data again")
     if manifest["format"] != FORMAT:

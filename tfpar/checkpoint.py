@@ -78,7 +78,11 @@ def save(
     manifest["content_sha256"] = hashlib.sha256(content).hexdigest()
     manifest["sha256"] = files.fingerprint(manifest)
     files.write(place / "manifest.json", json.dumps(manifest))
-    if _read(place)[1] != content:
+    try:
+        again = _read(place)[1]
+    except errors.DataError:
+        again = None
+    if again != content:
         raise errors.InputOutputFailed(f"{place}: reads back otherwise than it was written; look after this disk")
     files.sync(directory)
     for serial in sorted(_serials(directory))[:-KEPT]:
@@ -90,6 +94,9 @@ def newest(directory: str | os.PathLike) -> tuple[dict, list[tuple[dict, bytes]]
     """Return the progress and the variables of the newest valid checkpoint; None where there is none.
 
     A damaged one is named in a line and removed, and the one before is used.
+
+    Raises:
+        errors.InputOutputFailed: one cannot be read now, which says nothing of its bytes; all are left.
     """
     directory = Path(directory)
     for serial in sorted(_serials(directory), reverse=True):
@@ -148,7 +155,12 @@ def _serials(directory: Path) -> list[int]:
 
 
 def _read(place: Path) -> tuple[dict, bytes]:
-    """Return manifest and content of one checkpoint, or raise DataError naming the damaged file."""
+    """Return manifest and content of one checkpoint.
+
+    Raises:
+        errors.DataError: it is damaged; the message names the file.
+        errors.InputOutputFailed: it cannot be read.
+    """
     path = place / "manifest.json"
     try:
         manifest = json.loads(path.read_bytes())
@@ -159,8 +171,10 @@ def _read(place: Path) -> tuple[dict, bytes]:
         content = path.read_bytes()
         if len(content) != manifest["bytes"] or hashlib.sha256(content).hexdigest() != manifest["content_sha256"]:
             raise ValueError("another checksum")
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise errors.DataError(f"{path}: missing") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (IsADirectoryError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise errors.DataError(f"{path}: damaged ({error})") from error
+    except OSError as error:
+        raise errors.InputOutputFailed(f"{path}: cannot be read ({error.strerror}). {files.remedy(error)}") from error
     return manifest, content

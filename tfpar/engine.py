@@ -281,18 +281,19 @@ def _draws(steps: tf.Tensor, first_rows: tf.Tensor, *, seed: int, global_batch_s
 def _augmented(x: tf.Tensor, draws: tf.Tensor, crop: bool) -> tf.Tensor:
     """Flip and shift each image, in one gather over the whole batch. Pixels beyond the edge repeat the edge."""
     count, height, width, channels = x.shape
-    rows, columns = tf.range(height)[tf.newaxis], tf.range(width)[tf.newaxis]
+    kind = tf.int32 if count * height * width < 2**31 else tf.int64
+    rows, columns = tf.range(height, dtype=kind)[tf.newaxis], tf.range(width, dtype=kind)[tf.newaxis]
     columns = tf.where(draws[:, :1] < 0.5, columns, width - 1 - columns)
     if crop:
-        rows = tf.clip_by_value(rows + _shift(draws[:, 1:2], height), 0, height - 1)
-        columns = tf.clip_by_value(columns + _shift(draws[:, 2:3], width), 0, width - 1)
+        rows = tf.clip_by_value(rows + _shift(draws[:, 1:2], height, kind), 0, height - 1)
+        columns = tf.clip_by_value(columns + _shift(draws[:, 2:3], width, kind), 0, width - 1)
     else:
         rows = tf.tile(rows, [count, 1])
-    image = tf.range(count)[:, tf.newaxis, tf.newaxis]
+    image = tf.range(count, dtype=kind)[:, tf.newaxis, tf.newaxis]
     places = (image * height + rows[:, :, tf.newaxis]) * width + columns[:, tf.newaxis, :]
     return tf.gather(tf.reshape(x, [-1, channels]), places)
 
 
-def _shift(draw: tf.Tensor, side: int) -> tf.Tensor:
+def _shift(draw: tf.Tensor, side: int, kind: tf.DType) -> tf.Tensor:
     reach = max(1, side // 8)
-    return tf.cast(tf.floor(draw * (2 * reach + 1)), tf.int32) - reach
+    return tf.cast(tf.floor(draw * (2 * reach + 1)), kind) - reach

@@ -20,9 +20,14 @@ except ImportError:  # Windows proper: there TensorFlow runs through WSL2 only
 
 def remedy(error: OSError) -> str:
     """Return the sentence that says what to do about an error of the system."""
-    too_many = error.errno == errno.EMFILE
-    first = "Raise the limit with ulimit -n" if too_many else "Free some space, or mend the disk or its rights"
-    return f"{first}, then run the same command again"
+    first = {
+        errno.EMFILE: "Raise the limit with ulimit -n",
+        errno.ENOSPC: "Free some space",
+        errno.EDQUOT: "Free some space",
+        errno.EFBIG: "Free some space, or raise the limit with ulimit -f",
+        errno.EAGAIN: "Raise the limit with ulimit -u",
+    }
+    return f"{first.get(error.errno, 'Mend the disk or its rights')}, then run the same command again"
 
 
 def write(path: str | os.PathLike, content: bytes | str | Callable[[Path], None]) -> None:

@@ -77,6 +77,8 @@ def launch(
             code = gang.end_of(stop)
             if stop.asked and code in STOPPED:
                 raise Interrupted(None)
+            if stop.asked and code:
+                print(f"{gang.cause} while all were told to stop; the same command continues", flush=True)
             if stop.asked or code == 0 or code in FINAL:
                 return code
             if restart < restarts:
@@ -123,16 +125,14 @@ class _Gang:
         """Wait for the end of all workers, and return the first cause's code."""
         deadline, told, failed = float("inf"), False, {}
         try:
-            while any(process.poll() is None for process in self.processes):
+            while None in (codes := [process.poll() for process in self.processes]):
                 if stop.asked and not told:
                     told, deadline = True, time.monotonic() + STOP_GRACE
                     self._send(signal.SIGTERM)
-                codes = {
-                    index: process.returncode for index, process in enumerate(self.processes) if process.returncode
-                }
-                if codes and not failed and not told:
+                ended = {index: code for index, code in enumerate(codes) if code}
+                if ended and not failed and not told:
                     deadline = time.monotonic() + GRACE
-                failed = codes | failed  # in the order in which they were seen
+                failed |= ended  # the first to be seen stays first
                 if time.monotonic() > deadline:
                     self._send(signal.SIGKILL)
                 time.sleep(POLL)
@@ -142,17 +142,21 @@ class _Gang:
                 process.wait()
                 reader.join()
         failed |= {i: p.returncode for i, p in enumerate(self.processes) if p.returncode and i not in failed}
-        return self._first_cause(failed)
+        return self._first_cause(failed, STOPPED if told else (errors.WorkerLost.exit_code,))
 
-    def _first_cause(self, failed: dict[int, int]) -> int:
-        """Return 0, or the code of the first that did not merely miss another."""
+    def _first_cause(self, failed: dict[int, int], merely: Sequence[int]) -> int:
+        """Return 0, or the code of the first that did not merely miss another, or do what it was told."""
         if not failed:
             return 0
-        index = next((i for i, code in failed.items() if code != errors.WorkerLost.exit_code), next(iter(failed)))
-        code = failed[index]
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
+        codes = {index: 128 - code if code < 0 else code for index, code in failed.items()}
+        index = next((index for index, code in codes.items() if code not in merely), next(iter(codes)))
+        how = (
+            f"was killed by {signal.Signals(-failed[index]).name}"
+            if failed[index] < 0
+            else f"ended with {codes[index]}"
+        )
         self.cause = f"worker {index} {how}"
-        return 128 - code if code < 0 else code
+        return codes[index]
 
     def _send(self, number: int) -> None:
         for process in self.processes:

@@ -143,7 +143,11 @@ def _gather(listener: socket.socket, addresses: Sequence[str], word: dict, deadl
             stack.enter_context(line)
             line.settimeout(min(MARGIN, max(PAUSE, deadline - time.monotonic())))  # a worker speaks at once
             said = _heard(line)
-            if said is None or "same" not in said or said.get("index") not in range(1, len(addresses)):
+            if (
+                said is None
+                or not isinstance(said.get("same"), dict)
+                or said.get("index") not in range(1, len(addresses))
+            ):
                 continue  # somebody else, or a worker that has gone again
             lines[said["index"]] = line
             answer = _difference(word, said) or _unreachable(addresses, said["index"], deadline)

@@ -98,8 +98,8 @@ def dataset(
         work = files.make_directory(directory / _AT_WORK)
         with _removed_if_empty(work, *[directory] * new), files.locked(work / "lock", "another tfpar prepare"):
             try:
-                with pictures.quiet():
-                    manifest = _make(found, work, size, on_bad_image, settings)
+                with pictures.quiet(), contextlib.ExitStack() as opened:
+                    manifest = _make(found, work, size, on_bad_image, settings, opened)
                 _publish(work, directory, manifest)
             except OSError as error:
                 if isinstance(error, errors.KINDS):
@@ -152,7 +152,7 @@ def _found(directory: Path, settings: dict, size, known) -> Dataset:
     return load(directory, known=known)
 
 
-def _make(source: sources.Source, work: Path, size, on_bad_image: str, settings: dict) -> dict:
+def _make(source: sources.Source, work: Path, size, on_bad_image: str, settings: dict, opened) -> dict:
     """Decode all splits into `work`, and return what dataset.json will say."""
     for path in work.iterdir():  # what a killed process left
         if path.name != "lock":
@@ -162,7 +162,7 @@ def _make(source: sources.Source, work: Path, size, on_bad_image: str, settings:
     skipped: list[tuple[str, str]] = []
     splits = {}
     for split, inputs in source.splits.items():
-        splits[split] = arrays.Growing(work / split, shape)
+        splits[split] = arrays.Growing(work / split, shape, opened)
         progress = tqdm(inputs(), total=source.counts[split], desc=f"prepare {split}", unit=" images", disable=None)
         read = 0
         for item, picture in _decoded(progress, shape):

@@ -16,7 +16,7 @@ from tfpar import __version__, arrays, errors, rules, schedule
 from tfpar.engine import AUGMENTATIONS
 from tfpar.steps import MOST_STEPS_PER_CALL
 
-WORDS = {"data": "the data's fingerprint"}
+WORDS = {"data": "the data's fingerprint", "jit_compile": "XLA"}
 
 
 def of(model: keras.Model, data, stages, **numbers) -> dict:

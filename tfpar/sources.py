@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tfpar import errors, rules
+from tfpar import errors, files, rules
 
 VALIDATION_FOLDERS = ("validation", "valid", "val", "test")
 
@@ -176,28 +176,30 @@ def _folder(root: Path) -> Source:
     try:
         names = sorted(os.listdir(root))
     except OSError as error:
-        raise errors.InputNotFound(f"{printable(str(root))}: cannot be read ({error.strerror})") from error
+        raise errors.InputNotFound(
+            f"{printable(str(root))}: cannot be read ({error.strerror}). {files.remedy(error)}"
+        ) from error
     folders = [name for name in names if (root / name).is_dir() and not name.startswith(".")]
     roots = {"train": root}
     if "train" in folders and (held_out := [name for name in VALIDATION_FOLDERS if name in folders]):
         roots = {"train": root / "train", "validation": root / held_out[0]}
         if "test" in held_out[1:]:
             roots["test"] = root / "test"
-    files = {split: list(_walk(path)) for split, path in roots.items()}
-    classes = sorted({name for found in files.values() for name, _ in found if name is not None}, key=printable)
-    if not any(name is not None for name, _ in files["train"]):
+    listed = {split: list(_walk(path)) for split, path in roots.items()}
+    classes = sorted({name for found in listed.values() for name, _ in found if name is not None}, key=printable)
+    if not any(name is not None for name, _ in listed["train"]):
         raise errors.DataError(
             f"{printable(str(root))}: no pictures in it; give a folder with one folder per class and pictures in those"
         )
     for split, path in roots.items():
-        filled = {name for name, _ in files[split]}
+        filled = {name for name, _ in listed[split]}
         for name in sorted(os.listdir(path)):
             if (path / name).is_dir() and not name.startswith(".") and name not in filled:
                 print(f"{printable(str(path / name))}: an empty folder, left out")
     index = {name: i for i, name in enumerate(classes)}
 
     def inputs(split):
-        for name, path in files[split]:
+        for name, path in listed[split]:
             source = printable(path.relative_to(root).as_posix())
             reason = "" if name is not None else "not inside a class folder"
             yield Input(source, index.get(name), path, reason)
@@ -206,7 +208,7 @@ def _folder(root: Path) -> Source:
         name=last_word(root),
         class_names=[printable(name) for name in classes],
         splits={split: lambda split=split: inputs(split) for split in roots},
-        counts={split: len(found) for split, found in files.items()},
+        counts={split: len(found) for split, found in listed.items()},
     )
 
 
@@ -215,9 +217,11 @@ def _walk(root: Path) -> Iterator[tuple[str | None, Path]]:
     seen = set()
 
     def unreadable(error: OSError):
-        raise errors.InputNotFound(f"{printable(str(error.filename))}: cannot be read ({error.strerror})") from error
+        raise errors.InputNotFound(
+            f"{printable(str(error.filename))}: cannot be read ({error.strerror}). {files.remedy(error)}"
+        ) from error
 
-    for folder, below, files in os.walk(root, followlinks=True, onerror=unreadable):
+    for folder, below, names in os.walk(root, followlinks=True, onerror=unreadable):
         status = os.stat(folder)
         if (status.st_dev, status.st_ino) in seen:  # a link that leads back
             below.clear()
@@ -226,7 +230,7 @@ def _walk(root: Path) -> Iterator[tuple[str | None, Path]]:
         below.sort(key=os.fsencode)
         parts = Path(folder).relative_to(root).parts
         hidden = any(part.startswith(".") for part in parts)
-        for name in sorted(files, key=os.fsencode):
+        for name in sorted(names, key=os.fsencode):
             yield (parts[0] if parts and not hidden else None), Path(folder) / name
 
 

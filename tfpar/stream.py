@@ -84,7 +84,11 @@ def _permuted(places: tf.Tensor, sizes, seed: int, rounds: tf.Tensor, purpose) -
 
 
 def of_a_file(images: np.ndarray) -> bool:
-    """Tell whether an array is a mapped file that nobody has written to: other memory would be cleared by letting go of it."""
+    """Tell whether an array is a mapped file: other memory would be cleared by letting go of it.
+
+    So would what somebody has written into a private map. A memory map of NumPy's that may be written so is no file here; a
+    prepared split is one, and what is written into it does not last.
+    """
     memory = images
     while isinstance(memory, (np.ndarray, memoryview)):
         if isinstance(memory, np.memmap) and memory.mode == "c":

@@ -28,7 +28,7 @@ from tfpar.profiling import profile
 from tfpar.schedule import Stage
 from tfpar.signals import Interrupted, Stop
 from tfpar.training import Training
-from tfpar.workers import Group
+from tfpar.workers import Group, exchange_first
 
 __all__ = ["Interrupted", "Stage", "profile", "run"]
 
@@ -93,6 +93,7 @@ def run(
     settings.check_fit(model, data)
     group, directory = Group(model.distribute_strategy), rules.path("directory", directory)
     with group.losses_told():
+        exchange_first(group.strategy)
         there = group.chief and not fresh and (directory / "run.json").exists()
         earlier = group.from_chief(results.Run(directory).facts if there else None)
         if shards is None:

@@ -67,6 +67,26 @@ def _strategy(found: Cluster, command: tuple[str, ...]) -> tf.distribute.Strateg
         ) from error
 
 
+@functools.cache
+def exchange_first(strategy: tf.distribute.Strategy) -> None:
+    """Exchange a first number with the other workers; once per process, before anything else is asked of them.
+
+    What keeps all from it, such as NCCL on GPUs that cannot reach each other, another start does not mend. So it is no
+    lost worker, which on a cluster may be started again for ever.
+
+    Raises:
+        errors.Unavailable: it failed.
+    """
+    group = Group(strategy)
+    try:
+        group.wait()
+    except LOST as error:
+        raise errors.Unavailable(
+            f"the {group.size} workers met, but could not exchange a number ({_reason(error)}); look at the network between "
+            "them, and on GPUs at what NCCL_DEBUG=INFO prints"
+        ) from error
+
+
 class Group:
     """What the workers of a strategy tell each other; for a single process everything is its own word.
 
@@ -85,15 +105,12 @@ class Group:
         self.size = resolver.cluster_spec().num_tasks("worker") if several else 1
         self.chief = self.index == 0
         self.local = strategy.num_replicas_in_sync // self.size
-        self.heard = False  # from the others, ever
         self._summed = tf.function(self._sum, input_signature=[tf.TensorSpec([None], tf.int32)], autograph=False)
 
     def sum(self, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
         """Return the sums over all workers of `int32[n]` numbers."""
         numbers = np.asarray(numbers, np.int32)
-        if self.size > 1:
-            numbers, self.heard = self._summed(numbers).numpy(), True
-        return numbers
+        return self._summed(numbers).numpy() if self.size > 1 else numbers
 
     def from_chief(self, value=None):
         """Return the chief's value on every worker; it must be what JSON can hold."""
@@ -128,21 +145,12 @@ class Group:
 
     @contextlib.contextmanager
     def losses_told(self) -> Iterator[None]:
-        """Turn what TensorFlow raises when another worker has gone into `errors.WorkerLost`.
-
-        Before the first exchange it is `errors.Unavailable`: what keeps all from it, such as NCCL on GPUs that cannot reach
-        each other, another start does not mend, and on a cluster a lost worker may be started again for ever.
-        """
+        """Turn what TensorFlow raises when another worker has gone into `errors.WorkerLost`."""
         try:
             yield
         except LOST as error:
             if self.size == 1:
                 raise
-            if not self.heard:
-                raise errors.Unavailable(
-                    f"the {self.size} workers met, but could not exchange a number ({_reason(error)}); look at the network between "
-                    "them, and on GPUs at what NCCL_DEBUG=INFO prints"
-                ) from error
             raise errors.WorkerLost(
                 f"another of the {self.size} workers was lost ({_reason(error)}); start all workers again, and they "
                 "continue"
@@ -159,7 +167,7 @@ class Group:
 
 def _reason(error: Exception) -> str:
     """Return what TensorFlow says after the places in the program."""
-    return errors.first_line(str(error).split("\n\n")[-1])
+    return errors.first_line(str(error).strip().split("\n\n")[-1] or error)
 
 
 def _seconds() -> float:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 import time
 
 import numpy as np
@@ -178,11 +179,18 @@ def profile() -> None:
     with pytorch.profiler.profile(activities=[pytorch.profiler.ProfilerActivity.CPU]) as profiler:
         thing()
     print(profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=12, max_name_column_width=40))
+    import tensorflow as tf
+
     from tfpar import profiling
 
     thing = loop()
     thing()
-    print(profiling.table(profiling.operations(thing)))
+    with tempfile.TemporaryDirectory() as place:
+        with tf.profiler.experimental.Profile(place):
+            thing()
+        operations = profiling.operations_of(place)
+    for name, seconds in list(operations.items())[:12]:
+        print(profiling._row(name, seconds, sum(operations.values())))
 
 
 def main() -> None:

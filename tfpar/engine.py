@@ -230,7 +230,8 @@ def _keep_freed_memory() -> None:
     """Let glibc keep the memory of old batches for new ones.
 
     By default it returns large pieces to the system, which clears them before it hands them out again: at 224 px that
-    took as long as the reading itself.
+    took as long as the reading itself. It keeps pieces of up to 32 MB alone. Larger batches are five times as fast with
+    TensorFlow's own allocator, which oneDNN brings, and TF_CPU_ALLOCATOR_USE_BFC=true without it.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)

@@ -29,7 +29,7 @@ import tensorflow as tf
 from tfpar import errors, meeting
 from tfpar.meeting import Cluster, cluster
 
-__all__ = ["Cluster", "Group", "cluster", "strategy"]
+__all__ = ["Cluster", "Group", "cluster", "exchange_first", "strategy"]
 
 SECONDS = 300.0  # how long workers wait for each other; TFPAR_WAIT_SECONDS says otherwise
 

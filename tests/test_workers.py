@@ -246,7 +246,7 @@ class Ended:
     """A process that is seen to have ended at some look, with a code."""
 
     def __init__(self, looks, code):
-        self.looks, self.code, self.returncode = looks, code, None
+        self.looks, self.code, self.returncode, self.signals = looks, code, None, []
 
     def poll(self):
         self.looks -= 1
@@ -257,7 +257,16 @@ class Ended:
         self.returncode = self.code
 
     def send_signal(self, number):
-        pass
+        self.signals.append(number)
+
+
+def gang_of(looks, codes):
+    gang = object.__new__(launcher._Gang)
+    gang.processes, gang.cause = [Ended(*one) for one in zip(looks, codes, strict=True)], ""
+    gang.readers = [threading.Thread() for _ in codes]
+    for reader in gang.readers:
+        reader.start()
+    return gang
 
 
 @pytest.mark.parametrize(
@@ -274,14 +283,18 @@ class Ended:
 )
 def test_the_first_cause_is_the_exit_code(looks, codes, told, expected, cause, monkeypatch):
     monkeypatch.setattr(launcher, "POLL", 0.001)
-    gang = object.__new__(launcher._Gang)
-    gang.processes, gang.cause = [Ended(*one) for one in zip(looks, codes, strict=True)], ""
-    gang.readers = [threading.Thread() for _ in codes]
-    for reader in gang.readers:
-        reader.start()
-    stop = signals.Stop()
+    gang, stop = gang_of(looks, codes), signals.Stop()
     stop.asked = told
     assert gang.end_of(stop) == expected and gang.cause == cause
+
+
+@pytest.mark.parametrize(("code", "killed"), [(42, False), (75, True), (-9, True)])
+def test_who_saves_is_given_time_and_who_hangs_is_not(code, killed, monkeypatch):
+    monkeypatch.setattr(launcher, "POLL", 0.001)
+    monkeypatch.setattr(launcher, "GRACE", 0.0)
+    gang = gang_of((20, 1), (42, code))
+    gang.end_of(signals.Stop())
+    assert (signal.SIGKILL in gang.processes[0].signals) == killed
 
 
 def test_what_keeps_workers_from_each_other_is_no_lost_worker(monkeypatch):

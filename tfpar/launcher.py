@@ -131,7 +131,9 @@ class _Gang:
                     self._send(signal.SIGTERM)
                 ended = {index: code for index, code in enumerate(codes) if code}
                 if ended and not failed and not told:
-                    deadline = time.monotonic() + GRACE
+                    # After a signal to one of them the chief may still be writing.
+                    saving = set(ended.values()) == {Interrupted.exit_code}
+                    deadline = time.monotonic() + (STOP_GRACE if saving else GRACE)
                 failed |= ended  # the first to be seen stays first
                 if time.monotonic() > deadline:
                     self._send(signal.SIGKILL)

@@ -160,9 +160,16 @@ def test_what_cannot_be_used_gets_a_line(photos, tmp_path, capsys):
 
 def test_on_bad_image_fail_stops_and_leaves_nothing(photos, tmp_path):
     (photos / "cat" / "text.jpg").write_text("hello")
-    with pytest.raises(errors.DataError, match=r"cat/text\.jpg"):
+    with pytest.raises(errors.DataError, match=r"cat/text\.jpg") as caught:
         prepare.dataset(photos, tmp_path / "d", on_bad_image="fail")
     assert not (tmp_path / "d").exists()
+    if os.path.isdir("/proc/self/fd"):  # on a network disk an open file keeps its directory
+        opened = [
+            os.readlink(f"/proc/self/fd/{name}")
+            for name in os.listdir("/proc/self/fd")
+            if os.path.lexists(f"/proc/self/fd/{name}")
+        ]
+        assert caught.tb and not [path for path in opened if str(tmp_path) in path]
 
 
 @pytest.mark.parametrize(

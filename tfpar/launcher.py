@@ -77,7 +77,7 @@ def launch(
             code = gang.end_of(stop)
             if stop.asked and code in STOPPED:
                 raise Interrupted(None)
-            if stop.asked and code:
+            if stop.asked and code not in (0, *FINAL):  # who ended with one of those has said why
                 print(f"{gang.cause} while all were told to stop; the same command continues", flush=True)
             if stop.asked or code == 0 or code in FINAL:
                 return code

@@ -2,7 +2,10 @@
 
 import csv
 import json
+import os
 import signal
+import subprocess
+import sys
 
 import keras
 import numpy as np
@@ -310,18 +313,51 @@ def test_callbacks_see_the_validation_numbers_and_may_end_a_stage(small, tmp_pat
 
 def test_the_run_tells_what_bits_depend_on(unbroken):
     facts = json.loads((unbroken.directory / "run.json").read_text())
-    assert {"tensorflow", "keras", "processor", "cores"} <= set(facts["environment"])
+    assert {"tensorflow", "keras", "processor", "instructions", "cores"} <= set(facts["environment"])
     assert {"seed", "shards", "global_batch_size", "stages", "optimizer", "precision", "data"} <= set(facts["settings"])
 
 
-def test_another_machine_is_said(small, tmp_path, capsys):
+def test_another_environment_is_named_item_by_item(small, tmp_path, capsys):
     with pytest.raises(train.Interrupted):
         run(small, tmp_path / "r", steps_per_call=1, callbacks=[InterruptAt(2)])
     facts = json.loads((tmp_path / "r" / "run.json").read_text())
-    facts["environment"]["cores"] = 999
+    facts["environment"] |= {"cores": 999, "intra_op_threads": 998}
+    facts["environment"]["computed"]["sum"] = "another"
+    del facts["environment"]["arithmetic"], facts["environment"]["oneDNN"]  # as an earlier version wrote it
     (tmp_path / "r" / "run.json").write_text(json.dumps(facts))
     run(small, tmp_path / "r")
-    assert "cores 999 -> " in capsys.readouterr().out
+    line = next(line for line in capsys.readouterr().out.splitlines() if "another environment" in line)
+    for item in (
+        "cores 999 -> ",
+        "intra_op_threads 998 -> ",
+        "arithmetic 1 -> 2",
+        "test computation gives other bits: sum)",
+    ):
+        assert item in line
+    assert "oneDNN" not in line
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("variable", "named"),
+    [
+        ({"TF_NUM_INTRAOP_THREADS": "7"}, "intra_op_threads"),
+        ({"TF_ENABLE_ONEDNN_OPTS": "0"}, "oneDNN"),
+        ({"ONEDNN_MAX_CPU_ISA": "SSE41"}, "instructions"),
+        ({"TF_XLA_FLAGS": "--tf_xla_auto_jit=2 --tf_xla_cpu_global_jit"}, "XLA flags"),
+    ],
+)
+def test_what_changes_bits_changes_the_environment(variable, named):
+    """In a fresh process each, since TensorFlow reads them once."""
+    program = "import json; from tfpar import settings; print(json.dumps(settings.environment()))"
+    found = []
+    for extra in ({}, variable):
+        given = {name: value for name, value in os.environ.items() if name not in variable}
+        given |= {"TF_ENABLE_ONEDNN_OPTS": "1"} | extra
+        done = subprocess.run([sys.executable, "-c", program], env=given, capture_output=True, text=True, timeout=120)
+        found.append(json.loads(done.stdout))
+    assert named in {key for key in found[0] if found[0][key] != found[1][key]}
+    assert found[0]["computed"] != found[1]["computed"] or named == "intra_op_threads"
 
 
 @pytest.mark.parametrize(

@@ -116,7 +116,7 @@ def _train(given) -> None:
     _import_tensorflow(given)
     import keras
 
-    from tfpar import devices, memory, models, results, schedule, signals, sources, train, workers
+    from tfpar import check, devices, memory, models, results, schedule, signals, sources, train, workers
 
     if given.deterministic:
         import tensorflow as tf
@@ -147,6 +147,8 @@ def _train(given) -> None:
             )
             loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
             model.compile(_optimizer(given), loss, metrics=["accuracy"], jit_compile=given.xla)
+        if given.verbose:
+            check.same_gradient(model, data.train.images[:16], data.train.labels[:16])
         how = {
             "global_batch_size": given.global_batch_size, "shards": given.shards, "seed": given.seed, "augment": given.augment,
             "all_reduce": given.all_reduce, "steps_per_call": given.steps_per_call,

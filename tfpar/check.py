@@ -8,11 +8,15 @@ Example:
 
 from __future__ import annotations
 
+import contextlib
+import threading
+from collections.abc import Iterator
+
 import keras
 import numpy as np
 import tensorflow as tf
 
-from tfpar import engine, results, stream
+from tfpar import engine, results, steps, stream
 
 
 def same_weights(first: keras.Model, second: keras.Model) -> bool:
@@ -62,6 +66,43 @@ def replicas_in_sync(model: keras.Model) -> bool:
         all(len(set(bits)) == 1 for bits in copies),
         f"{replicas} replica(s), {len(copies)} variables",
     )
+
+
+def same_gradient(
+    model: keras.Model, images: np.ndarray, labels: np.ndarray, *, repeats: int = 10, busy: bool = True
+) -> bool:
+    """Tell whether this machine finds the same gradient of one batch every time.
+
+    Args:
+        model: compiled; it is not changed.
+        images: `uint8[batch, height, width, channels]`; labels: `int32[batch]`.
+        repeats: how often the gradient is computed.
+        busy: keep TensorFlow's threads busy with other work meanwhile.
+    """
+    step = steps.Step(model)
+    batch = (tf.constant(images), tf.constant(labels))
+    with _busy() if busy else contextlib.nullcontext():
+        found = {_bits(step.gradient(batch)) for _ in range(repeats)}
+    how = f"{repeats} times on {'a busy' if busy else 'an idle'} machine, {len(found)} result(s)"
+    return _claim("same gradient", len(found) == 1, how)
+
+
+@contextlib.contextmanager
+def _busy() -> Iterator[None]:
+    """Keep TensorFlow's threads busy, so that operations finish in another order each time."""
+    idle, work = threading.Event(), tf.random.stateless_uniform([384, 384], [1, 2])
+
+    def multiply():
+        while not idle.is_set():
+            tf.linalg.matmul(work, work).numpy()
+
+    thread = threading.Thread(target=multiply, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        idle.set()
+        thread.join()
 
 
 def _bits(value) -> bytes:

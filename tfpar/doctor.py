@@ -1,7 +1,7 @@
 """What this machine and these versions can do, and what to mend: one line for each thing that training depends on.
 
 Nothing is imported here that may be broken. What only TensorFlow knows, another process finds out, with a deadline: it
-imports TensorFlow, lists the GPUs, and takes two steps of training on two shards.
+imports TensorFlow, lists the GPUs, takes two steps of training on two shards, and computes one gradient ten times.
 
 Example:
     $ tfpar doctor
@@ -47,7 +47,7 @@ class Finding(NamedTuple):
 
 
 def examine() -> list[Finding]:
-    """Look at everything, and return what was found; it takes about twenty seconds."""
+    """Look at everything, and return what was found; it takes about half a minute."""
     found = [*_versions(), *_keras(), *_resources(), *_workers(), *_threads()]
     return found + list(_tensorflow(_tried_in_another_process()))
 
@@ -231,6 +231,11 @@ step = steps.Step(model, shards=2 * replicas)
 split = (np.zeros((8, 8, 8, 1), np.uint8), np.arange(8, dtype=np.int32) % 2)
 step(iter(engine.train_batches(split, strategy, global_batch_size=4 * replicas)), 2)
 print("trained " + devices.describe(strategy), flush=True)
+from tfpar import check
+model = models.resnet((96, 96, 3), 2)
+model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+images = np.random.default_rng(0).integers(0, 256, (16, 96, 96, 3), dtype=np.uint8)
+print("repeated " + str(check.same_gradient(model, images, np.arange(16, dtype=np.int32) % 2)), flush=True)
 """
 
 
@@ -249,11 +254,14 @@ def _tried_in_another_process() -> dict:
         )
     except subprocess.TimeoutExpired:
         return {"failure": f"no step within {SECONDS} seconds"}
-    said = dict(line.split(" ", 1) for line in done.stdout.splitlines() if line.startswith(("told ", "trained ")))
+    said = dict(
+        line.split(" ", 1) for line in done.stdout.splitlines() if line.startswith(("told ", "trained ", "repeated "))
+    )
     failure = "" if done.returncode == 0 else _last_line(done.stderr) or f"ended with {done.returncode}"
     return {
         "told": json.loads(said.get("told", "null")),
         "trained": said.get("trained"),
+        "repeated": said.get("repeated") == "True",
         "failure": failure,
         "stderr": done.stderr,
     }
@@ -276,6 +284,16 @@ def _tensorflow(trial: dict) -> Iterator[Finding]:
         yield Finding("mend", "training", trial["failure"], "mend what stands above, or report it")
     else:
         yield Finding("good", "training", f"two steps on {trial['trained']}")
+        yield _repeated(trial["repeated"])
+
+
+def _repeated(same: bool) -> Finding:
+    if same:
+        return Finding("good", "same bits", "ten gradients of one batch were equal, on a busy machine")
+    return Finding(
+        "note", "same bits", "ten gradients of one batch differ",
+        "on GPUs: tfpar train --deterministic; on a CPU please report it",
+    )  # fmt: skip
 
 
 def _gpus(told: dict, stderr: str) -> Iterator[Finding]:

@@ -9,9 +9,6 @@ shards      the tree (V = 4)        replicas may be 1, 2 or 4
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-
 import tensorflow as tf
 
 # A function of its own, which the graph rewriter must not open: it would fuse operations across the border between
@@ -20,18 +17,6 @@ sealed = tf.function(experimental_attributes={"_noinline": True}, autograph=Fals
 
 # Every single addition is sealed: the graph rewriter would turn a chain of them into one that adds from left to right.
 _add = sealed(lambda a, b: a + b)
-
-
-@contextlib.contextmanager
-def names_left_out() -> Iterator[None]:
-    """Turn off the one graph rewrite whose result depends on names: it orders sums by them, and Keras counts its layers'
-    names up within a process, so the second NASNetMobile there would get other bits than the first."""
-    before = tf.config.optimizer.get_experimental_options()
-    tf.config.optimizer.set_experimental_options({"arithmetic_optimization": False})
-    try:
-        yield
-    finally:
-        tf.config.optimizer.set_experimental_options({"arithmetic_optimization": True} | before)
 
 
 def tree(parts: list[tf.Tensor]) -> tf.Tensor:

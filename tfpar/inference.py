@@ -17,7 +17,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfpar import engine, exchange, objective
+from tfpar import engine, objective, tensorflow_repairs
 
 
 class Inference:
@@ -38,7 +38,7 @@ class Inference:
         """
         rows = []
         for batch in engine.inference_batches(split, self.strategy):
-            with exchange.names_left_out():
+            with tensorflow_repairs.fixed_order():
                 rows.append(self.run(batch).numpy())
             between()
         rows = np.concatenate(rows)[: len(split[0])]  # what fills the last chunk is dropped

@@ -11,11 +11,24 @@ import keras
 import numpy as np
 import tensorflow as tf
 from tensorflow.python.framework.config import is_op_determinism_enabled
+from tensorflow.python.util import _pywrap_util_port
 
 from tfpar import __version__, arrays, errors, rules, schedule
 from tfpar.engine import AUGMENTATIONS
 from tfpar.steps import MOST_STEPS_PER_CALL
 
+# Of the step and of inference; a change of their bits counts it up. 2: sums of three and more in a fixed order.
+ARITHMETIC = 2
+VECTOR_INSTRUCTIONS = (
+    "amx_bf16",
+    "avx512_bf16",
+    "avx512_vnni",
+    "avx512f",
+    "avx_vnni",
+    "avx2",
+    "avx",
+    "sse4_2",
+)  # best first
 WORDS = {"data": "the data's fingerprint", "jit_compile": "XLA"}
 
 
@@ -124,32 +137,89 @@ def _check_callbacks(name: str, value) -> None:
 
 
 def environment() -> dict:
-    """Return what bits depend on beside the settings: versions, processor, threads."""
+    """Return what bits depend on beside the settings: versions, processor, threads, and what a test computation gives.
+
+    `computed` holds a hash of each result of `_test_computation`: it also notices what no other entry names.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    threading = tf.config.threading
     return {
         "tfpar": __version__,
+        "arithmetic": ARITHMETIC,
         "python": platform.python_version(),
         "tensorflow": tf.__version__,
         "keras": keras.__version__,
         "numpy": np.__version__,
-        "processor": _processor(),
+        "processor": _cpuinfo("model name") or platform.processor() or platform.machine(),
+        "instructions": _instructions(),
         "gpus": [
             tf.config.experimental.get_device_details(gpu).get("device_name", "GPU")
             for gpu in tf.config.list_physical_devices("GPU")
         ],
         "cores": cores,
-        "intra_op_threads": tf.config.threading.get_intra_op_parallelism_threads(),
-        "inter_op_threads": tf.config.threading.get_inter_op_parallelism_threads(),
+        "intra_op_threads": _threads(threading.get_intra_op_parallelism_threads(), "TF_NUM_INTRAOP_THREADS", cores),
+        "inter_op_threads": _threads(threading.get_inter_op_parallelism_threads(), "TF_NUM_INTEROP_THREADS", cores),
         "deterministic": is_op_determinism_enabled(),
-        "onednn": os.environ.get("TF_ENABLE_ONEDNN_OPTS", ""),
+        "oneDNN": _pywrap_util_port.IsMklEnabled(),
+        "XLA flags": os.environ.get("TF_XLA_FLAGS", ""),
+        "computed": _test_computation(),
     }
 
 
 def tell_changes(earlier: dict, now: dict) -> None:
-    """Print one line where the environment of a continued run is another one."""
-    changed = [f"{key} {earlier.get(key)} -> {now[key]}" for key in now if earlier.get(key) != now[key]]
+    """Print one line where the environment of a continued run is another one; an entry that it does not have says nothing."""
+    earlier = {"arithmetic": 1} | earlier
+    changed = [
+        f"{key} {earlier[key]} -> {now[key]}"
+        for key in now
+        if earlier.get(key, now[key]) != now[key] and key != "computed"
+    ]
+    computed = earlier.get("computed", {})
+    differing = [name for name, value in now["computed"].items() if computed.get(name, value) != value]
+    if differing:
+        changed.append(f"a test computation gives other bits: {', '.join(differing)}")
     if changed:
-        print(f"this machine is not as it was ({'; '.join(changed)}): bits may differ from here on")
+        print(
+            f"this run began in another environment ({'; '.join(changed)}): results from here on may differ in the last bits"
+        )
+
+
+def _threads(configured: int, variable: str, cores: int) -> int:
+    """Return the threads of one of TensorFlow's pools: as configured, otherwise as the environment says, otherwise one a core."""
+    given = os.environ.get(variable, "")
+    return configured or (int(given) if given.isdecimal() and int(given) else cores)
+
+
+def _instructions() -> str:
+    """Return the best vector instructions that oneDNN and Eigen may use on this processor."""
+    flags = _cpuinfo("flags").split()
+    best = next((name for name in VECTOR_INSTRUCTIONS if name in flags), platform.machine())
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA")
+    return f"{best}, at most {limit}" if limit else best
+
+
+def _test_computation() -> dict[str, str]:
+    """Return a hash of each result of a small computation whose bits depend on processor, threads, oneDNN and XLA."""
+
+    @tf.function
+    def compute(images, kernel, matrix):
+        with tf.GradientTape() as tape:
+            tape.watch(kernel)
+            features = tf.nn.conv2d(images, kernel, 1, "SAME")
+            loss = tf.reduce_mean(tf.square(tf.tanh(features - tf.reduce_mean(features, [0, 1, 2]))))
+        return {
+            "convolution": features,
+            "its gradient": tape.gradient(loss, kernel),
+            "matrix product": tf.linalg.matmul(matrix, matrix, transpose_a=True),
+            "sum": tf.reduce_sum(images),
+            "element by element": tf.exp(tf.tanh(matrix) * 0.3 + matrix * 0.7) - matrix,
+        }
+
+    draw = np.random.default_rng(0)
+    shapes = ((16, 48, 48, 16), (3, 3, 16, 16), (1000, 300))
+    with tf.device("CPU:0"):
+        found = compute(*(tf.constant(draw.standard_normal(shape, np.float32)) for shape in shapes))
+    return {name: hashlib.sha256(value.numpy().tobytes()).hexdigest()[:8] for name, value in found.items()}
 
 
 def _model_fingerprint(model: keras.Model) -> str:
@@ -191,9 +261,10 @@ def _short(value) -> str:
     return text if len(text) <= 300 else f"{text[:297]}..."
 
 
-def _processor() -> str:
+def _cpuinfo(key: str) -> str:
+    """Return the first value of a key in /proc/cpuinfo; empty where there is none (not Linux on x86)."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
-            return next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+            return next((line.split(":", 1)[1].strip() for line in file if line.startswith(key)), "")
+    except OSError:
+        return ""

@@ -38,7 +38,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfpar import errors, exchange, keras_repairs, objective
+from tfpar import errors, exchange, keras_repairs, objective, tensorflow_repairs
 
 MOST_STEPS_PER_CALL = 512
 CALL_SECONDS = 0.25  # how long one call into TensorFlow may last with "auto": a signal waits for its end
@@ -178,7 +178,7 @@ class Step:
         numbers = range(self.number, self.number + count)
         rates = np.zeros(MOST_STEPS_PER_CALL, np.float32)  # always this long: another length would be traced anew
         rates[:count] = [self.learning_rate(n) for n in numbers] if self.learning_rate else 0.0
-        with _sums_left_to_the_step(self.model.optimizer), exchange.names_left_out():
+        with _sums_left_to_the_step(self.model.optimizer), tensorflow_repairs.fixed_order():
             losses, hits = self.run(
                 iterator, tf.constant(self.number, tf.int64), tf.constant(count), tf.constant(rates)
             )
@@ -187,6 +187,23 @@ class Step:
             self.hits += int(step_hits.sum())
             self.images += len(step_losses)
         self.number += count
+
+    def gradient(self, batch: tuple, *, shard: int = 0) -> tf.Tensor:
+        """Return what one shard of the present step finds, on one device: its gradient and averaged state, `float32[size]`.
+
+        Args:
+            batch: `uint8[rows, height, width, channels]` images and `int32[rows]` labels of this shard.
+            shard: its number.
+        """
+        own = self.shards // self.replicas
+        spec = tuple(tf.TensorSpec([own * len(member), *member.shape[1:]], member.dtype) for member in batch)
+        if self.shard is None or spec != self.spec:
+            self.shard, self.spec = self._traced_shard(spec), spec
+        values = [[tf.convert_to_tensor(v.value) for v in group] for group in self._variables()]
+        with tensorflow_repairs.fixed_order():
+            return self.shard(*values, tf.constant(1.0), batch, tf.constant(self.number, tf.int64), tf.constant(shard))[
+                0
+            ]
 
     # ---- in the graph
 
@@ -238,13 +255,23 @@ class Step:
             return [tf.TensorSpec(v.shape, v.dtype) for v in group]
 
         sealed = tf.function(jit_compile=True, autograph=False) if self.jit_compile else exchange.sealed
-        return sealed(self._shard).get_concrete_function(
-            *(values(group) for group in self._variables()),
-            tf.TensorSpec([], tf.float32),
-            tuple(one_shard(spec) for spec in (element_spec if isinstance(element_spec, tuple) else (element_spec,))),
-            tf.TensorSpec([], tf.int64),
-            tf.TensorSpec([], tf.int32),
-        )
+        with tensorflow_repairs.fixed_order():
+            shard = sealed(self._shard).get_concrete_function(
+                *(values(group) for group in self._variables()),
+                tf.TensorSpec([], tf.float32),
+                tuple(
+                    one_shard(spec) for spec in (element_spec if isinstance(element_spec, tuple) else (element_spec,))
+                ),
+                tf.TensorSpec([], tf.int64),
+                tf.TensorSpec([], tf.int32),
+            )
+        unordered = [] if self.jit_compile else tensorflow_repairs.unordered_sums(shard)
+        if unordered:
+            raise errors.SettingsError(
+                f"the model calls a tf.function that was traced before, with a sum in no fixed order ({unordered[0]}), so its "
+                "gradient is not repeatable. Build the model, with that tf.function, again and install the step first"
+            )
+        return shard
 
     def _own_shards(self, batch, number, context):
         """Compute this replica's shards one after the other; return what it sends and its rows of losses and logits.

@@ -1,37 +1,21 @@
 """Keras on several workers: fails as it is, and works when repaired. A repair that is no longer needed fails here."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import keras
 import pytest
 from networks import tiny
+from processes import together
 
-from tfpar import errors, keras_repairs, launcher
+from tfpar import errors, keras_repairs
 
 PROGRAM = Path(__file__).with_name("fitting.py")
 
 
 def run(data, out, which, *, count):
     """Run the program as so many workers; return what the chief wrote."""
-    ports = ",".join(map(str, launcher._free_ports(count)))
-    several = {"TFPAR_NUM_WORKERS": str(count), "TFPAR_HOST_TEMPLATE": "127.0.0.1", "TFPAR_PORT": ports}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(PROGRAM), str(data), str(out), which],
-            env=os.environ | several | {"JOB_COMPLETION_INDEX": str(index)},
-            stderr=subprocess.DEVNULL,
-        )
-        for index in range(count)
-    ]
-    try:
-        assert [process.wait(timeout=240) for process in processes] == [0] * count
-    finally:
-        for process in processes:
-            process.kill()
+    together(out.parent, [str(PROGRAM), str(data), str(out), which], count=count)
     return json.loads(out.read_text())
 
 

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 from networks import LOSS, tiny
 
-from tfpar import checkpoint, devices, engine, errors, exchange, inference, steps
+from tfpar import checkpoint, devices, engine, errors, inference, steps
 
 BATCH = 48
 WEIGHTS = np.linspace(0.5, 2, 10)
@@ -324,12 +324,6 @@ def test_a_step_depends_on_its_number_and_random_layers_on_the_shard(digits):
         for v in range(4)
     }
     assert len(keys) == 32 and all(second == 0 for _, second in keys)
-
-
-def test_subtrees():
-    whole = {(v, r) for v in (1, 2, 4, 6, 8, 12) for r in range(1, 13) if v % r == 0 and exchange.whole_subtrees(v, r)}
-    assert {(8, 8), (8, 4), (12, 4), (12, 2), (6, 2), (12, 1)} <= whole
-    assert not {(6, 3), (12, 3), (12, 6)} & whole
 
 
 @pytest.mark.parametrize(

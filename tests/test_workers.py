@@ -94,7 +94,7 @@ def test_two_workers_one_killed_give_the_bits_of_one_process(digits, alone, tmp_
 
 @pytest.mark.by_hand
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("workers", [3, 4])
+@pytest.mark.parametrize("workers", [3, 4, 12])
 def test_more_workers(digits, alone, tmp_path, workers):
     gang = Gang(tmp_path, digits.directory, "run", workers=workers)
     assert gang.end() == 0, "".join(gang.lines)

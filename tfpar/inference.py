@@ -17,7 +17,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfpar import engine, objective, tensorflow_repairs
+from tfpar import engine, exchange, objective, tensorflow_repairs
 
 
 class Inference:
@@ -52,7 +52,7 @@ class Inference:
         values = [[tf.convert_to_tensor(v.value) for v in group] for group in self._variables()]
         rows = self.chunk(*values, *batch)
         # data-parallel: chunks come back in the order of the replicas, which is the order of the images.
-        return tf.distribute.get_replica_context().all_gather(rows, axis=0)
+        return exchange.in_order(tf.distribute.get_replica_context(), rows)
 
     def _chunk(self, trainable, state, images, labels):
         logits, _ = self.model.stateless_call(trainable, state, images, training=False)

@@ -26,7 +26,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.client import device_lib
 
-from tfpar import devices, doctor, engine, exchange, rules, settings, steps
+from tfpar import devices, doctor, engine, rules, settings, steps
 from tfpar.schedule import Stage
 
 AHEAD = 5  # batches ready or in work; where they are small, more of them, but no more than some 10 MB (see engine)
@@ -95,7 +95,7 @@ def estimate(
     rows, local, image = batch // shards, batch // replicas, data.train.images[:1].nbytes
     parts = {
         "weights": _bytes(model.variables),
-        "gradients": _vectors(step) * 4 * _length(step, local, data.image_shape),
+        "gradients": step.exchange.holds * 4 * _length(step, local, data.image_shape),
         "optimizer": _bytes(model.optimizer.variables),
         "activations": _live(step.shard.graph),
         "input": AHEAD * local * image,
@@ -122,17 +122,6 @@ def _length(step: steps.Step, local_batch: int, image_shape) -> int:
     spec = (tf.TensorSpec([local_batch, *image_shape], tf.uint8), tf.TensorSpec([local_batch], tf.int32))
     step.shard = step._traced_shard(spec)
     return step.shard.outputs[0].shape[0]
-
-
-def _vectors(step: steps.Step) -> int:
-    """Return how many such vectors a replica holds: one a shard, what it sends, what it receives, and their sum, unpacked."""
-    own = step.shards // step.replicas
-    whole = exchange.whole_subtrees(step.shards, step.replicas)
-    if step.all_reduce == "fast" or (step.replicas == 2 and whole):
-        return own + 4
-    # data-parallel: a replica that holds whole subtrees sends one sum, otherwise its shards one by one.
-    sent = 1 if whole else own
-    return own + sent + sent * step.replicas + 2
 
 
 def _live(graph: tf.Graph) -> int:

@@ -28,7 +28,7 @@ import keras
 import tensorflow as tf
 from matplotlib.figure import Figure
 
-from tfpar import engine, errors, exchange, files, objective, settings, steps
+from tfpar import engine, errors, files, objective, settings, steps, tensorflow_repairs
 
 TURNS = 5
 TURN_SECONDS = 0.5
@@ -178,7 +178,7 @@ def _alone(step: steps.Step, part):
         return found
 
     def run(count):
-        with steps._sums_left_to_the_step(step.model.optimizer):
+        with steps._sums_left_to_the_step(step.model.optimizer), tensorflow_repairs.fixed_order():
             return several(count).numpy()
 
     return run
@@ -188,13 +188,11 @@ def _alone(step: steps.Step, part):
 def _exchange(step: steps.Step, number: tf.Tensor):
     if step.replicas == 1:
         return number
-    own = step.shards // step.replicas
     packed, rows = step.shard.structured_outputs
-    total, gathered = exchange.exchanged(
+    total, gathered = step.exchange(
         tf.distribute.get_replica_context(),
-        tf.fill([1 if step._sends_one_sum() else own, packed.shape[0]], number),
-        tf.fill([own * rows.shape[0], rows.shape[1]], number),
-        all_reduce=step.all_reduce,
+        [tf.fill([packed.shape[0]], number)] * step.exchange.sends,
+        tf.fill([step.exchange.own * rows.shape[0], rows.shape[1]], number),
     )
     return total[0] + gathered[0, 0]
 

@@ -144,7 +144,7 @@ class Step:
         self.model, self.strategy, self.seed = model, model.distribute_strategy, seed
         self.replicas = self.strategy.num_replicas_in_sync
         self.shards = self.replicas if shards is None else shards
-        self.number, self.learning_rate, self.all_reduce = first_step, learning_rate, all_reduce
+        self.number, self.learning_rate = first_step, learning_rate
         if self.shards < 1 or self.shards % self.replicas:
             raise errors.SettingsError(
                 f"{self.shards} shards cannot be dealt evenly to {self.replicas} replicas; "
@@ -152,6 +152,8 @@ class Step:
             )
         if all_reduce not in ("ordered", "fast"):
             raise errors.SettingsError(f"all_reduce={all_reduce!r}: give ordered or fast")
+        several_workers = isinstance(self.strategy, tf.distribute.MultiWorkerMirroredStrategy)
+        self.exchange = exchange.Exchange(self.shards, self.replicas, all_reduce, several_workers)
         objective.check(model, sets_rate=learning_rate is not None)
         self.loss = objective.build(model)
         self.metric_names = (
@@ -195,7 +197,7 @@ class Step:
             batch: `uint8[rows, height, width, channels]` images and `int32[rows]` labels of this shard.
             shard: its number.
         """
-        own = self.shards // self.replicas
+        own = self.exchange.own
         spec = tuple(tf.TensorSpec([own * len(member), *member.shape[1:]], member.dtype) for member in batch)
         if self.shard is None or spec != self.spec:
             self.shard, self.spec = self._traced_shard(spec), spec
@@ -225,7 +227,7 @@ class Step:
         """Take one step on one replica: its shards, the sum over all shards, the update."""
         context = tf.distribute.get_replica_context()
         sums, rows = self._own_shards(batch, number, context)
-        total, rows = exchange.exchanged(context, sums, rows, all_reduce=self.all_reduce)
+        total, rows = self.exchange(context, sums, rows)
         self._update(context, total / self.shards)
         losses, labels, logits = rows[:, 0], tf.cast(rows[:, 1], tf.int32), rows[:, 2:]
         self._update_metrics(context, losses, labels, logits)
@@ -239,7 +241,7 @@ class Step:
 
     def _traced_shard(self, element_spec):
         """Trace the shard once, for all replicas and outside of them: a trace of a large network takes seconds."""
-        own = self.shards // self.replicas
+        own = self.exchange.own
 
         def one_shard(spec):
             spec = getattr(spec, "_value_specs", (spec,))[0]  # of the first replica, where the dataset is distributed
@@ -274,11 +276,8 @@ class Step:
         return shard
 
     def _own_shards(self, batch, number, context):
-        """Compute this replica's shards one after the other; return what it sends and its rows of losses and logits.
-
-        Where the replica holds whole subtrees of the sum it sends one partial sum, otherwise its shards one by one.
-        """
-        own = self.shards // self.replicas
+        """Compute this replica's shards one after the other; return what it sends and its rows of losses and logits."""
+        own = self.exchange.own
         first = context.replica_id_in_sync_group * own
         parts = [tf.split(member, own) for member in batch]
         values = [[tf.convert_to_tensor(v.value) for v in group] for group in self._variables()]
@@ -289,11 +288,7 @@ class Step:
                 packed, row = self.shard(*values, scale, shard, number, first + k)
             sums.append(packed)
             rows.append(row)
-        sums = [exchange.tree(sums)] if self._sends_one_sum() else sums
-        return tf.stack(sums), tf.concat(rows, axis=0)
-
-    def _sends_one_sum(self) -> bool:
-        return self.all_reduce == "fast" or exchange.whole_subtrees(self.shards, self.replicas)
+        return self.exchange.partial(sums), tf.concat(rows, axis=0)
 
     def _shard(self, trainable, state, seeds, scale, batch, number, shard):
         """Compute one shard: a pure function of its arguments, which reads no variable.

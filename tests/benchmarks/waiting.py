@@ -33,20 +33,20 @@ def _worker(index: int, steps_before: int = 4) -> None:
 
     from tfpar import devices, engine, exchange, steps
 
-    moments, exchanged = [], exchange.exchanged
+    moments, exchanged = [], exchange.Exchange.__call__
 
-    def noted(context, sums, rows, *, all_reduce):
-        with tf.control_dependencies([sums, rows]):
+    def noted(made, context, sums, rows):
+        with tf.control_dependencies([*sums, rows]):
             ready = tf.timestamp()
         with tf.control_dependencies([ready]):
-            total, rows = exchanged(context, tf.identity(sums), tf.identity(rows), all_reduce=all_reduce)
+            total, rows = exchanged(made, context, [tf.identity(part) for part in sums], tf.identity(rows))
         with tf.control_dependencies([total, rows]):
             there = tf.timestamp()
         note = tf.py_function(lambda *both: moments.append([float(each) for each in both]), [ready, there], [])
         with tf.control_dependencies([note]):
             return tf.identity(total), rows
 
-    exchange.exchanged = noted
+    exchange.Exchange.__call__ = noted
     strategy = devices.strategy()
     step = steps.Step(training.compiled(strategy), shards=2)
     batches = iter(engine.train_batches(training.arrays(), strategy, global_batch_size=2 * scaling.BATCH))

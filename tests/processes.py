@@ -1,0 +1,31 @@
+"""Worker processes for tests: started together on loopback, each with a deadline, and ended by id."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from tfpar import launcher
+
+
+def together(place, arguments, *, count, seconds=240):
+    """Run `python ARGUMENTS` as so many workers in `place`; fail where one does not end with 0."""
+    ports = ",".join(map(str, launcher._free_ports(count)))
+    several = {"TFPAR_NUM_WORKERS": str(count), "TFPAR_HOST_TEMPLATE": "127.0.0.1", "TFPAR_PORT": ports}
+    paths = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | several | {"PYTHONPATH": os.pathsep.join(paths), "TFPAR_WAIT_SECONDS": str(seconds)}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, *arguments],
+            cwd=place,
+            env=environment | {"JOB_COMPLETION_INDEX": str(index)},
+            stderr=open(place / f"{index}.err", "wb"),  # noqa: SIM115 - the process has it
+        )
+        for index in range(count)
+    ]
+    try:
+        codes = [process.wait(timeout=seconds) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert codes == [0] * count, [(place / f"{index}.err").read_text()[-2000:] for index in range(count)]

@@ -70,24 +70,22 @@ def _worker(megabytes: float, turns: int, out: str) -> None:
     Path(out).write_text(json.dumps({"milliseconds": found, "memory": memory}))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workers", type=int, default=8)
-    parser.add_argument("--megabytes", type=float, default=20)
-    parser.add_argument("--turns", type=int, default=7)
-    given = parser.parse_args()
+def _start(workers: int, megabytes: float, turns: int, **variables: str) -> list[dict]:
+    """Start the workers, and return what each found."""
     from tfpar import launcher
 
-    ports = ",".join(map(str, launcher._free_ports(given.workers)))
-    several = {"TFPAR_NUM_WORKERS": str(given.workers), "TFPAR_HOST_TEMPLATE": "127.0.0.1", "TFPAR_PORT": ports}
+    ports = ",".join(map(str, launcher._free_ports(workers)))
+    several = {"TFPAR_NUM_WORKERS": str(workers), "TFPAR_HOST_TEMPLATE": "127.0.0.1", "TFPAR_PORT": ports}
     quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "TFPAR_WAIT_SECONDS": str(LIMIT_SECONDS)}
     with tempfile.TemporaryDirectory() as place:
-        command = [sys.executable, "-m", __spec__.name, "--worker", str(given.megabytes), str(given.turns)]
+        command = [sys.executable, "-m", __spec__.name, "--worker", str(megabytes), str(turns)]
         processes = [
             subprocess.Popen(
-                [*command, f"{place}/{index}"], env=os.environ | several | quiet | {"JOB_COMPLETION_INDEX": str(index)}
+                [*command, f"{place}/{index}"],
+                env=os.environ | several | quiet | variables | {"JOB_COMPLETION_INDEX": str(index)},
+                stderr=subprocess.DEVNULL,
             )
-            for index in range(given.workers)
+            for index in range(workers)
         ]
         try:
             codes = [process.wait(timeout=LIMIT_SECONDS) for process in processes]
@@ -96,18 +94,28 @@ def main() -> None:
                 process.kill()
         if any(codes):
             raise SystemExit(f"the workers ended with {codes}")
-        each = [json.loads(Path(f"{place}/{index}").read_text()) for index in range(given.workers)]
+        return [json.loads(Path(f"{place}/{index}").read_text()) for index in range(workers)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workers", type=int, default=8)
+    parser.add_argument("--megabytes", type=float, default=20)
+    parser.add_argument("--turns", type=int, default=7)
+    given = parser.parse_args()
+    timed = _start(given.workers, given.megabytes, given.turns)
+    # A start of its own in which freed memory goes back to the system at once: otherwise each of a worker's many threads keeps some.
+    sized = _start(given.workers, given.megabytes, 1, MALLOC_MMAP_THRESHOLD_="1000000")
     numbers = {
-        name: [max(turn) for turn in zip(*(one["milliseconds"][name] for one in each), strict=True)]
+        name: [max(turn) for turn in zip(*(one["milliseconds"][name] for one in timed), strict=True)]
         for name in CONTENDERS
     }
-    memory = {name: max(one["memory"][name] for one in each) for name in CONTENDERS}
+    memory = {name: max(one["memory"][name] for one in sized) for name in CONTENDERS}
     benchmarks.table(numbers, "fast", "milliseconds")
     for name, gradients in memory.items():
-        print(f"  memory of {name:8} at most {gradients:.1f} gradients")
-    benchmarks.write(
-        "exchange", {"workers": given.workers, "megabytes": given.megabytes, "milliseconds": numbers, "memory": memory}
-    )
+        print(f"  memory of {name:8} at most {gradients:.1f} gradients, the worker's own among them")
+    found = {"workers": given.workers, "megabytes": given.megabytes, "milliseconds": numbers, "memory": memory}
+    benchmarks.write("exchange", found)
 
 
 if __name__ == "__main__":

@@ -333,7 +333,7 @@ def test_a_step_depends_on_its_number_and_random_layers_on_the_shard(digits):
         (lambda m: m.compile(keras.optimizers.SGD(use_ema=True), LOSS), "leave it out"),
         (lambda m: m.compile("sgd", keras.losses.SparseCategoricalCrossentropy()), "from_logits=True"),
         (lambda m: m.compile("sgd", "sparse_categorical_crossentropy"), "from_logits=True"),
-        (lambda m: m.compile("sgd", lambda y, p: tf.reduce_mean(p)), "a value an image"),
+        (lambda m: m.compile("sgd", lambda y, p: tf.reduce_mean(p)), "instead of one value for each"),
         (lambda m: m.compile("sgd", LOSS, steps_per_execution=4), "steps_per_execution=1"),
     ],
 )

@@ -313,8 +313,10 @@ def test_what_keeps_workers_from_each_other_is_no_lost_worker(monkeypatch):
 
     original = workers.Group
     monkeypatch.setattr(workers, "Group", group)
-    with pytest.raises(errors.Unavailable, match=r"could not exchange a number \(NCCL: unhandled system error\)"):
-        workers.exchange_first(strategy)
+    with pytest.raises(
+        errors.Unavailable, match=r"could not exchange a number between them \(NCCL: unhandled system error\)"
+    ):
+        workers.check_connection(strategy)
     with (
         pytest.raises(errors.WorkerLost, match=r"was lost \(NCCL: unhandled system error\); start all workers again"),
         group(strategy).losses_told(),

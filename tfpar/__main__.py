@@ -132,7 +132,7 @@ def _train(given) -> None:
     group = workers.Group(strategy)
     # After the strategy: TensorFlow takes SIGTERM for itself when several workers start.
     with signals.Stop(), group.losses_told(), _quiet(not group.chief):
-        workers.exchange_first(strategy)
+        workers.check_connection(strategy)
         known = {}
         if (run / "run.json").exists() and not given.fresh:
             known = results.Run(run).facts["data"]["verified"]
@@ -146,6 +146,8 @@ def _train(given) -> None:
                 given.model, data.image_shape, data.num_classes, weights=given.weights, freeze=given.freeze
             )
             loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+            if given.label_smoothing:
+                loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=given.label_smoothing)
             model.compile(_optimizer(given), loss, metrics=["accuracy"], jit_compile=given.xla)
         if given.verbose:
             check.same_gradient(model, data.train.images[:16], data.train.labels[:16])

@@ -123,6 +123,13 @@ def parser(functions: Mapping[str, Callable], *, kind=argparse.ArgumentParser) -
     train.add_argument("--optimizer", choices=("sgd", "adamw"), default="sgd", help="default sgd, with momentum 0.9")
     train.add_argument("--weight-decay", type=_number(0, 1), default=5e-4, metavar="W", help="default 0.0005")
     train.add_argument(
+        "--label-smoothing",
+        type=_number(0, 1),
+        default=0.0,
+        metavar="S",
+        help="crossentropy with labels softened by S; default 0",
+    )
+    train.add_argument(
         "--augment", choices=("none", "flip", "crop-flip"), default="none", help="mirror, and shift by up to an eighth"
     )
     train.add_argument(

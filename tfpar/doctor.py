@@ -284,7 +284,7 @@ def _tensorflow(trial: dict) -> Iterator[Finding]:
         yield Finding("mend", "training", trial["failure"], "mend what stands above, or report it")
     else:
         yield Finding("good", "training", f"two steps on {trial['trained']}")
-        yield _repeated(trial["repeated"])
+        yield _repeated(trial.get("repeated", True))
 
 
 def _repeated(same: bool) -> Finding:

@@ -23,7 +23,7 @@ from tfpar import engine, exchange, objective, tensorflow_repairs
 class Inference:
     """Logits and loss of every image of a split; traced once, and called as often as one likes."""
 
-    def __init__(self, model: keras.Model, *, loss: keras.losses.Loss | None = None):
+    def __init__(self, model: keras.Model, *, loss: objective.ImageLoss | None = None):
         """Take a compiled model and its loss (from `objective.build`; built here when not given)."""
         self.model, self.strategy = model, model.distribute_strategy
         self.loss = loss or objective.build(model)
@@ -56,7 +56,7 @@ class Inference:
 
     def _chunk(self, trainable, state, images, labels):
         logits, _ = self.model.stateless_call(trainable, state, images, training=False)
-        losses = objective.per_image(self.loss, labels, logits)
+        losses = self.loss(labels, logits)
         return tf.concat([losses[:, tf.newaxis], tf.cast(logits, tf.float32)], axis=1)
 
     def _variables(self):

@@ -1,7 +1,8 @@
 """Who the workers are, and that they meet before TensorFlow starts: names resolve, ports are free, all were started alike.
 
-Each worker listens on its own port for as long as they meet, and says to the chief who it is. The chief waits for all,
-tries whether it reaches them, and tells everybody the outcome, so all go on together or end with the same message.
+Each worker listens on its own port for as long as they meet, and tells the chief who it is. When all are there, every worker
+tries to connect to every other one, as TensorFlow will on the same ports. The chief collects what they found and tells everybody
+the outcome, so all go on together or end with the same message.
 
 Example:
     >>> meeting.meet(("127.0.0.1:41001", "127.0.0.1:41002"), 0, same={"tensorflow": tf.__version__}, seconds=60)
@@ -9,10 +10,14 @@ Example:
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import json
 import os
+import queue
 import socket
+import sys
+import threading
 import time
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -21,7 +26,12 @@ from tfpar import errors
 
 PAUSE = 0.1  # seconds between two attempts to reach the chief
 MARGIN = 5.0  # seconds for the chief's verdict, who may wait until the deadline before it names who is missing
-LINE = 1 << 20  # bytes of the longest word taken from another process
+TRIAL = 60.0  # seconds for a worker to try all others
+LINE = 1 << 20  # bytes of the longest message taken from another process
+BACKLOG = 4096  # connections that nobody accepts: every worker makes one to every other
+
+
+_TRY = {"try": "connect to all others, and tell which of them cannot be reached"}
 
 
 class Cluster(NamedTuple):
@@ -68,7 +78,7 @@ def meet(addresses: Sequence[str], index: int, *, same: dict, seconds: float) ->
     word = {"index": index, "same": {"workers": list(addresses), **same}}
     with contextlib.closing(_listening(addresses[index], index, deadline)) as listener:
         if index:
-            _say_and_hear(addresses[0], word, deadline, seconds)
+            _say_and_hear(addresses, word, deadline, seconds)
         else:
             _gather(listener, addresses, word, deadline, seconds)
 
@@ -79,7 +89,7 @@ def _listening(address: str, index: int, deadline: float) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what met here before may still be closing
     try:
         listener.bind(place)
-        listener.listen(128)
+        listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
         raise errors.Unavailable(
@@ -104,18 +114,22 @@ def _resolved(address: str, index: int, deadline: float):
             time.sleep(PAUSE)
 
 
-def _say_and_hear(chief: str, word: dict, deadline: float, seconds: float) -> None:
-    """Tell the chief who this is, and hear what came of it."""
+def _say_and_hear(addresses: Sequence[str], word: dict, deadline: float, seconds: float) -> None:
+    """Tell the chief who this is, try to connect to the others when it asks for it, and hear the outcome."""
     why = "it does not answer"
     while time.monotonic() < deadline:
-        family, place = _resolved(chief, 0, deadline)
+        family, place = _resolved(addresses[0], 0, deadline)
         with socket.socket(family, socket.SOCK_STREAM) as line:
             line.settimeout(max(PAUSE, deadline - time.monotonic()))
             try:
                 line.connect(place)
-                line.sendall(json.dumps(word).encode() + b"\n")
+                _send(line, word)
                 line.settimeout(max(PAUSE, deadline - time.monotonic()) + MARGIN)
                 answer = _heard(line)
+                if answer == _TRY:
+                    _send(line, {"closed": _closed(addresses, word["index"])})
+                    line.settimeout(TRIAL + MARGIN)
+                    answer = _heard(line)
             except OSError as error:
                 why = error.strerror or str(error)
                 answer = None
@@ -123,38 +137,107 @@ def _say_and_hear(chief: str, word: dict, deadline: float, seconds: float) -> No
             _take(answer)
             return
         time.sleep(PAUSE)
-    raise errors.Unavailable(f"worker 0 ({chief}) did not come within {seconds:g} seconds ({why}); start all workers")
+    raise errors.Unavailable(
+        f"worker 0 ({addresses[0]}) did not come within {seconds:g} seconds ({why}); start all workers"
+    )
 
 
 def _gather(listener: socket.socket, addresses: Sequence[str], word: dict, deadline: float, seconds: float) -> None:
-    """Wait for all, compare, try to reach them, and tell everybody the outcome."""
+    """Wait for all, compare, let each try to reach the others, and tell everybody the outcome."""
     lines: dict[int, socket.socket] = {}
     answer: dict = {}
     with contextlib.ExitStack() as stack:
-        while not answer and len(lines) < len(addresses) - 1:
-            listener.settimeout(max(PAUSE, deadline - time.monotonic()))
-            try:
-                line, _ = listener.accept()
-            except TimeoutError:
-                missing = [i for i in range(1, len(addresses)) if i not in lines]
-                named = ", ".join(f"worker {i} ({addresses[i]})" for i in missing)
-                answer = _no(errors.Unavailable, f"{named} did not come within {seconds:g} seconds; start all workers")
-                break
-            stack.enter_context(line)
-            line.settimeout(min(MARGIN, max(PAUSE, deadline - time.monotonic())))  # a worker speaks at once
-            said = _heard(line)
-            if (
-                said is None
-                or not isinstance(said.get("same"), dict)
-                or said.get("index") not in range(1, len(addresses))
-            ):
-                continue  # somebody else, or a worker that has gone again
-            lines[said["index"]] = line
-            answer = _difference(word, said) or _unreachable(addresses, said["index"], deadline)
+        with _arriving(listener) as arrivals:
+            while not answer and len(lines) < len(addresses) - 1:
+                try:
+                    line, said = arrivals.get(timeout=max(PAUSE, deadline - time.monotonic()))
+                except queue.Empty:
+                    missing = [i for i in range(1, len(addresses)) if i not in lines]
+                    named = ", ".join(f"worker {i} ({addresses[i]})" for i in missing)
+                    why = f"{named} did not come within {seconds:g} seconds; start all workers"
+                    answer = _no(errors.Unavailable, why)
+                    break
+                stack.enter_context(line)
+                if said.get("index") in range(1, len(addresses)):
+                    lines[said["index"]] = line
+                    answer = _difference(word, said)
+        answer = answer or _trials(addresses, lines)
         for line in lines.values():
             with contextlib.suppress(OSError):  # it has gone: TensorFlow will notice
-                line.sendall(json.dumps(answer).encode() + b"\n")
+                _send(line, answer)
     _take(answer)
+
+
+@contextlib.contextmanager
+def _arriving(listener: socket.socket):
+    """Yield a queue of (connection, message) of those who say what a worker says; each is heard by a thread of its own, so
+    that a stranger who says nothing holds up nobody."""
+    arrivals: queue.Queue = queue.Queue()
+    over, strangers = threading.Event(), []
+
+    def hear(line: socket.socket, place) -> None:
+        line.settimeout(MARGIN)  # a worker speaks at once
+        said = _heard(line)
+        if said is not None and isinstance(said.get("same"), dict):
+            arrivals.put((line, said))
+            return
+        line.close()
+        if not strangers:
+            message = f"worker 0: ignored a connection from {place[0]} that sent no worker's message; is the port open to others?"
+            print(message, file=sys.stderr, flush=True)
+        strangers.append(place)
+
+    def accept() -> None:
+        listener.settimeout(PAUSE)
+        while not over.is_set():
+            with contextlib.suppress(OSError):  # nobody came, or has gone again
+                line, place = listener.accept()
+                threading.Thread(target=hear, args=(line, place), daemon=True).start()
+
+    thread = threading.Thread(target=accept, daemon=True)
+    thread.start()
+    try:
+        yield arrivals
+    finally:
+        over.set()
+        thread.join()
+
+
+def _trials(addresses: Sequence[str], lines: dict[int, socket.socket]) -> dict:
+    """Let all workers try to connect to all others, and return a refusal that names the first pair that cannot."""
+    for line in lines.values():
+        with contextlib.suppress(OSError):
+            _send(line, _TRY)
+    found = {0: _closed(addresses, 0)}
+    for index, line in lines.items():
+        line.settimeout(TRIAL)
+        found[index] = (_heard(line) or {}).get("closed", [])  # it has gone: TensorFlow will notice
+    for index, closed in sorted(found.items()):
+        for other, why in closed:
+            return _no(
+                errors.Unavailable,
+                f"worker {other} is there, but worker {index} cannot reach it at {addresses[other]} ({why}); open this port "
+                "between the workers",
+            )
+    return {}
+
+
+def _closed(addresses: Sequence[str], index: int) -> list[tuple[int, str]]:
+    """Return the workers that this one cannot connect to, and why."""
+    others = [i for i in range(len(addresses)) if i != index]
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+        whys = pool.map(lambda i: unreachable(addresses[i]), others)
+        return [(i, why) for i, why in zip(others, whys, strict=True) if why]
+
+
+def unreachable(address: str) -> str:
+    """Return why `host:port` does not accept a connection; empty where it does."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=MARGIN).close()
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
 
 
 def _difference(own: dict, said: dict) -> dict:
@@ -170,24 +253,6 @@ def _difference(own: dict, said: dict) -> dict:
     return {}
 
 
-def _unreachable(addresses: Sequence[str], index: int, deadline: float) -> dict:
-    """Return a refusal where the chief cannot reach a worker, who listens while it waits."""
-    try:
-        family, place = _resolved(addresses[index], index, deadline)
-        with socket.socket(family, socket.SOCK_STREAM) as line:
-            line.settimeout(max(PAUSE, deadline - time.monotonic()))
-            line.connect(place)
-    except OSError as error:
-        return _no(
-            errors.Unavailable,
-            f"worker {index} is there, but worker 0 cannot reach it at {addresses[index]} ({error.strerror or error}); open "
-            "this port between the workers",
-        )
-    except errors.Unavailable as error:
-        return _no(errors.Unavailable, str(error))
-    return {}
-
-
 def _no(kind: type[Exception], message: str) -> dict:
     return {"kind": kind.__name__, "message": message}
 
@@ -195,6 +260,10 @@ def _no(kind: type[Exception], message: str) -> dict:
 def _take(answer: dict) -> None:
     if answer:
         raise {kind.__name__: kind for kind in errors.KINDS}[answer["kind"]](answer["message"])
+
+
+def _send(line: socket.socket, message: dict) -> None:
+    line.sendall(json.dumps(message).encode() + b"\n")
 
 
 def _heard(line: socket.socket) -> dict | None:

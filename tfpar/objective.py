@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import re
 import reprlib
+from collections.abc import Callable
+from typing import NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
+from keras.src import backend as keras_backend
 
 from tfpar import errors
 
@@ -86,48 +90,172 @@ def _check_optimizer(optimizer: keras.optimizers.Optimizer, sets_rate: bool) -> 
         )
 
 
-def build(model: keras.Model) -> keras.losses.Loss:
-    """Build loss, metrics and optimizer of a compiled model, and return the loss that gives one value an image.
+class ImageLoss(NamedTuple):
+    """The loss of each image: `loss(labels, logits)` takes `int32[batch]` and `[batch, classes]`, returns `float32[batch]`.
+
+    Attributes:
+        loss: of Keras, called without its reduction, which would divide by the number of replicas.
+        one_hot: whether it takes one-hot labels, which are made of the integers here.
+        weight: the `loss_weights` of `compile`.
+    """
+
+    loss: keras.losses.Loss
+    one_hot: bool = False
+    weight: float = 1.0
+
+    def __call__(self, labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+        losses = self.loss.call(labels_for(self.one_hot, labels, logits), tf.cast(logits, tf.float32))
+        losses = tf.cast(losses, tf.float32)
+        return losses if self.weight == 1 else losses * tf.constant(self.weight, tf.float32)
+
+
+def labels_for(one_hot: bool, labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    """Return the labels as they are, or as `float32[batch, classes]`."""
+    return tf.one_hot(labels, logits.shape[-1]) if one_hot else labels
+
+
+def build(model: keras.Model) -> ImageLoss:
+    """Build loss, metrics and optimizer of a compiled model, and return the loss of each image.
+
+    Accepted, as objects, functions or names, with or without a number as `loss_weights`:
+
+    | loss | labels that it is given |
+    |---|---|
+    | `SparseCategoricalCrossentropy(from_logits=True)` | integers |
+    | `CategoricalCrossentropy`, `CategoricalFocalCrossentropy` (`from_logits=True`), with or without `label_smoothing` | one-hot |
+    | `BinaryCrossentropy`, `BinaryFocalCrossentropy` (`from_logits=True`) | one-hot |
+    | `CategoricalHinge`, `Hinge`, `SquaredHinge` | one-hot |
+    | `MeanSquaredError`, `MeanAbsoluteError`, `MeanAbsolutePercentageError`, `MeanSquaredLogarithmicError`, `Huber`, `LogCosh`, `CosineSimilarity` | one-hot |
+    | a loss or function of your own | integers, or one-hot where it does not take integers |
+
+    Refused: crossentropies without `from_logits=True`, `KLDivergence` and `Poisson` (they take probabilities), `Dice`, `Tversky`,
+    `Circle` and `CTC` (they give no value for each image alone).
 
     Raises:
-        errors.SettingsError: it does not, or it takes probabilities instead of logits.
+        errors.SettingsError: a loss or a metric that is refused, with the remedy.
     """
     classes = model.outputs[0].shape[-1]
     images = np.zeros((2, *model.inputs[0].shape[1:]), model.inputs[0].dtype)
-    labels = np.arange(2, dtype=np.int32) % classes
+    integers, logits = keras.KerasTensor((2,), "int32"), keras.KerasTensor((2, classes), "float32")
     with model.distribute_strategy.scope():
+        loss = _image_loss(model, integers, logits, classes)
         # What fit does first: it builds the metrics here, and has nothing to build inside a replica.
-        model._symbolic_build(data_batch=(tf.constant(images), tf.constant(labels), None))
+        _build_metrics(model, loss.one_hot, integers, logits)
+        model._symbolic_build(data_batch=(tf.constant(images), tf.zeros([2], tf.int32), None))
         model.optimizer.build(model.trainable_variables)
-    losses = model._compile_loss._flat_losses if model._compile_loss else []
-    if len(losses) != 1 or losses[0].loss_weights not in (None, 1, 1.0):
-        raise errors.SettingsError("the model must be compiled with one loss without a weight")
-    loss = losses[0].loss
-    if _takes_probabilities(loss):
-        raise errors.SettingsError(
-            f"loss {loss.name} takes probabilities; compile with SparseCategoricalCrossentropy(from_logits=True)"
-        )
-    try:
-        values = per_image(loss, tf.constant(labels), tf.zeros([2, classes]))
-    # So all of Keras' losses refuse other labels or shapes. Anything else is a mistake in a loss of the user's own, whose
-    # trace shows where.
-    except (ValueError, tf.errors.InvalidArgumentError) as error:
-        raise errors.SettingsError(
-            f"loss {loss.name} does not take int32 labels and logits [batch, {classes}]: {error}"
-        ) from error
-    if values.shape != (2,):
-        raise errors.SettingsError(
-            f"loss {loss.name} gives {values.shape} for 2 images; give one that returns a value an image"
-        )
     return loss
 
 
-def _takes_probabilities(loss: keras.losses.Loss) -> bool:
+def name_of(model: keras.Model) -> dict | str:
+    """Return what a run remembers of a compiled model's loss: its name or its configuration, and its weight."""
+    given = next(iter(tf.nest.flatten(model.loss)), None)
+    known = given if isinstance(given, str) else keras.losses.serialize(given)
+    weights = [weight for weight in tf.nest.flatten(model._compile_loss._user_loss_weights) if weight not in (None, 1)]
+    return {"loss": known, "weights": weights} if weights else known
+
+
+_PROBABILITIES = (
+    "compile with SparseCategoricalCrossentropy(from_logits=True), or CategoricalCrossentropy(from_logits=True)"
+)
+_ONE_HOT = {
+    getattr(keras.losses, name)
+    for name in (
+        "categorical_crossentropy", "categorical_focal_crossentropy", "binary_crossentropy", "binary_focal_crossentropy",
+        "categorical_hinge", "hinge", "squared_hinge", "mean_squared_error", "mean_absolute_error", "huber", "log_cosh",
+        "mean_absolute_percentage_error", "mean_squared_logarithmic_error", "cosine_similarity",
+    )
+}  # fmt: skip
+
+
+def _image_loss(model: keras.Model, integers, logits, classes: int) -> ImageLoss:
+    if model._compile_loss is not None and not model._compile_loss.built:
+        try:
+            model._compile_loss.build(integers, logits)
+        except (ValueError, KeyError) as error:
+            raise errors.SettingsError(f"loss={reprlib.repr(model.loss)} of compile: {error}") from error
+    losses = model._compile_loss._flat_losses if model._compile_loss else []
+    if len(losses) != 1:
+        raise errors.SettingsError(f"compile with one loss; this model has {len(losses)}")
+    loss, weight = losses[0].loss, losses[0].loss_weights
     function = getattr(loss, "fn", None)  # of a loss that wraps a function, as all that Keras names do
-    knows_logits = function is not None and "from_logits" in inspect.signature(function).parameters
-    return knows_logits and not loss._fn_kwargs.get("from_logits", False)
+    if _takes_probabilities(function, getattr(loss, "_fn_kwargs", {})):
+        raise errors.SettingsError(
+            f"loss {loss.name} takes probabilities, and the model gives logits; {_PROBABILITIES}"
+        )
+    forms = [True] if function in _ONE_HOT else [False, True]
+    whys = []
+    for one_hot in forms:
+        found = ImageLoss(loss, one_hot, 1.0 if weight is None else float(weight))
+        whys.append(_why_not_per_image(found, classes))
+        if not whys[-1]:
+            return found
+    raise errors.SettingsError(f"loss {loss.name} {whys[-1]}; {_PROBABILITIES}")
 
 
-def per_image(loss: keras.losses.Loss, labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    """Return the loss of each image, `float32[batch]`, reduced by nobody."""
-    return tf.cast(loss.call(labels, tf.cast(logits, tf.float32)), tf.float32)
+def _takes_probabilities(function: Callable | None, options: dict) -> bool:
+    """Tell whether a function of Keras for losses or metrics takes probabilities instead of logits."""
+    if function is not None and "from_logits" in inspect.signature(function).parameters:
+        return not options.get("from_logits", False)
+    return getattr(function, "__name__", "") in ("kl_divergence", "poisson", "categorical_generalized_cross_entropy")
+
+
+def _why_not_per_image(loss: ImageLoss, classes: int) -> str:
+    """Return why a loss does not give each image a value that depends on this image alone; empty where it does."""
+    logits = tf.random.stateless_normal([4, classes], [1, 2])
+    labels = tf.range(4) % min(2, classes)  # two of each class, for losses that compare images
+    try:
+        together = loss(labels, logits)
+        alone = [loss(labels[i : i + 1], logits[i : i + 1]) for i in range(4)]
+    # So all of Keras' losses refuse other labels or shapes. Anything else is a mistake in a loss of the user's own, whose
+    # trace shows where.
+    except (ValueError, tf.errors.InvalidArgumentError) as error:
+        return f"does not take labels and logits [batch, {classes}] ({_said(error)})"
+    if together.shape != (4,) or any(each.shape != (1,) for each in alone):
+        return f"gives {together.shape} for 4 images instead of one value for each"
+    same = np.allclose(together, tf.concat(alone, 0), rtol=1e-4, atol=1e-5, equal_nan=True)
+    return "" if same else "gives an image another value together with others than alone, so shards would change it"
+
+
+def _said(error: Exception) -> str:
+    return re.sub(r"\{\{.*?\}\} ?", "", errors.first_line(error))  # without the places in TensorFlow's graph
+
+
+def _build_metrics(model: keras.Model, one_hot: bool, integers, logits) -> None:
+    """Build the compiled metrics, each with labels in the form that it takes."""
+    compiled = model._compile_metrics
+    if compiled is None or compiled.built:
+        return
+    labels = {False: integers, True: keras.KerasTensor(logits.shape, "float32")}
+    compiled.build(labels[one_hot], logits)  # names such as "accuracy" mean what they would mean with the loss's labels
+    for metric in compiled.metrics:
+        if _metric_takes_probabilities(metric):
+            raise errors.SettingsError(
+                f"metric {metric.name} takes probabilities, and the model gives logits; give it from_logits=True if it has that, "
+                "or leave it out: each stage's predictions.parquet has the probabilities"
+            )
+        try:
+            keras_backend.compute_output_spec(metric.update_state, labels[takes_one_hot(metric)], logits)
+        except (ValueError, tf.errors.InvalidArgumentError) as error:
+            raise errors.SettingsError(
+                f"metric {metric.name} does not take labels and logits {logits.shape} ({_said(error)}); leave it out"
+            ) from error
+
+
+def takes_one_hot(metric: keras.metrics.Metric) -> bool:
+    """Tell whether a metric takes one-hot labels: all of Keras' do, except those that say `sparse`; others take integers."""
+    function = getattr(metric, "_fn", None)
+    of = function if function is not None else type(metric)
+    if isinstance(metric, keras.metrics.IoU):
+        return not metric.sparse_y_true
+    return of.__module__.startswith("keras.src.") and "sparse" not in of.__name__.lower()
+
+
+def _metric_takes_probabilities(metric: keras.metrics.Metric) -> bool:
+    kinds = (
+        keras.metrics.Precision, keras.metrics.Recall, keras.metrics.SensitivityAtSpecificity, keras.metrics.RecallAtPrecision,
+        keras.metrics.SpecificityAtSensitivity, keras.metrics.PrecisionAtRecall, keras.metrics.TruePositives,
+        keras.metrics.TrueNegatives, keras.metrics.FalsePositives, keras.metrics.FalseNegatives,
+    )  # fmt: skip
+    if _takes_probabilities(getattr(metric, "_fn", None), getattr(metric, "_fn_kwargs", {})):
+        return True
+    return isinstance(metric, kinds) or (isinstance(metric, keras.metrics.AUC) and not metric._from_logits)

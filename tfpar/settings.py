@@ -13,7 +13,7 @@ import tensorflow as tf
 from tensorflow.python.framework.config import is_op_determinism_enabled
 from tensorflow.python.util import _pywrap_util_port
 
-from tfpar import __version__, arrays, errors, rules, schedule
+from tfpar import __version__, arrays, errors, objective, rules, schedule
 from tfpar.engine import AUGMENTATIONS
 from tfpar.steps import MOST_STEPS_PER_CALL
 
@@ -38,7 +38,7 @@ def of(model: keras.Model, data, stages, **numbers) -> dict:
         "model": model.name,
         "model_config": _model_fingerprint(model),
         "optimizer": _plain(keras.optimizers.serialize(model.optimizer)),
-        "loss": _plain(keras.losses.serialize(keras.losses.get(model.loss))),
+        "loss": _plain(objective.name_of(model)),
         "precision": keras.config.dtype_policy().name,
         "jit_compile": model._compile_config.config.get("jit_compile") is True,
         "data": data.fingerprint,
@@ -242,14 +242,14 @@ def _plain(serialized) -> dict | str:
     """Leave out what the run sets itself, or Keras counts up."""
     if not isinstance(serialized, dict):
         return str(serialized)
+    if "weights" in serialized:
+        return serialized | {"loss": _plain(serialized["loss"])}
+    if not isinstance(serialized["config"], dict):  # a function
+        return str(serialized["config"])
     config = {key: value for key, value in serialized["config"].items() if key not in ("learning_rate", "name")}
     if isinstance(config.get("inner_optimizer"), dict):
         config["inner_optimizer"] = _plain(config["inner_optimizer"])
-    return (
-        {"class": serialized["class_name"], **config}
-        if isinstance(serialized["config"], dict)
-        else str(serialized["config"])
-    )
+    return {"class": serialized["class_name"], **config}
 
 
 def _number(value):

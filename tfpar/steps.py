@@ -37,6 +37,7 @@ from collections.abc import Callable
 import keras
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.distribute import distribute_lib
 
 from tfpar import errors, exchange, keras_repairs, objective, tensorflow_repairs
 
@@ -257,7 +258,7 @@ class Step:
             return [tf.TensorSpec(v.shape, v.dtype) for v in group]
 
         sealed = tf.function(jit_compile=True, autograph=False) if self.jit_compile else exchange.sealed
-        with tensorflow_repairs.fixed_order():
+        with tensorflow_repairs.fixed_order(), _replicas_hidden():
             shard = sealed(self._shard).get_concrete_function(
                 *(values(group) for group in self._variables()),
                 tf.TensorSpec([], tf.float32),
@@ -295,6 +296,7 @@ class Step:
 
         Returns the gradient and the averaged state as one vector, and per image (loss, label, logits).
         """
+        tf.compat.v1.get_default_graph()._distribution_strategy_stack = []  # a shard belongs to no replica
         images, labels, *weights = batch
         keys = [_key(s, self.seed, number, shard) for s in seeds]
         passed = self._in_order(state, keys)
@@ -304,7 +306,7 @@ class Step:
                 trainable, passed, images, training=True, return_losses=True
             )
             # Never Keras' reduced loss: it is divided by the number of replicas.
-            losses = objective.per_image(self.loss, labels, logits)
+            losses = self.loss(labels, logits)
             if weights:
                 losses *= weights[0]
             objective_value = tf.reduce_mean(losses) + sum(tf.cast(p, tf.float32) for p in penalties)
@@ -337,14 +339,12 @@ class Step:
 
     def _update_metrics(self, context, losses, labels, logits) -> None:
         """Show the whole global batch to Keras' metrics, on one replica: they are read as the sum over all of them."""
-        metrics = self.model.metrics
+        compiled = self.model._compile_metrics
 
         def update():
-            for metric in metrics:
-                if metric.name == "loss":
-                    metric.update_state(losses)
-                else:
-                    metric.update_state(labels, logits)
+            self.model._loss_tracker.update_state(losses)
+            for metric in compiled.metrics if compiled else ():
+                metric.update_state(objective.labels_for(objective.takes_one_hot(metric), labels, logits), logits)
             return tf.constant(0)
 
         tf.cond(tf.equal(context.replica_id_in_sync_group, 0), update, lambda: tf.constant(0))
@@ -375,6 +375,29 @@ def _key(layer_seed: tf.Tensor, seed: int, number: tf.Tensor, shard: tf.Tensor) 
 
 def _holds(variables, variable) -> bool:
     return any(variable is other for other in variables)
+
+
+@contextlib.contextmanager
+def _replicas_hidden():
+    """Let a layer that asks for the replicas, or exchanges something with them, raise `errors.SettingsError`."""
+
+    def refuse(*_given, **_options):
+        raise errors.SettingsError(
+            "a layer of the model looks across replicas (it reads their number or its replica's id, or calls all_reduce or "
+            "all_gather). tfpar computes a shard without knowing the replicas, so that the bits do not depend on their number. "
+            "Let the layer use its own shard alone, or train this model with Keras' own fit"
+        )
+
+    kinds = (distribute_lib._DefaultReplicaContext, tf.distribute.Strategy)  # of a trace outside of all strategies
+    names = ["replica_id_in_sync_group", "num_replicas_in_sync", "all_reduce", "all_gather", "merge_call"]
+    hidden = [(owner, name) for owner in kinds for name in names if hasattr(owner, name)]
+    with contextlib.ExitStack() as stack:
+        for owner, name in hidden:
+            owner = next(kind for kind in owner.__mro__ if name in vars(kind))
+            kept = vars(owner)[name]
+            setattr(owner, name, property(refuse) if isinstance(kept, property) else refuse)
+            stack.callback(setattr, owner, name, kept)
+        yield
 
 
 @contextlib.contextmanager

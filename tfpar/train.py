@@ -28,7 +28,7 @@ from tfpar.profiling import profile
 from tfpar.schedule import Stage
 from tfpar.signals import Interrupted, Stop
 from tfpar.training import Training
-from tfpar.workers import Group, exchange_first
+from tfpar.workers import Group, check_connection
 
 __all__ = ["Interrupted", "Stage", "profile", "run"]
 
@@ -93,7 +93,7 @@ def run(
     settings.check_fit(model, data)
     group, directory = Group(model.distribute_strategy), rules.path("directory", directory)
     with group.losses_told():
-        exchange_first(group.strategy)
+        check_connection(group.strategy)
         there = group.chief and not fresh and (directory / "run.json").exists()
         earlier = group.from_chief(results.Run(directory).facts if there else None)
         if shards is None:

@@ -29,13 +29,28 @@ import tensorflow as tf
 from tfpar import errors, meeting
 from tfpar.meeting import Cluster, cluster
 
-__all__ = ["Cluster", "Group", "cluster", "exchange_first", "strategy"]
+__all__ = ["Cluster", "Group", "check_connection", "cluster", "strategy"]
 
 SECONDS = 300.0  # how long workers wait for each other; TFPAR_WAIT_SECONDS says otherwise
 
 PIECE = 1 << 24  # bytes that workers exchange at once, outside of training
-# What TensorFlow raises on the workers that are left when one has gone.
-LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.InternalError)
+# How TensorFlow reports a worker that has gone, to those that are left: always, and if the message names a connection.
+LOST = (tf.errors.DeadlineExceededError, tf.errors.UnavailableError, tf.errors.AbortedError)
+LOST_IF_NAMED = (
+    tf.errors.CancelledError, tf.errors.InternalError, tf.errors.UnknownError, tf.errors.FailedPreconditionError,
+)  # fmt: skip
+NAMES = (
+    "socket",
+    "collective",
+    "connection",
+    "coordination",
+    "heartbeat",
+    "barrier",
+    "peer",
+    "nccl",
+    "rpc",
+    "/job:worker",
+)
 
 
 def strategy(*, command: Sequence[str] = ()) -> tf.distribute.Strategy:
@@ -65,26 +80,45 @@ def _strategy(found: Cluster, command: tuple[str, ...]) -> tf.distribute.Strateg
         raise errors.SettingsError(
             "TensorFlow has already started in this process; call devices.strategy() before anything else uses it"
         ) from error
+    except tf.errors.OpError as error:
+        if not is_loss(error):
+            raise
+        raise _not_connected(found.addresses, error) from error
 
 
 @functools.cache
-def exchange_first(strategy: tf.distribute.Strategy) -> None:
+def check_connection(strategy: tf.distribute.Strategy) -> None:
     """Exchange a first number with the other workers; once per process, before anything else is asked of them.
 
-    What keeps all from it, such as NCCL on GPUs that cannot reach each other, another start does not mend. So it is no
-    lost worker, which on a cluster may be started again for ever.
+    If this first all-reduce fails, for example because NCCL cannot connect the GPUs or a firewall drops the packets, a restart
+    will not fix it. So it is no lost worker, which Kubernetes would restart without counting.
 
     Raises:
-        errors.Unavailable: it failed.
+        errors.Unavailable: the all-reduce failed; the message names the workers that cannot be reached.
     """
     group = Group(strategy)
     try:
         group.wait()
-    except LOST as error:
-        raise errors.Unavailable(
-            f"the {group.size} workers met, but could not exchange a number ({_reason(error)}); look at the network between "
-            "them, and on GPUs at what NCCL_DEBUG=INFO prints"
-        ) from error
+    except tf.errors.OpError as error:
+        if not is_loss(error):
+            raise
+        found = cluster()
+        raise _not_connected(found.addresses if found else (), error) from error
+
+
+def is_loss(error: tf.errors.OpError) -> bool:
+    """Tell whether TensorFlow reports with this error that another worker cannot be reached."""
+    named = isinstance(error, LOST_IF_NAMED) and any(name in str(error).lower() for name in NAMES)
+    return named or isinstance(error, LOST)
+
+
+def _not_connected(addresses: Sequence[str], error: Exception) -> errors.Unavailable:
+    closed = [f"worker {index} ({address})" for index, address in enumerate(addresses) if meeting.unreachable(address)]
+    where = f"{', '.join(closed)} does not accept connections from here" if closed else _reason(error)
+    return errors.Unavailable(
+        f"the {len(addresses) or 'other'} workers met, but TensorFlow could not exchange a number between them ({where}). Open the "
+        "workers' ports in the firewall, and on GPUs look at what NCCL_DEBUG=INFO prints"
+    )
 
 
 class Group:
@@ -148,8 +182,8 @@ class Group:
         """Turn what TensorFlow raises when another worker has gone into `errors.WorkerLost`."""
         try:
             yield
-        except LOST as error:
-            if self.size == 1:
+        except tf.errors.OpError as error:
+            if self.size == 1 or not is_loss(error):
                 raise
             raise errors.WorkerLost(
                 f"another of the {self.size} workers was lost ({_reason(error)}); start all workers again, and they "

@@ -103,7 +103,8 @@ def test_tf_config_with_a_port_in_use_and_a_free_one(monkeypatch):
         monkeypatch.setenv("TF_CONFIG", config(workers=[f"localhost:{port}", "localhost:1"]))
         (found,) = doctor._workers()
         assert found.state == "mend" and f"port {port}" in found.found
-    (found,) = doctor._workers()
+    found, firewall = doctor._workers()
+    assert firewall.state == "note" and "without a password" in firewall.found
     assert found.state == "good" and found.found == "worker 0 of 2"
 
 

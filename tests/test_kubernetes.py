@@ -260,6 +260,12 @@ PLANTED = {
         (CONTAINER + "securityContext.privileged", True), (CONTAINER + "env.3.value", "3"), (CONTAINER + "env.3.value", 2), (CONTAINER + "env.4.value", "train-0.train"),
         (CONTAINER + "env.4", GONE), (CONTAINER + "env.5.value", "2222"), (CONTAINER + "env.5.name", "TFPAR_PROT"), (POD + "containers.1", {"name": "b", "image": "b"}),
     ],
+    "NetworkPolicy": [
+        ("spec.podSelector", {}), ("spec.podSelector.matchLabels", {"app.kubernetes.io/name": "tfpar"}), ("spec.ingress", GONE),
+        ("spec.ingress.0.from", GONE), ("spec.ingress.0.from", []), ("spec.ingress.0.from.0.podSelector", {}), ("spec.policyTypes", GONE),
+        ("spec.ingress.0.from.0.namespaceSelector", {}), ("spec.ingress.0.from.1", {"ipBlock": {"cidr": "0.0.0.0/0"}}), ("spec.ingress.1", {}),
+        ("metadata.namespace", "other"), ("apiVersion", "networking.k8s.io/v1beta1"), ("spec.ingres", []),
+    ],
     "JobSet": [
         ("metadata.name", "a" * 46), ("apiVersion", "jobset.x-k8s.io/v1"), ("spec.failurePolicy", GONE), ("spec.failurePolicy.maxRestarts", 0),
         ("spec.failurePolicy.maxRestart", 3), ("spec.failurePolicy.restartStrategy", "Blocking"), ("spec.failurePolicy.restartStrategy", GONE),
@@ -320,6 +326,15 @@ SAID = [
     ("Job", CONTAINER + "volumeMounts.3.name", "temp", "temp must be both"),
     ("Job", POD + "volumes.2.emptyDir.medium", "memory", "medium 'memory'"),
 ]  # fmt: skip
+
+
+def test_on_cpus_the_workers_port_alone_is_open():
+    for target in ("job", "jobset"):
+        manifests = made(target, gpus=0, port=2222)
+        (allowed,) = manifests[-1]["spec"]["ingress"]
+        assert allowed["ports"] == [{"protocol": "TCP", "port": 2222}] and kubernetes.check(manifests) == []
+        allowed["ports"] = [{"protocol": "TCP", "port": 2223}]
+        assert kubernetes.check(manifests) and "ports" not in made(target)[-1]["spec"]["ingress"][0]
 
 
 @pytest.mark.parametrize(("kind", "path", "value", "line"), SAID, ids=lambda value: str(value)[-40:])

@@ -1,5 +1,6 @@
 """Workers meet before TensorFlow starts: who is missing, wrong or started otherwise is told by name, before a deadline."""
 
+import contextlib
 import json
 import socket
 import threading
@@ -125,6 +126,48 @@ def test_whoever_talks_nonsense_is_passed_over():
     meeting.meet(everybody, 1, same={}, seconds=20)
     chief.join(timeout=30)
     assert not chief.is_alive()
+
+
+def test_a_port_scanner_is_told_of_once_and_holds_up_nobody(capfd):
+    """Silent, talkative and endless strangers at once."""
+    everybody = addresses(3)
+    threads = [
+        threading.Thread(target=meeting.meet, args=(everybody, index), kwargs={"same": {}, "seconds": 30})
+        for index in range(3)
+    ]
+    threads[0].start()
+    port, strangers, started = int(everybody[0].rpartition(":")[2]), [], time.monotonic()
+    for words in (b"", b"\x16\x03\x01 TLS", b"GET / HTTP/1.1\r\n\r\n", b"x" * (1 << 22), b"") * 4:
+        while True:
+            try:
+                strangers.append(socket.create_connection((LOOPBACK, port), timeout=1))
+                break
+            except OSError:
+                assert time.monotonic() - started < 20
+        with contextlib.suppress(OSError):
+            strangers[-1].sendall(words)
+    for thread in threads[1:]:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=30)
+        assert not thread.is_alive()
+    assert time.monotonic() - started < 15
+    for stranger in strangers:
+        stranger.close()
+    assert capfd.readouterr().err.count("ignored a connection from 127.0.0.1") == 1
+
+
+@pytest.mark.parametrize("closed", [(1, 2), (2, 0)])
+def test_a_pair_that_cannot_connect_is_named(monkeypatch, closed):
+    everybody, plain = addresses(3), meeting._closed
+
+    def between(addresses, index):
+        return [(closed[1], "timed out")] if index == closed[0] else plain(addresses, index)
+
+    monkeypatch.setattr(meeting, "_closed", between)
+    for error in met([everybody] * 3, [{}] * 3):
+        assert isinstance(error, errors.Unavailable)
+        assert f"worker {closed[0]} cannot reach it at {everybody[closed[1]]} (timed out); open this port" in str(error)
 
 
 TWO = ["a:1", "b:2"]

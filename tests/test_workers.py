@@ -297,6 +297,28 @@ def test_who_saves_is_given_time_and_who_hangs_is_not(code, killed, monkeypatch)
     assert (signal.SIGKILL in gang.processes[0].signals) == killed
 
 
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (tf.errors.DeadlineExceededError(None, None, "Deadline Exceeded"), True),
+        (tf.errors.UnavailableError(None, None, "failed to connect to all addresses"), True),
+        (tf.errors.AbortedError(None, None, "aborted"), True),
+        (tf.errors.CancelledError(None, None, "RPC cancelled: Socket closed"), True),
+        (tf.errors.InternalError(None, None, "Collective ops is aborted by: ..."), True),
+        (tf.errors.FailedPreconditionError(None, None, "Barrier failed: the peer is gone"), True),
+        (tf.errors.UnknownError(None, None, "/job:worker/task:1: heartbeat timeout"), True),
+        (tf.errors.InternalError(None, None, "Blas GEMM launch failed"), False),
+        (tf.errors.CancelledError(None, None, "Operation was cancelled"), False),
+        (tf.errors.InvalidArgumentError(None, None, "collective with a wrong shape"), False),
+    ],
+)
+def test_a_lost_worker_is_told_from_a_defect(error, lost, monkeypatch):
+    group = workers.Group(devices.strategy(simulate=2))
+    group.size = 2
+    with pytest.raises(errors.WorkerLost if lost else type(error)), group.losses_told():
+        raise error
+
+
 def test_what_keeps_workers_from_each_other_is_no_lost_worker(monkeypatch):
     """On a cluster 75 is not counted: workers that never could exchange anything would be started for ever."""
     strategy, exchanges = devices.strategy(simulate=2), []
@@ -337,6 +359,22 @@ def test_a_full_disk_or_a_closed_screen_does_not_stop_a_worker(monkeypatch, tmp_
     monkeypatch.setattr("builtins.print", gone)
     launcher._copy(iter(lines), tmp_path / "0.log", 0)
     assert (tmp_path / "0.log").read_bytes() == b"".join(lines)
+
+
+def test_ports_that_are_open_to_other_hosts_are_told_with_the_rule_that_closes_them(monkeypatch):
+    class Datagram(launcher.socket.socket):
+        def connect(self, place):
+            if not there:
+                raise OSError("Network is unreachable")
+
+    monkeypatch.setattr(launcher.socket, "socket", Datagram)
+    for there in (True, False):
+        line = launcher.open_to_others()
+        assert bool(line) == there
+        assert not there or ("without a password" in line and "\n" not in line)
+    if os.path.exists("/proc/sys/net/ipv4/ip_local_port_range"):
+        there = True
+        assert "iptables -I INPUT ! -i lo -p tcp --syn --dport " in launcher.open_to_others()
 
 
 def test_a_start_that_fails_leaves_nobody(monkeypatch, tmp_path):

@@ -181,6 +181,10 @@ def _workers() -> Iterator[Finding]:
         yield Finding("mend", "TF_CONFIG", told, "end what uses it, or name another")
     else:
         yield Finding("good", "TF_CONFIG", f"worker {found.index} of {len(hosts)}")
+        told = f"TensorFlow's server will listen on every address, port {port}, without a password"
+        yield Finding(
+            "note", "firewall", told, "let the firewall admit the other workers to this port, and nobody else"
+        )
 
 
 def _resolves(host: str) -> bool:

@@ -16,6 +16,7 @@ Example:
 from __future__ import annotations
 
 import argparse
+import copy
 import importlib.metadata
 import posixpath
 import re
@@ -78,7 +79,7 @@ def manifests(
 
     Example:
         >>> [m["kind"] for m in kubernetes.manifests(["train", "digits"], workers=2, gpus=0, image="tfpar:1")]
-        ['Service', 'Job']
+        ['Service', 'Job', 'NetworkPolicy']
     """
     workers, gpus = rules.whole("workers", workers, 1, 256), rules.whole("gpus", gpus, 0, 64)
     target = rules.word("target", target, TARGETS)
@@ -104,10 +105,12 @@ def manifests(
     own = meta | {"labels": meta["labels"] | queued}
     if target == "job":
         spec = _job(workers, deadline, pod | {"subdomain": name}, saved="Ignore", restarts=RESTARTS)
-        return [_service(meta, port), {"apiVersion": "batch/v1", "kind": "Job", "metadata": own, "spec": spec}]
+        job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": own, "spec": spec}
+        return [_service(meta, port), job, _policy(meta, {"batch.kubernetes.io/job-name": name}, port, gpus)]
     # The first failure that counts ends the child Job, and with it the gang: JobSet starts all of them again.
     spec = _job(workers, deadline, pod, saved="FailJob", restarts=0)
-    return [{"apiVersion": "jobset.x-k8s.io/v1alpha2", "kind": "JobSet", "metadata": own, "spec": _set(name, spec)}]
+    jobset = {"apiVersion": "jobset.x-k8s.io/v1alpha2", "kind": "JobSet", "metadata": own, "spec": _set(name, spec)}
+    return [jobset, _policy(meta, {"jobset.sigs.k8s.io/jobset-name": name}, port, gpus)]
 
 
 def text(manifests: Sequence[dict]) -> str:
@@ -240,6 +243,25 @@ def _service(meta: dict, port: int) -> dict:
         "ports": [{"name": "tensorflow", "port": port, "protocol": "TCP"}],
     }
     return {"apiVersion": "v1", "kind": "Service", "metadata": meta, "spec": spec}
+
+
+def _policy(meta: dict, pods: dict, port: int, gpus: int) -> dict:
+    """Return who may connect to the pods: the pods of the same job. TensorFlow's server knows no password.
+
+    On CPUs they use the one port; on GPUs NCCL opens others as it needs them.
+    """
+    own = {"podSelector": {"matchLabels": pods}}
+    ports = {} if gpus else {"ports": [{"protocol": "TCP", "port": port}]}
+    spec = own | {
+        "policyTypes": ["Ingress"],
+        "ingress": [{"from": [{"podSelector": {"matchLabels": {**pods}}}], **ports}],
+    }
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": copy.deepcopy(meta),
+        "spec": spec,
+    }
 
 
 def _job(workers: int, deadline: int, pod: dict, *, saved: str, restarts: int) -> dict:

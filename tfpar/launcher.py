@@ -74,6 +74,8 @@ def launch(
         stop.held = True
         for restart in range(restarts + 1):
             gang = _Gang(command, cores, logs, restart)
+            if restart == 0 and (line := open_to_others()):
+                print(line, flush=True)
             code = gang.end_of(stop)
             if stop.asked and code in STOPPED:
                 raise Interrupted(None)
@@ -164,6 +166,23 @@ class _Gang:
         for process in self.processes:
             if process.poll() is None:
                 process.send_signal(number)
+
+
+def open_to_others() -> str:
+    """Return a line that says that other hosts can connect to the workers, and how to prevent it; empty if this machine has no
+    network. TensorFlow's server cannot be bound to loopback."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # an address of no host; a datagram socket sends nothing when it connects
+        except OSError:
+            return ""
+    with contextlib.suppress(OSError), open("/proc/sys/net/ipv4/ip_local_port_range", encoding="ascii") as file:
+        low, high = file.read().split()
+        return (
+            "the workers' ports accept connections from other hosts without a password (TensorFlow's server listens on every "
+            f"address); to close them: iptables -I INPUT ! -i lo -p tcp --syn --dport {low}:{high} -j DROP"
+        )
+    return "the workers' ports accept connections from other hosts without a password; close them in this machine's firewall"
 
 
 def _started(command: list[str], environment: dict, cores: set[int] | None) -> subprocess.Popen:

@@ -4,9 +4,9 @@ A schema knows keys and types. That a mount has a volume, that a name leads to a
 end, and that an enumeration has the word: nobody says so before the cluster does, and some of it the cluster never says.
 
 Example:
-    >>> service, job = kubernetes.manifests(["train", "digits"], workers=2, gpus=0, image="tfpar:1")
+    >>> service, job, policy = kubernetes.manifests(["train", "digits"], workers=2, gpus=0, image="tfpar:1")
     >>> service["metadata"]["name"] = "other"
-    >>> kubernetes.check([service, job])
+    >>> kubernetes.check([service, job, policy])
     ['TFPAR_HOST_TEMPLATE is train-{i}.train, must be train-{i}.other', "subdomain is 'train', must be 'other'"]
 """
 
@@ -69,9 +69,12 @@ def check(manifests: Sequence[dict]) -> list[str]:
         manifests: as `kubernetes.manifests` returns them, or read from the text.
     """
     kinds = {_at(manifest, "kind", ""): manifest for manifest in manifests}
-    if len(kinds) < len(manifests) or set(kinds) not in ({"Job", "Service"}, {"JobSet"}):
+    if len(kinds) < len(manifests) or set(kinds) not in (
+        {"Job", "Service", "NetworkPolicy"},
+        {"JobSet", "NetworkPolicy"},
+    ):
         named = ", ".join(_at(manifest, "kind", "none") for manifest in manifests)
-        return [f"the kinds are {named}; must be Service and Job, or JobSet"]
+        return [f"the kinds are {named}; must be Service, Job and NetworkPolicy, or JobSet and NetworkPolicy"]
     if "Job" in kinds:
         job, version = _at(kinds["Job"], "spec", {}), ("Job", "batch/v1")
         found = itertools.chain(_service(kinds["Service"], kinds["Job"]), _job(job, in_set=False))
@@ -81,7 +84,8 @@ def check(manifests: Sequence[dict]) -> list[str]:
             ("JobSet", "jobset.x-k8s.io/v1alpha2"),
         )
         found = itertools.chain(_set(kinds["JobSet"]), _job(job, in_set=True))
-    return [*_differences(kinds[version[0]], {"apiVersion": version[1]}), *found]
+    policy = _policy(kinds["NetworkPolicy"], kinds[version[0]], job)
+    return [*_differences(kinds[version[0]], {"apiVersion": version[1]}), *found, *policy]
 
 
 def amount(value) -> float | None:
@@ -105,6 +109,21 @@ def _differences(value, wanted: dict) -> Iterator[str]:
         given = _at(value, path)
         if given != right or type(given) is not type(right):
             yield f"{path} is {given!r}, must be {right!r}"
+
+
+def _policy(policy: dict, owner: dict, job: dict) -> Iterator[str]:
+    """Look at who may connect to the pods: those of the same job alone, on the port of the workers, or on all with GPUs."""
+    kind, name = _at(owner, "kind"), _at(owner, "metadata.name")
+    own = {"batch.kubernetes.io/job-name" if kind == "Job" else "jobset.sigs.k8s.io/jobset-name": name}
+    container = _at(job, "template.spec.containers.0", {})
+    gpus = _at(container, "resources.limits", {}).get("nvidia.com/gpu")
+    ports = [{"protocol": "TCP", "port": _at(container, "ports.0.containerPort")}]
+    allowed = {"from": [{"podSelector": {"matchLabels": own}}]} | ({} if gpus else {"ports": ports})
+    wanted = {
+        "apiVersion": "networking.k8s.io/v1", "metadata.namespace": _at(owner, "metadata.namespace"),
+        "spec": {"podSelector": {"matchLabels": own}, "policyTypes": ["Ingress"], "ingress": [allowed]},
+    }  # fmt: skip
+    yield from (f"NetworkPolicy: {line}" for line in _differences(policy, wanted))
 
 
 # ---- names

@@ -25,6 +25,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.eager import context
 
 from tfpar import errors, meeting
 from tfpar.meeting import Cluster, cluster
@@ -33,6 +34,10 @@ __all__ = ["Cluster", "Group", "check_connection", "cluster", "strategy"]
 
 SECONDS = 300.0  # how long workers wait for each other; TFPAR_WAIT_SECONDS says otherwise
 
+# After so long without a heartbeat, sent every half of it, a worker is lost. TensorFlow's 10 do not always survive a cut of 4 s,
+# after which TCP tries again at 6.2 s.
+HEARTBEAT_SECONDS = 16.0
+REGISTER_SECONDS = 180.0  # from the meeting to TensorFlow's start on every worker; TensorFlow itself waits an hour
 PIECE = 1 << 24  # bytes that workers exchange at once, outside of training
 # How TensorFlow reports a worker that has gone, to those that are left: always, and if the message names a connection.
 LOST = (tf.errors.DeadlineExceededError, tf.errors.UnavailableError, tf.errors.AbortedError)
@@ -74,6 +79,11 @@ def _strategy(found: Cluster, command: tuple[str, ...]) -> tf.distribute.Strateg
     meeting.meet(found.addresses, found.index, same=same, seconds=_seconds())
     workers = {"cluster": {"worker": list(found.addresses)}, "task": {"type": "worker", "index": found.index}}
     os.environ["TF_CONFIG"] = json.dumps(workers)
+    context.context().configure_coordination_service(
+        service_type="standalone", service_leader="/job:worker/replica:0/task:0",
+        heartbeat_timeout_in_ms=int(1000 * HEARTBEAT_SECONDS), cluster_register_timeout_in_ms=int(1000 * REGISTER_SECONDS),
+        coordinated_jobs=[context.coordination_config_pb2.CoordinatedJob(name="worker", num_tasks=len(found.addresses))],
+    )  # fmt: skip
     try:
         return tf.distribute.MultiWorkerMirroredStrategy()
     except RuntimeError as error:
@@ -192,9 +202,9 @@ class Group:
 
     def _sum(self, numbers: tf.Tensor) -> tf.Tensor:
         def on_replica(numbers):
-            context = tf.distribute.get_replica_context()
-            first = context.replica_id_in_sync_group % self.local == 0  # of its worker: each counts once
-            return context.all_reduce(tf.distribute.ReduceOp.SUM, tf.where(first, numbers, tf.zeros_like(numbers)))
+            replica = tf.distribute.get_replica_context()
+            first = replica.replica_id_in_sync_group % self.local == 0  # of its worker: each counts once
+            return replica.all_reduce(tf.distribute.ReduceOp.SUM, tf.where(first, numbers, tf.zeros_like(numbers)))
 
         return self.strategy.experimental_local_results(self.strategy.run(on_replica, args=(numbers,)))[0]
 

@@ -49,6 +49,7 @@ def train_several(digits, *, replicas, shards, per_calls, count=7, optimizer=Non
         yield bits(model), (step.losses, step.hits, step.images), logits.tobytes() + losses.tobytes()
 
 
+@pytest.mark.arithmetic
 @pytest.mark.parametrize(
     ("shards", "replicas", "per_call"),
     [(1, 1, 3), (4, 2, 1), (4, 4, 3), (6, 3, 8), (12, 3, 1)],
@@ -70,6 +71,7 @@ def oracle(digits):
     return run
 
 
+@pytest.mark.arithmetic
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 def test_mixed_precision_with_adamw(digits, policy):
     keras.config.set_dtype_policy(policy)
@@ -121,6 +123,7 @@ def test_one_of_each_family(digits, name):
     assert results[0] == results[1] == results[2]
 
 
+@pytest.mark.arithmetic
 @pytest.mark.parametrize("replicas", [1, 2, 4])
 def test_the_first_loss_is_plain_keras_loss(digits, replicas):
     strategy = devices.strategy(simulate=replicas)
@@ -144,6 +147,7 @@ def test_the_first_loss_is_plain_keras_loss(digits, replicas):
     assert step.losses / step.images == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.arithmetic
 @pytest.mark.parametrize("class_weights", [None, WEIGHTS], ids=["even", "weighted"])
 def test_one_shard_is_plain_keras_training(digits, class_weights):
     """Without random layers, one shard's step is Keras' own step, penalties, decay and class weights included."""
@@ -172,6 +176,7 @@ def test_one_shard_is_plain_keras_training(digits, class_weights):
     assert not np.allclose(make().get_weights()[0], ours.get_weights()[0], atol=1e-3)
 
 
+@pytest.mark.arithmetic
 def test_under_fit_any_strategy_gives_the_same_history(digits):
     histories = []
     for replicas in (1, 2):
@@ -255,6 +260,7 @@ def test_steps_per_call_out_of_range_are_refused(given):
         steps.install(tiny(), **given)
 
 
+@pytest.mark.arithmetic
 @pytest.mark.slow
 def test_a_model_compiled_for_xla_keeps_the_law(digits):
     results = []

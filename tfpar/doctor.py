@@ -5,8 +5,8 @@ imports TensorFlow, lists the GPUs, takes two steps of training on two shards, a
 
 Example:
     $ tfpar doctor
-    good  python        3.11.7
-    good  tensorflow    2.21.0
+    good  python        3.11.7 (tried: 3.10 to 3.13)
+    good  tensorflow    2.21.0 (tried: 2.20 to 2.21)
     mend  keras         3.8.0
                         -> tfpar needs 3.12 or later; pip install --upgrade keras
     ...
@@ -31,8 +31,9 @@ from tfpar import errors, meeting
 
 SECONDS = 180  # for the process that imports TensorFlow and trains
 WIDTH = 80
-# The lowest that is needed, the highest that was tried.
+# The tests passed with the lowest and with the highest.
 TRIED = {"tensorflow": ("2.20", "2.21"), "keras": ("3.12", "3.15")}
+PYTHONS = ((3, 10), (3, 13))
 PACKAGES = ["tensorflow-datasets", "numpy", "pyarrow", "pillow", "matplotlib", "scikit-learn", "tensorboard"]
 LEAST_DISK, LEAST_MEMORY, LEAST_SHARED = 2e9, 2e9, 1e9  # bytes
 
@@ -77,8 +78,9 @@ def works(findings: list[Finding]) -> bool:
 
 def _versions() -> Iterator[Finding]:
     version = ".".join(map(str, sys.version_info[:3]))
-    right = (3, 10) <= sys.version_info[:2] <= (3, 13)
-    yield Finding("good" if right else "mend", "python", version, "" if right else "take Python 3.10 to 3.13")
+    right = PYTHONS[0] <= sys.version_info[:2] <= PYTHONS[1]
+    tried = " to ".join(f"{major}.{minor}" for major, minor in PYTHONS)
+    yield Finding("good" if right else "mend", "python", f"{version} (tried: {tried})", "" if right else f"take Python {tried}")
     for name, (lowest, highest) in TRIED.items():
         version = _version(name)
         if version is None:
@@ -88,7 +90,7 @@ def _versions() -> Iterator[Finding]:
         elif _numbers(version)[:2] > _numbers(highest):
             yield Finding("note", name, version, f"newer than {highest}, the last that was tried; run the tests")
         else:
-            yield Finding("good", name, version)
+            yield Finding("good", name, f"{version} (tried: {lowest} to {highest})")
     missing = [name for name in PACKAGES if _version(name) is None]
     if missing:
         yield Finding("mend", "packages", f"missing: {', '.join(missing)}", f"pip install {' '.join(missing)}")

@@ -44,7 +44,8 @@ def _code_of(given) -> int:
         _say(str(stopped) or "stopped")
         return getattr(stopped, "exit_code", 130)
     except errors.KINDS as error:
-        _say(f"tfpar: {' '.join(str(error).split())}")
+        details = f" (TensorFlow's own report: {_trace_file()})" if isinstance(error, errors.WorkerLost) else ""
+        _say(f"tfpar: {' '.join(str(error).split())}{details}")
         return error.exit_code
     except BrokenPipeError:
         _to_nowhere(sys.stdout)  # who read our output has gone
@@ -62,11 +63,16 @@ def _code_of(given) -> int:
         _say(f"tfpar: {place}: {error.strerror or error}; earlier state is intact. {files.remedy(error)}")
         return errors.InputOutputFailed.exit_code
     except Exception as error:  # noqa: BLE001 - the one last handler
-        with tempfile.NamedTemporaryFile("w", prefix="tfpar-", suffix=".txt", delete=False) as file:
-            file.write(traceback.format_exc())
         said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        _say(f"tfpar: a defect of tfpar ({said}); please report it with {file.name}")
+        _say(f"tfpar: a defect of tfpar ({said}); please report it with {_trace_file()}")
         return 70
+
+
+def _trace_file() -> str:
+    """Write the stack trace of the exception that is being handled into a file, and return its name."""
+    with tempfile.NamedTemporaryFile("w", prefix="tfpar-", suffix=".txt", delete=False) as file:
+        file.write(traceback.format_exc())
+    return file.name
 
 
 def _say(line: str) -> None:

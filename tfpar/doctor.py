@@ -80,7 +80,9 @@ def _versions() -> Iterator[Finding]:
     version = ".".join(map(str, sys.version_info[:3]))
     right = PYTHONS[0] <= sys.version_info[:2] <= PYTHONS[1]
     tried = " to ".join(f"{major}.{minor}" for major, minor in PYTHONS)
-    yield Finding("good" if right else "mend", "python", f"{version} (tried: {tried})", "" if right else f"take Python {tried}")
+    yield Finding(
+        "good" if right else "mend", "python", f"{version} (tried: {tried})", "" if right else f"take Python {tried}"
+    )
     for name, (lowest, highest) in TRIED.items():
         version = _version(name)
         if version is None:

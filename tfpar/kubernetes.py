@@ -345,10 +345,8 @@ def _volumes(data_claim: str, run_claim: str, shm: str) -> tuple[list[dict], lis
     volumes = [
         {"name": "data", "persistentVolumeClaim": {"claimName": data_claim, "readOnly": True}},
         {"name": "runs", "persistentVolumeClaim": {"claimName": run_claim}},
-        {
-            "name": "shm",
-            "emptyDir": {"medium": "Memory", "sizeLimit": shm},
-        },  # NCCL needs more than the 64 MiB there are
+        # NCCL needs more than the 64 MiB there are.
+        {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": shm}},
         {"name": "tmp", "emptyDir": {}},
     ]
     mounts = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import re
 import reprlib
@@ -12,6 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 from keras.src import backend as keras_backend
+from tensorflow.python.distribute import distribute_lib
 
 from tfpar import errors
 
@@ -88,6 +90,29 @@ def _check_optimizer(optimizer: keras.optimizers.Optimizer, sets_rate: bool) -> 
         raise errors.SettingsError(
             "the optimizer has loss_scale_factor; leave it out, or use mixed_float16, which scales the loss itself"
         )
+
+
+@contextlib.contextmanager
+def replicas_hidden():
+    """Let a layer that asks for the replicas, or exchanges something with them, raise `errors.SettingsError`."""
+
+    def refuse(*_given, **_options):
+        raise errors.SettingsError(
+            "a layer of the model looks across replicas (it reads their number or its replica's id, or calls all_reduce or "
+            "all_gather). tfpar computes a shard without knowing the replicas, so that the bits do not depend on their number. "
+            "Let the layer use its own shard alone, or train this model with Keras' own fit"
+        )
+
+    kinds = (distribute_lib._DefaultReplicaContext, tf.distribute.Strategy)  # of a trace outside of all strategies
+    names = ["replica_id_in_sync_group", "num_replicas_in_sync", "all_reduce", "all_gather", "merge_call"]
+    hidden = [(owner, name) for owner in kinds for name in names if hasattr(owner, name)]
+    with contextlib.ExitStack() as stack:
+        for owner, name in hidden:
+            owner = next(kind for kind in owner.__mro__ if name in vars(kind))
+            kept = vars(owner)[name]
+            setattr(owner, name, property(refuse) if isinstance(kept, property) else refuse)
+            stack.callback(setattr, owner, name, kept)
+        yield
 
 
 class ImageLoss(NamedTuple):

@@ -37,7 +37,6 @@ from collections.abc import Callable
 import keras
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.distribute import distribute_lib
 
 from tfpar import errors, exchange, keras_repairs, objective, tensorflow_repairs
 
@@ -258,7 +257,7 @@ class Step:
             return [tf.TensorSpec(v.shape, v.dtype) for v in group]
 
         sealed = tf.function(jit_compile=True, autograph=False) if self.jit_compile else exchange.sealed
-        with tensorflow_repairs.fixed_order(), _replicas_hidden():
+        with tensorflow_repairs.fixed_order(), objective.replicas_hidden():
             shard = sealed(self._shard).get_concrete_function(
                 *(values(group) for group in self._variables()),
                 tf.TensorSpec([], tf.float32),
@@ -375,29 +374,6 @@ def _key(layer_seed: tf.Tensor, seed: int, number: tf.Tensor, shard: tf.Tensor) 
 
 def _holds(variables, variable) -> bool:
     return any(variable is other for other in variables)
-
-
-@contextlib.contextmanager
-def _replicas_hidden():
-    """Let a layer that asks for the replicas, or exchanges something with them, raise `errors.SettingsError`."""
-
-    def refuse(*_given, **_options):
-        raise errors.SettingsError(
-            "a layer of the model looks across replicas (it reads their number or its replica's id, or calls all_reduce or "
-            "all_gather). tfpar computes a shard without knowing the replicas, so that the bits do not depend on their number. "
-            "Let the layer use its own shard alone, or train this model with Keras' own fit"
-        )
-
-    kinds = (distribute_lib._DefaultReplicaContext, tf.distribute.Strategy)  # of a trace outside of all strategies
-    names = ["replica_id_in_sync_group", "num_replicas_in_sync", "all_reduce", "all_gather", "merge_call"]
-    hidden = [(owner, name) for owner in kinds for name in names if hasattr(owner, name)]
-    with contextlib.ExitStack() as stack:
-        for owner, name in hidden:
-            owner = next(kind for kind in owner.__mro__ if name in vars(kind))
-            kept = vars(owner)[name]
-            setattr(owner, name, property(refuse) if isinstance(kept, property) else refuse)
-            stack.callback(setattr, owner, name, kept)
-        yield
 
 
 @contextlib.contextmanager

@@ -343,3 +343,15 @@ def test_a_signal_saves_and_the_same_command_continues(tmp_path, tfpar, place, n
     assert process.returncode == 42 and "state saved; the same command continues" in err, (out, err)
     code, out, _ = tfpar(*arguments)
     assert code == 0 and "continuing after step" in out
+
+
+def test_label_smoothing_is_a_setting_of_the_run(tfpar):
+    smoothed = ("train", "digits", "--run", "runs/smoothed", "--stage", "1@0.2", "--label-smoothing", "0.1")
+    code, _, said = tfpar(*smoothed)
+    assert code == 0, said
+    assert results.Run("runs/smoothed").settings["loss"]["label_smoothing"] == 0.1
+    code, _, said = tfpar(*smoothed[:-1], "0.2")
+    assert code == 78 and "0.1" in said and "0.2" in said
+    assert tfpar(*smoothed[:-1], "1.5")[0] == 2
+    code, out, _ = tfpar("evaluate", "runs/smoothed")
+    assert code == 0 and json.loads(out)["loss"] == results.Run("runs/smoothed").metrics()["loss"]

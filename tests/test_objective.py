@@ -29,6 +29,11 @@ def squared(labels, logits):
     return keras.ops.mean(keras.ops.square(one_hot - logits), -1)
 
 
+def smooth(labels, logits):
+    """One that takes one-hot labels, and raises TypeError for integers."""
+    return tf.nn.softmax_cross_entropy_with_logits(labels * 0.9 + 0.01, logits)
+
+
 class Own(keras.losses.Loss):
     """A loss of a user's own that takes one-hot labels."""
 
@@ -43,7 +48,7 @@ ACCEPTED = [
     (L.BinaryFocalCrossentropy(from_logits=True), True), (L.CategoricalHinge(), True), (L.Hinge(), True),
     (L.SquaredHinge(), True), (L.MeanSquaredError(), True), (L.MeanAbsolutePercentageError(), True),
     (L.MeanSquaredLogarithmicError(), True), (L.Huber(), True), (L.LogCosh(), True), (L.CosineSimilarity(), True),
-    ("mse", True), (["mse"], True), (L.mean_squared_error, True), (squared, False), (Own(), True),
+    ("mse", True), (["mse"], True), (L.mean_squared_error, True), (squared, False), (Own(), True), (smooth, True),
 ]  # fmt: skip
 REFUSED = [
     (L.SparseCategoricalCrossentropy(), "takes probabilities"), ("categorical_crossentropy", "takes probabilities"),
@@ -116,11 +121,24 @@ def test_each_metric_is_given_the_labels_that_it_takes(digits, replicas):
         assert np.allclose(history[key][0], metric.result(), rtol=1e-4), name
 
 
-@pytest.mark.parametrize("metric", [M.AUC(), M.Precision(), M.KLDivergence(), M.MeanIoU(10)], ids=named)
+WRONG_METRICS = [M.AUC(), M.Precision(), M.KLDivergence(), M.MeanIoU(10), "binary_accuracy", M.F1Score(threshold=0.5)]
+
+
+@pytest.mark.parametrize("metric", WRONG_METRICS, ids=named)
 def test_a_metric_that_cannot_be_taken_is_refused_with_the_remedy(metric):
+    model = compiled(L.SparseCategoricalCrossentropy(from_logits=True), metrics=[metric])
+    for _ in range(2):  # the second time it is built already
+        with pytest.raises(errors.SettingsError, match=r"metric .*(leave it out)"):
+            objective.build(model)
+
+
+def test_weighted_metrics_are_refused_and_two_of_one_name_are_both_told(digits):
     loss = L.SparseCategoricalCrossentropy(from_logits=True)
-    with pytest.raises(errors.SettingsError, match=r"metric .*(leave it out)"):
-        objective.build(compiled(loss, metrics=[metric]))
+    with pytest.raises(errors.SettingsError, match="weighted_metrics"):
+        objective.build(compiled(loss, weighted_metrics=["accuracy"]))
+    assert steps.Step(compiled(loss, metrics=["accuracy", "accuracy"])).more_metrics
+    assert not steps.Step(compiled(loss)).more_metrics
+    objective.build(compiled(loss, metrics=[M.BinaryAccuracy(threshold=0)]))
 
 
 class AsksFor(keras.layers.Layer):

@@ -307,7 +307,13 @@ def test_who_saves_is_given_time_and_who_hangs_is_not(code, killed, monkeypatch)
         (tf.errors.InternalError(None, None, "Collective ops is aborted by: ..."), True),
         (tf.errors.FailedPreconditionError(None, None, "Barrier failed: the peer is gone"), True),
         (tf.errors.UnknownError(None, None, "/job:worker/task:1: heartbeat timeout"), True),
-        (tf.errors.InternalError(None, None, "Blas GEMM launch failed"), False),
+        (
+            tf.errors.InternalError(
+                None, None, "{{function_node __wrapped__MatMul_device_/job:worker/task:1}} Blas GEMM launch failed"
+            ),
+            False,
+        ),
+        (tf.errors.InternalError(None, None, "no peer access between the GPUs"), False),
         (tf.errors.CancelledError(None, None, "Operation was cancelled"), False),
         (tf.errors.InvalidArgumentError(None, None, "collective with a wrong shape"), False),
     ],

@@ -101,7 +101,12 @@ class Exchange:
             if self._one_sum_of_all:
                 total = context.all_reduce(tf.distribute.ReduceOp.SUM, vectors[0])
             else:
-                total = sum_in_pairs(vectors, replica=_number(context), replicas=self.replicas, reduce=_reduce_pair)
+                total = sum_in_pairs(
+                    vectors,
+                    replica=_number(context),
+                    replicas=self.replicas,
+                    reduce=_pairs_one_by_one(_number(context)),
+                )
             total, placed = tf.split(total, [size, -1])
             return total, tf.reshape(placed, [self.replicas * images, width])
         vector = tf.concat([*sums, tf.reshape(rows, [-1])], axis=0)
@@ -180,13 +185,24 @@ def sum_in_pairs(own: Sequence, *, replica: int, replicas: int, reduce: Callable
     return node(0, count * replicas)
 
 
-def _reduce_pair(vector: tf.Tensor, a: int, b: int) -> tf.Tensor:
-    """Return the sum of the vectors of the replicas `a < b`, on both."""
-    replica = _number(tf.distribute.get_replica_context())
-    return tf.raw_ops.CollectiveReduceV2(
-        input=vector, group_size=2, group_key=FIRST_GROUP + b * (b - 1) // 2 + a, instance_key=next(_uses[replica, a, b]),
-        ordering_token=[], merge_op="Add", final_op="Id", max_subdivs_per_device=PIECES,
-    )  # fmt: skip
+def _pairs_one_by_one(replica: int) -> Callable:
+    """Return a function that returns the sum of the vectors of the replicas `a < b`, on both.
+
+    A replica takes its pairs in the order of its calls: on a GPU, collectives wait for each other, and two replicas that began with
+    different ones would wait forever."""
+    before: list[tf.Tensor] = []
+
+    def reduce(vector: tf.Tensor, a: int, b: int) -> tf.Tensor:
+        with tf.control_dependencies(before):
+            total = tf.raw_ops.CollectiveReduceV2(
+                input=vector, group_size=2, group_key=FIRST_GROUP + b * (b - 1) // 2 + a,
+                instance_key=next(_uses[replica, a, b]), ordering_token=[], merge_op="Add", final_op="Id",
+                max_subdivs_per_device=PIECES,
+            )  # fmt: skip
+        before[:] = [total]
+        return total
+
+    return reduce
 
 
 def _number(context) -> int:

@@ -26,7 +26,7 @@ from tfpar import errors
 
 PAUSE = 0.1  # seconds between two attempts to reach the chief
 MARGIN = 5.0  # seconds for the chief's verdict, who may wait until the deadline before it names who is missing
-TRIAL = 60.0  # seconds for a worker to try all others
+TRIAL = 40.0  # seconds for a worker to try all others; half of them to come to an end
 LINE = 1 << 20  # bytes of the longest message taken from another process
 BACKLOG = 4096  # connections that nobody accepts: every worker makes one to every other
 
@@ -217,17 +217,23 @@ def _trials(addresses: Sequence[str], lines: dict[int, socket.socket]) -> dict:
             return _no(
                 errors.Unavailable,
                 f"worker {other} is there, but worker {index} cannot reach it at {addresses[other]} ({why}); open this port "
-                "between the workers",
+                "between the workers, and check that the name resolves there",
             )
     return {}
 
 
 def _closed(addresses: Sequence[str], index: int) -> list[tuple[int, str]]:
-    """Return the workers that this one cannot connect to, and why."""
+    """Return the workers that this one cannot connect to, and why; the name of a pod may come later than the pod."""
     others = [i for i in range(len(addresses)) if i != index]
-    with concurrent.futures.ThreadPoolExecutor(16) as pool:
-        whys = pool.map(lambda i: unreachable(addresses[i]), others)
-        return [(i, why) for i, why in zip(others, whys, strict=True) if why]
+    end = time.monotonic() + TRIAL / 2
+
+    def why(other: int) -> str:
+        while (found := unreachable(addresses[other])) and time.monotonic() < end:
+            time.sleep(PAUSE)
+        return found
+
+    with concurrent.futures.ThreadPoolExecutor(len(addresses)) as pool:
+        return [(i, found) for i, found in zip(others, pool.map(why, others), strict=True) if found]
 
 
 def unreachable(address: str) -> str:

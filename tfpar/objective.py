@@ -129,8 +129,9 @@ class ImageLoss(NamedTuple):
     weight: float = 1.0
 
     def __call__(self, labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-        losses = self.loss.call(labels_for(self.one_hot, labels, logits), tf.cast(logits, tf.float32))
-        losses = tf.cast(losses, tf.float32)
+        labels = labels_for(self.one_hot, labels, logits)
+        kind = self.loss.dtype or tf.float32  # as Keras does before it calls a loss
+        losses = tf.cast(self.loss.call(tf.cast(labels, kind), tf.cast(logits, kind)), tf.float32)
         return losses if self.weight == 1 else losses * tf.constant(self.weight, tf.float32)
 
 
@@ -220,7 +221,8 @@ def _image_loss(model: keras.Model, integers, logits, classes: int) -> ImageLoss
 def _takes_probabilities(function: Callable | None, options: dict) -> bool:
     """Tell whether a function of Keras for losses or metrics takes probabilities instead of logits."""
     if function is not None and "from_logits" in inspect.signature(function).parameters:
-        return not options.get("from_logits", False)
+        default = inspect.signature(function).parameters["from_logits"].default
+        return options.get("from_logits", default) is not True
     return getattr(function, "__name__", "") in ("kl_divergence", "poisson", "categorical_generalized_cross_entropy")
 
 
@@ -233,7 +235,7 @@ def _why_not_per_image(loss: ImageLoss, classes: int) -> str:
         alone = [loss(labels[i : i + 1], logits[i : i + 1]) for i in range(4)]
     # So all of Keras' losses refuse other labels or shapes. Anything else is a mistake in a loss of the user's own, whose
     # trace shows where.
-    except (ValueError, tf.errors.InvalidArgumentError) as error:
+    except (ValueError, TypeError, tf.errors.InvalidArgumentError) as error:
         return f"does not take labels and logits [batch, {classes}] ({_said(error)})"
     if together.shape != (4,) or any(each.shape != (1,) for each in alone):
         return f"gives {together.shape} for 4 images instead of one value for each"
@@ -248,19 +250,26 @@ def _said(error: Exception) -> str:
 def _build_metrics(model: keras.Model, one_hot: bool, integers, logits) -> None:
     """Build the compiled metrics, each with labels in the form that it takes."""
     compiled = model._compile_metrics
-    if compiled is None or compiled.built:
+    if compiled is None:
         return
+    if compiled._user_weighted_metrics:
+        raise errors.SettingsError(
+            "compile was given weighted_metrics, which tfpar does not weight; give them as metrics. class_weights weight the loss"
+        )
     labels = {False: integers, True: keras.KerasTensor(logits.shape, "float32")}
-    compiled.build(labels[one_hot], logits)  # names such as "accuracy" mean what they would mean with the loss's labels
+    if not compiled.built:
+        compiled.build(
+            labels[one_hot], logits
+        )  # names such as "accuracy" mean what they would mean with the loss's labels
     for metric in compiled.metrics:
         if _metric_takes_probabilities(metric):
             raise errors.SettingsError(
-                f"metric {metric.name} takes probabilities, and the model gives logits; give it from_logits=True if it has that, "
+                f"metric {metric.name} takes probabilities, and the model gives logits; give it from_logits=True, or threshold=0, "
                 "or leave it out: each stage's predictions.parquet has the probabilities"
             )
         try:
             keras_backend.compute_output_spec(metric.update_state, labels[takes_one_hot(metric)], logits)
-        except (ValueError, tf.errors.InvalidArgumentError) as error:
+        except (ValueError, TypeError, tf.errors.InvalidArgumentError) as error:
             raise errors.SettingsError(
                 f"metric {metric.name} does not take labels and logits {logits.shape} ({_said(error)}); leave it out"
             ) from error
@@ -276,11 +285,17 @@ def takes_one_hot(metric: keras.metrics.Metric) -> bool:
 
 
 def _metric_takes_probabilities(metric: keras.metrics.Metric) -> bool:
+    """Tell whether a metric compares its predictions with a probability, or requires that they are some."""
     kinds = (
         keras.metrics.Precision, keras.metrics.Recall, keras.metrics.SensitivityAtSpecificity, keras.metrics.RecallAtPrecision,
         keras.metrics.SpecificityAtSensitivity, keras.metrics.PrecisionAtRecall, keras.metrics.TruePositives,
         keras.metrics.TrueNegatives, keras.metrics.FalsePositives, keras.metrics.FalseNegatives,
     )  # fmt: skip
-    if _takes_probabilities(getattr(metric, "_fn", None), getattr(metric, "_fn_kwargs", {})):
-        return True
-    return isinstance(metric, kinds) or (isinstance(metric, keras.metrics.AUC) and not metric._from_logits)
+    if isinstance(metric, keras.metrics.AUC):
+        return not metric._from_logits
+    function, options = getattr(metric, "_fn", None), getattr(metric, "_fn_kwargs", {})
+    if function is keras.metrics.binary_accuracy:
+        return options.get("threshold", 0.5) != 0
+    return (
+        isinstance(metric, kinds) or _takes_probabilities(function, options) or bool(getattr(metric, "threshold", None))
+    )

@@ -156,9 +156,8 @@ class Step:
         self.exchange = exchange.Exchange(self.shards, self.replicas, all_reduce, several_workers)
         objective.check(model, sets_rate=learning_rate is not None)
         self.loss = objective.build(model)
-        self.metric_names = (
-            {"loss", "accuracy", *(m.name for m in model._compile_metrics.metrics)} if model._compile_metrics else set()
-        )
+        metrics = [metric.name for metric in model._compile_metrics.metrics] if model._compile_metrics else []
+        self.more_metrics = metrics not in ([], ["accuracy"])  # than what the step counts itself
         self.jit_compile = model._compile_config.config.get("jit_compile") is True  # "auto" is XLA in plain Keras alone
         self.scaled = isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
         self.seeds = [generator.state for generator in seed_generators(model)]
@@ -203,9 +202,9 @@ class Step:
             self.shard, self.spec = self._traced_shard(spec), spec
         values = [[tf.convert_to_tensor(v.value) for v in group] for group in self._variables()]
         with tensorflow_repairs.fixed_order():
-            return self.shard(*values, tf.constant(1.0), batch, tf.constant(self.number, tf.int64), tf.constant(shard))[
-                0
-            ]
+            numbers = tf.constant(self.number, tf.int64), tf.constant(shard)
+            packed, _rows = self.shard(*values, tf.constant(1.0), batch, *numbers)
+        return packed
 
     # ---- in the graph
 

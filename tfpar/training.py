@@ -271,7 +271,7 @@ class Training:
     def _logs(self) -> dict:
         images = max(self.step.images, 1)
         logs = {"loss": self.step.losses / images, "accuracy": self.step.hits / images}
-        if len(self.step.metric_names) <= len(logs):  # Keras' own would be read from the devices, and are less exact
+        if not self.step.more_metrics:  # Keras' own would be read from the devices, and are less exact
             return logs
         return {name: float(value) for name, value in self.model.get_metrics_result().items()} | logs
 

@@ -20,6 +20,7 @@ import contextlib
 import functools
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 
@@ -44,17 +45,8 @@ LOST = (tf.errors.DeadlineExceededError, tf.errors.UnavailableError, tf.errors.A
 LOST_IF_NAMED = (
     tf.errors.CancelledError, tf.errors.InternalError, tf.errors.UnknownError, tf.errors.FailedPreconditionError,
 )  # fmt: skip
-NAMES = (
-    "socket",
-    "collective",
-    "connection",
-    "coordination",
-    "heartbeat",
-    "barrier",
-    "peer",
-    "nccl",
-    "rpc",
-    "/job:worker",
+NAMES = re.compile(
+    r"\b(socket|collective|connection|coordination|heartbeats?|barrier|by peer|nccl|rpc)\b", re.IGNORECASE
 )
 
 
@@ -118,8 +110,8 @@ def check_connection(strategy: tf.distribute.Strategy) -> None:
 
 def is_loss(error: tf.errors.OpError) -> bool:
     """Tell whether TensorFlow reports with this error that another worker cannot be reached."""
-    named = isinstance(error, LOST_IF_NAMED) and any(name in str(error).lower() for name in NAMES)
-    return named or isinstance(error, LOST)
+    message = re.sub(r"\{\{.*?\}\}", "", str(error))  # without the places in the graph, which name devices of workers
+    return isinstance(error, LOST) or (isinstance(error, LOST_IF_NAMED) and NAMES.search(message) is not None)
 
 
 def _not_connected(addresses: Sequence[str], error: Exception) -> errors.Unavailable:

@@ -1,4 +1,4 @@
-"""The exchange: the tree's bits for every number of replicas, and what it costs."""
+"""The exchange gives the bits of the tree for every number of replicas, in as many rounds as promised."""
 
 import collections
 import json

@@ -1,4 +1,4 @@
-"""What a model is trained for: Keras' losses and metrics, each with the labels that it takes, or refused with the remedy."""
+"""Keras' losses and metrics: each gets labels in the form that it takes, or an error says what to do."""
 
 import keras
 import numpy as np

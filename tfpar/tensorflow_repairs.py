@@ -1,4 +1,4 @@
-"""What TensorFlow needs to give the same bits every time: `fixed_order`, entered while a graph is traced and run.
+"""Make TensorFlow compute the same bits every time: enter `fixed_order` while a graph is traced and run.
 
 Two things in TensorFlow decide the order of a sum that no user sees, and a sum in another order has other bits:
 

@@ -1,5 +1,7 @@
 """The law: the same bits for every number of replicas and of steps per call."""
 
+import traceback
+
 import keras
 import numpy as np
 import pytest
@@ -388,11 +390,12 @@ def test_the_seal_around_the_shard_is_still_needed(digits, monkeypatch):
     assert train(digits, replicas=1, **arguments) != train(digits, replicas=4, **arguments)
 
 
-def test_a_mistake_in_a_loss_of_the_users_own_is_not_taken_for_a_refusal():
+def test_a_mistake_in_a_loss_of_the_users_own_keeps_its_stack_trace():
     def mistaken(labels, logits):
         return len(3) if tf.executing_eagerly() else logits[:, 0]  # Keras' own trial of it is a graph
 
     model = tiny()
     model.compile("sgd", mistaken)
-    with pytest.raises(TypeError, match="has no len"):
+    with pytest.raises(errors.SettingsError, match="has no len") as caught:
         steps.Step(model)
+    assert [frame.name for frame in traceback.extract_tb(caught.value.__cause__.__traceback__)][-1] == "mistaken"

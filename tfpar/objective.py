@@ -208,14 +208,16 @@ def _image_loss(model: keras.Model, integers, logits, classes: int) -> ImageLoss
         raise errors.SettingsError(
             f"loss {loss.name} takes probabilities, and the model gives logits; {_PROBABILITIES}"
         )
-    forms = [True] if function in _ONE_HOT else [False, True]
-    whys = []
-    for one_hot in forms:
+    refused = None
+    for one_hot in [True] if function in _ONE_HOT else [False, True]:
         found = ImageLoss(loss, one_hot, 1.0 if weight is None else float(weight))
-        whys.append(_why_not_per_image(found, classes))
-        if not whys[-1]:
+        try:
+            _check_per_image(found, classes)
+        except errors.SettingsError as error:
+            refused = error
+        else:
             return found
-    raise errors.SettingsError(f"loss {loss.name} {whys[-1]}; {_PROBABILITIES}")
+    raise refused
 
 
 def _takes_probabilities(function: Callable | None, options: dict) -> bool:
@@ -226,21 +228,25 @@ def _takes_probabilities(function: Callable | None, options: dict) -> bool:
     return getattr(function, "__name__", "") in ("kl_divergence", "poisson", "categorical_generalized_cross_entropy")
 
 
-def _why_not_per_image(loss: ImageLoss, classes: int) -> str:
-    """Return why a loss does not give each image a value that depends on this image alone; empty where it does."""
+def _check_per_image(loss: ImageLoss, classes: int) -> None:
+    """Raise `errors.SettingsError` unless the loss gives each image a value that depends on this image alone."""
     logits = tf.random.stateless_normal([4, classes], [1, 2])
     labels = tf.range(4) % min(2, classes)  # two of each class, for losses that compare images
+    why, cause = "", None
     try:
         together = loss(labels, logits)
         alone = [loss(labels[i : i + 1], logits[i : i + 1]) for i in range(4)]
-    # So all of Keras' losses refuse other labels or shapes. Anything else is a mistake in a loss of the user's own, whose
-    # trace shows where.
+    # So all of Keras' losses refuse other labels or shapes. A mistake in a loss of the user's own looks the same; the
+    # stack trace of the cause shows where.
     except (ValueError, TypeError, tf.errors.InvalidArgumentError) as error:
-        return f"does not take labels and logits [batch, {classes}] ({_said(error)})"
-    if together.shape != (4,) or any(each.shape != (1,) for each in alone):
-        return f"gives {together.shape} for 4 images instead of one value for each"
-    same = np.allclose(together, tf.concat(alone, 0), rtol=1e-4, atol=1e-5, equal_nan=True)
-    return "" if same else "gives an image another value together with others than alone, so shards would change it"
+        why, cause = f"does not take labels and logits [batch, {classes}] ({_said(error)})", error
+    else:
+        if together.shape != (4,) or any(each.shape != (1,) for each in alone):
+            why = f"gives {together.shape} for 4 images instead of one value for each"
+        elif not np.allclose(together, tf.concat(alone, 0), rtol=1e-4, atol=1e-5, equal_nan=True):
+            why = "gives an image another value together with others than alone, so shards would change it"
+    if why:
+        raise errors.SettingsError(f"loss {loss.loss.name} {why}; {_PROBABILITIES}") from cause
 
 
 def _said(error: Exception) -> str:

@@ -5,14 +5,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tfpar import launcher
+from tfpar.workers import launcher
+
+TESTS = Path(__file__).parent
 
 
 def together(place, arguments, *, count, seconds=240):
     """Run `python ARGUMENTS` as so many workers in `place`; fail where one does not end with 0."""
     ports = ",".join(map(str, launcher._free_ports(count)))
     several = {"TFPAR_NUM_WORKERS": str(count), "TFPAR_HOST_TEMPLATE": "127.0.0.1", "TFPAR_PORT": ports}
-    paths = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = [str(place) for place in (TESTS, TESTS / "steps")] + [*filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | several | {"PYTHONPATH": os.pathsep.join(paths), "TFPAR_WAIT_SECONDS": str(seconds)}
     processes = [
         subprocess.Popen(

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tfpar import __main__, doctor, prepare, profiling
+from tfpar import cli, prepare
+from tfpar.diagnose import doctor, profiling
 
 CODES = {0, 2, 65, 66, 69, 73, 74, 78}
 NUMBERS = ["0", "1", "2", "3", "-1", "1.5", "nan", "inf", "1e9", "99999999999999999999", "", "x", "٣", "0x10", " 4"]
@@ -104,7 +105,7 @@ def place(tmp_path, monkeypatch):
     (inside / "file.txt").write_text("text\n")
     random = np.random.default_rng(0)
     prepare.dataset((random.integers(0, 256, (40, 8, 8, 1), np.uint8), np.arange(40) % 3), "data")
-    assert __main__.main(["train", "data", "--run", "run", "--stage", "1@0.1", "--global-batch-size", "8"]) == 0
+    assert cli.main(["train", "data", "--run", "run", "--stage", "1@0.1", "--global-batch-size", "8"]) == 0
     return inside
 
 
@@ -126,7 +127,7 @@ def test_every_command_line_ends_with_a_code_of_the_table(place, brief, seed, co
     for _ in range(count):
         words = command_line(random)
         try:
-            code = __main__.main(words)
+            code = cli.main(words)
         except SystemExit as ended:  # argparse
             code = ended.code
         said = capsys.readouterr()

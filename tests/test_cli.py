@@ -14,7 +14,8 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from tfpar import __main__, arrays, prepare, results
+from tfpar import cli, prepare, results
+from tfpar.prepare import arrays
 
 QUICK = ["--stage", "1@0.2:0.02", "--stage", "1@0.02"]
 
@@ -26,7 +27,7 @@ def place(tmp_path_factory):
     here = os.getcwd()
     os.chdir(place)
     try:
-        assert __main__.main(["train", "digits", *QUICK]) == 0
+        assert cli.main(["train", "digits", *QUICK]) == 0
     finally:
         os.chdir(here)
     return place
@@ -40,7 +41,7 @@ def tfpar(place, monkeypatch, capfd):
     def run(*arguments):
         capfd.readouterr()
         try:
-            code = __main__.main([str(argument) for argument in arguments])
+            code = cli.main([str(argument) for argument in arguments])
         except SystemExit as stopped:
             code = stopped.code
         said = capfd.readouterr()
@@ -62,7 +63,7 @@ def start(*arguments, cwd):
 
 
 def test_help_and_version_do_not_import_tensorflow():
-    program = "import sys; from tfpar.__main__ import main\ntry: main(['{}'])\nfinally: print(sorted(m for m in sys.modules if m in ('tensorflow', 'keras', 'numpy')))"
+    program = "import sys; from tfpar.cli import main\ntry: main(['{}'])\nfinally: print(sorted(m for m in sys.modules if m in ('tensorflow', 'keras', 'numpy')))"
     for argument in ("--help", "--version"):
         done = subprocess.run(
             [sys.executable, "-c", program.format(argument)], capture_output=True, text=True, timeout=60
@@ -134,9 +135,9 @@ def test_no_bars_of_tensorflow_datasets_in_a_log(monkeypatch, needed):
 
     asked = []
     monkeypatch.setattr(tfds, "disable_progress_bar", lambda: asked.append(1))
-    __main__._bars_on_a_terminal(needed)
+    cli._bars_on_a_terminal(needed)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    __main__._bars_on_a_terminal(needed)
+    cli._bars_on_a_terminal(needed)
     assert len(asked) == needed
 
 
@@ -168,7 +169,7 @@ def test_damaged_pictures_are_told_of_in_our_words_alone(tmp_path):
 def test_what_python_writes_reaches_the_screen_while_c_is_silent(capfd, monkeypatch):
     with open(2, "w", buffering=1, closefd=False) as screen:
         monkeypatch.setattr(sys, "stderr", screen)
-        with __main__._stderr_silenced(True, but_python=True):
+        with cli._stderr_silenced(True, but_python=True):
             os.write(2, b"C\n")
             print("Python", file=sys.stderr)
         print("after", file=sys.stderr)
@@ -303,12 +304,12 @@ def test_a_defect_is_one_line_and_a_file(tfpar, monkeypatch):
 def test_the_exit_code_survives_a_stream_that_cannot_be_written(stream, what, code):
     program = f"""
 import sys
-from tfpar import __main__, errors, signals
+from tfpar import cli, errors, signals
 def ends(given):
     print("said before")
     raise {what}
-__main__.COMMANDS["evaluate"] = ends
-sys.exit(__main__.main(["evaluate", "r"]))
+cli.COMMANDS["evaluate"] = ends
+sys.exit(cli.main(["evaluate", "r"]))
 """
     with open("/dev/full", "w") as full:
         other = {"stdout": "stderr", "stderr": "stdout"}[stream]

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tfpar import arrays, errors, files, prepare
+from tfpar import errors, files, prepare
+from tfpar.prepare import arrays
 
 FASHION = Path("~/tensorflow_datasets/fashion_mnist").expanduser()
 

@@ -11,13 +11,14 @@ import time
 from pathlib import Path
 
 import kubernetes_validate
+import manifest_checks
 import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kubeflow_trainer_api.models.jobset_v1alpha2_job_set import JobsetV1alpha2JobSet
 
-from tfpar import __main__, errors, kubernetes, results
+from tfpar import cli, errors, kubernetes, results
 
 GOLDEN = Path(__file__).parent / "golden"
 VERSIONS = ("1.31", kubernetes_validate.latest_version())
@@ -61,7 +62,7 @@ def by_schema(manifest, version=VERSIONS[0]):
 @pytest.mark.parametrize("name", CASES)
 def test_golden(name, capsys):
     for _ in range(2):
-        assert __main__.main(["kubernetes", *CASES[name]]) == 0
+        assert cli.main(["kubernetes", *CASES[name]]) == 0
         assert capsys.readouterr().out == (GOLDEN / f"{name}.yaml").read_text(encoding="utf-8")
 
 
@@ -70,7 +71,7 @@ def test_golden(name, capsys):
 def test_schemas_and_checks_agree(name, version):
     manifests = list(yaml.safe_load_all((GOLDEN / f"{name}.yaml").read_text(encoding="utf-8")))
     assert [by_schema(manifest, version) for manifest in manifests] == [[]] * len(manifests)
-    assert kubernetes.check(manifests) == []
+    assert manifest_checks.check(manifests) == []
 
 
 def test_the_schemas_are_there_without_a_network(monkeypatch):
@@ -84,14 +85,14 @@ def test_the_schemas_are_there_without_a_network(monkeypatch):
 
 
 def test_no_tensorflow_is_imported():
-    program = f"import sys; from tfpar.__main__ import main; main({['kubernetes', *CASES['job']]!r}); sys.exit('tensorflow' in sys.modules or 'keras' in sys.modules)"
+    program = f"import sys; from tfpar.cli import main; main({['kubernetes', *CASES['job']]!r}); sys.exit('tensorflow' in sys.modules or 'keras' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and done.stdout.startswith("apiVersion"), done.stderr
 
 
 def test_dockerfile(capsys):
     with pytest.raises(SystemExit) as ended:
-        __main__.main(["kubernetes", "--dockerfile"])
+        cli.main(["kubernetes", "--dockerfile"])
     said = capsys.readouterr().out
     lines = said.replace("\\\n", "").splitlines()
     assert ended.value.code == 0 and said == kubernetes.dockerfile()
@@ -165,7 +166,7 @@ def test_a_wrong_value_is_refused(changes):
     "changes", [{"name": "a" * 55}, {"name": "a" * 45, "target": "jobset"}, {"name": "a" * 54, "workers": 11}], ids=str
 )
 def test_the_longest_names_are_taken(changes):
-    assert kubernetes.check(made(**changes)) == []
+    assert manifest_checks.check(made(**changes)) == []
 
 
 WRONG_WORDS = {
@@ -184,9 +185,7 @@ WRONG_WORDS = {
 def test_wrong_words_are_refused_with_the_remedy(words, capsys):
     with pytest.raises(errors.SettingsError, match=WRONG_WORDS[words]):
         kubernetes.manifests(words.split(), **SOME)
-    code = __main__.main(
-        ["kubernetes", "--workers", "2", "--gpus", "1", "--image", "i", "--", *(words.split() or ["x"])]
-    )
+    code = cli.main(["kubernetes", "--workers", "2", "--gpus", "1", "--image", "i", "--", *(words.split() or ["x"])])
     said = capsys.readouterr()
     assert code == 78 and len(said.err.splitlines()) == 1 and "Traceback" not in said.err
 
@@ -219,7 +218,7 @@ def test_any_values_are_refused_or_give_manifests_without_fault(values):
         manifests = kubernetes.manifests(["train", "data"], **values)
     except errors.SettingsError:
         return
-    assert kubernetes.check(manifests) == [] and not any(map(by_schema, manifests))
+    assert manifest_checks.check(manifests) == [] and not any(map(by_schema, manifests))
 
 
 # ---- planted errors
@@ -240,7 +239,7 @@ PLANTED = {
         ("spec.podReplacementPolicy", GONE), ("spec.podReplacementPolicy", "TerminatingOrFailed"), ("spec.podFailurePolicy", GONE),
         ("spec.podFailurePolicy.rules.0.action", "Fail"), ("spec.podFailurePolicy.rules.0.action", "Ignore"),
         ("spec.podFailurePolicy.rules.0.onExitCodes.values", [65, 2]), ("spec.podFailurePolicy.rules.0.onExitCodes.values", [0, 2]),
-        ("spec.podFailurePolicy.rules.0.onExitCodes.values", [2, 65, 66, 70, 73, 78]), ("spec.podFailurePolicy.rules.2", GONE),
+        ("spec.podFailurePolicy.rules.0.onExitCodes.values", [2, 65, 66, 73, 78]), ("spec.podFailurePolicy.rules.2", GONE),
         ("spec.podFailurePolicy.rules.0.onExitCodes.containerName", "main"), ("spec.podFailurePolicy.rules.0.onExitCodes.operator", "in"),
         ("spec.podFailurePolicy.rules.3.onPodConditions.0.status", GONE), ("spec.podFailurePolicy.rules.3", GONE),
         ("spec.podFailurePolicy.rules.1.action", "Count"), ("spec.templat", {}), ("spec.backoffLimit", "10"),
@@ -302,7 +301,7 @@ def test_a_planted_error_is_refused(kind, path, value):
     manifests = made("jobset" if kind == "JobSet" else "job")
     manifest = next(one for one in manifests if one["kind"] == kind)
     plant(manifest, path, value)
-    found = [line for one in manifests for line in schema_of(one)] + kubernetes.check(manifests)
+    found = [line for one in manifests for line in schema_of(one)] + manifest_checks.check(manifests)
     assert found and all(isinstance(line, str) and line for line in found)
 
 
@@ -332,16 +331,16 @@ def test_on_cpus_the_workers_port_alone_is_open():
     for target in ("job", "jobset"):
         manifests = made(target, gpus=0, port=2222)
         (allowed,) = manifests[-1]["spec"]["ingress"]
-        assert allowed["ports"] == [{"protocol": "TCP", "port": 2222}] and kubernetes.check(manifests) == []
+        assert allowed["ports"] == [{"protocol": "TCP", "port": 2222}] and manifest_checks.check(manifests) == []
         allowed["ports"] = [{"protocol": "TCP", "port": 2223}]
-        assert kubernetes.check(manifests) and "ports" not in made(target)[-1]["spec"]["ingress"][0]
+        assert manifest_checks.check(manifests) and "ports" not in made(target)[-1]["spec"]["ingress"][0]
 
 
 @pytest.mark.parametrize(("kind", "path", "value", "line"), SAID, ids=lambda value: str(value)[-40:])
 def test_the_line_says_what_is_wrong(kind, path, value, line):
     manifests = made("jobset" if kind == "JobSet" else "job")
     plant(next(one for one in manifests if one["kind"] == kind), path, value)
-    assert [said for said in kubernetes.check(manifests) if line in said]
+    assert [said for said in manifest_checks.check(manifests) if line in said]
 
 
 def schema_of(manifest):
@@ -366,7 +365,7 @@ def test_the_checks_never_break_on_what_they_are_given(data):
     for key in way:
         parent = parent[key]
     parent[last] = data.draw(VALUES | st.none())
-    assert all(isinstance(line, str) for line in kubernetes.check(manifests))
+    assert all(isinstance(line, str) for line in manifest_checks.check(manifests))
 
 
 # ---- the rehearsal
@@ -424,9 +423,7 @@ def test_the_rehearsal_trains_to_the_bits_of_one_process(digits, tmp_path, capsy
     for run, workers in (("two", "2"), ("one", "1")):
         words = ["train", "data/digits", "--run", f"runs/{run}", "--stage", "1@0.2", "--shards", "2"]
         assert (
-            __main__.main(
-                ["kubernetes", "--workers", workers, "--gpus", "0", "--image", "i", "--cpus", "1", "--", *words]
-            )
+            cli.main(["kubernetes", "--workers", workers, "--gpus", "0", "--image", "i", "--cpus", "1", "--", *words])
             == 0
         )
         codes, said = ended(started(capsys.readouterr().out, tmp_path), 240)

@@ -12,7 +12,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping
 
-from tfpar import __version__, errors, rules
+from tfpar import __version__, errors, schedule, validate
+from tfpar.settings import FIELDS, MOST_STEPS_PER_CALL
+
+# Settings that are options of `train` under their own names.
+SETTINGS = (
+    "global_batch_size", "shards", "seed", "augment", "all_reduce", "steps_per_call", "checkpoint_seconds", "fresh",
+)  # fmt: skip
 
 EXIT_CODES = """exit codes: 0 done, 2 wrong use, 42 stopped with its state saved, 65 data damaged, 66 input not there,
 69 something needed not there, 70 a defect of tfpar, 73 output cannot be made, 74 reading or writing failed,
@@ -48,8 +54,6 @@ def _image_size(text: str) -> int | tuple[int, int]:
 
 
 def _stage(text: str):
-    from tfpar import schedule
-
     try:
         return schedule.parse(text)
     except errors.SettingsError as error:
@@ -57,11 +61,7 @@ def _stage(text: str):
 
 
 def _steps_per_call(text: str) -> int | str:
-    return text if text == "auto" else _whole(1, 512)(text)
-
-
-def _weights(text: str) -> str | None:
-    return None if text == "none" else text
+    return text if text == "auto" else _whole(1, MOST_STEPS_PER_CALL)(text)
 
 
 def parser(functions: Mapping[str, Callable], *, kind=argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -85,6 +85,30 @@ def parser(functions: Mapping[str, Callable], *, kind=argparse.ArgumentParser) -
         added.add_argument("--verbose", action="store_true", help="show TensorFlow's own messages")
         return added
 
+    _add_prepare(command)
+    _add_train(command)
+    _add_predict_and_evaluate(command)
+    _add_launch(command)
+    _add_kubernetes(command, functions.get("--dockerfile"))
+    doctor = command("doctor", "what this machine and these versions can do, and what to fix")
+    doctor.add_argument("--json", action="store_true", help="print JSON")
+    return line
+
+
+def _add_setting(command, name: str, metavar: str | None = None, **more) -> None:
+    """Add the option of a setting, with the default, range, choices and help of its definition."""
+    setting = FIELDS[name]
+    within, choices = setting.metadata["within"], setting.metadata["choices"]
+    if choices:
+        more["choices"] = choices
+    elif within:
+        more["type"] = (_whole if isinstance(within[1], int) else _number)(*within)
+    command.add_argument(
+        f"--{name.replace('_', '-')}", default=setting.default, metavar=metavar, help=setting.metadata["help"], **more
+    )
+
+
+def _add_prepare(command) -> None:
     prepare = command("prepare", "turn any source of images into a verified directory of arrays")
     prepare.add_argument("source", help="digits, a TensorFlow data set, or a folder of class folders")
     prepare.add_argument("directory", help="where it goes")
@@ -94,75 +118,52 @@ def parser(functions: Mapping[str, Callable], *, kind=argparse.ArgumentParser) -
     prepare.add_argument(
         "--validation-fraction", type=_number(1e-6, 0.999999), default=0.1, metavar="F", help="default 0.1"
     )
-    prepare.add_argument("--seed", type=_whole(0, rules.MOST_SEED), default=0, help="of the split; default 0")
+    prepare.add_argument("--seed", type=_whole(0, validate.MOST_SEED), default=0, help="of the split; default 0")
     prepare.add_argument(
         "--on-bad-image", choices=("skip", "fail"), default="skip", help="default skip: into skipped.csv"
     )
     prepare.add_argument("--tfds-manual-dir", metavar="D", help="files TensorFlow Datasets would otherwise download")
 
+
+def _add_train(command) -> None:
     train = command("train", "train in stages; the same command continues an interrupted run")
     train.add_argument("data", help="a prepared directory, or a source as for prepare")
     train.add_argument("--run", metavar="DIR", help="where results and checkpoints go; default: runs/NAME")
     train.add_argument(
         "--model", default="small_cnn", help="small_cnn (default), resnet20|32|44|56, or a keras.applications network"
     )
-    train.add_argument("--weights", type=_weights, metavar="none|imagenet|FILE")
+    train.add_argument("--weights", type=lambda text: None if text == "none" else text, metavar="none|imagenet|FILE")
     train.add_argument("--freeze", action="store_true", help="train the head of a pretrained network alone")
     train.add_argument(
-        "--stage",
-        type=_stage,
-        action="append",
-        metavar="E@R[:F]",
+        "--stage", type=_stage, action="append", metavar="E@R[:F]",
         help="epochs at a rate, falling to another; repeat; default of sgd: 10@0.2:0.02 and 5@0.02:0",
-    )
-    train.add_argument("--global-batch-size", type=_whole(1, rules.MOST_BATCH), metavar="B", help="default 128")
-    train.add_argument("--seed", type=_whole(0, rules.MOST_SEED), default=0, help="of everything random; default 0")
+    )  # fmt: skip
+    _add_setting(train, "global_batch_size", "B")
+    _add_setting(train, "seed")
     train.add_argument(
-        "--simulate", type=_whole(1, rules.MOST_REPLICAS), metavar="N", help="replicas on this machine's CPU"
+        "--simulate", type=_whole(1, validate.MOST_REPLICAS), metavar="N", help="replicas on this machine's CPU"
     )
     train.add_argument("--optimizer", choices=("sgd", "adamw"), default="sgd", help="default sgd, with momentum 0.9")
     train.add_argument("--weight-decay", type=_number(0, 1), default=5e-4, metavar="W", help="default 0.0005")
     train.add_argument(
-        "--label-smoothing",
-        type=_number(0, 1),
-        default=0.0,
-        metavar="S",
+        "--label-smoothing", type=_number(0, 1), default=0.0, metavar="S",
         help="crossentropy with labels softened by S; default 0",
-    )
-    train.add_argument(
-        "--augment", choices=("none", "flip", "crop-flip"), default="none", help="mirror, and shift by up to an eighth"
-    )
-    train.add_argument(
-        "--precision",
-        choices=("float32", "mixed_bfloat16", "mixed_float16"),
-        default="float32",
-        help="of the computing",
-    )
-    train.add_argument(
-        "--shards", type=_whole(1, rules.MOST_SHARDS), metavar="V", help="parts of the batch; default: one per replica"
-    )
-    train.add_argument(
-        "--all-reduce",
-        choices=("ordered", "fast"),
-        default="ordered",
-        help="ordered (default): the same bits on any number of replicas; fast: less to send",
-    )
+    )  # fmt: skip
+    _add_setting(train, "augment")
+    precisions = ("float32", "mixed_bfloat16", "mixed_float16")
+    train.add_argument("--precision", choices=precisions, default="float32", help="of the computing")
+    _add_setting(train, "shards", "V")
+    _add_setting(train, "all_reduce")
     train.add_argument("--xla", action="store_true", help="compile each shard by XLA; it pays on GPUs")
     train.add_argument("--deterministic", action="store_true", help="deterministic operations on GPUs; slower")
-    train.add_argument(
-        "--steps-per-call",
-        type=_steps_per_call,
-        default="auto",
-        metavar="auto|K",
-        help="steps between two looks at a signal; default auto: a quarter of a second",
-    )
-    train.add_argument(
-        "--checkpoint-seconds", type=_number(0, 1e9), default=60, metavar="S", help="between checkpoints; default 60"
-    )
+    _add_setting(train, "steps_per_call", "auto|K", type=_steps_per_call)
+    _add_setting(train, "checkpoint_seconds", "S")
     train.add_argument("--dry-run", action="store_true", help="say what it would take, memory too, and train nothing")
     train.add_argument("--profile", action="store_true", help="say where a step's time goes, and train nothing")
-    train.add_argument("--fresh", action="store_true", help="start over; the old run is kept beside")
+    train.add_argument("--fresh", action="store_true", help=FIELDS["fresh"].metadata["help"])
 
+
+def _add_predict_and_evaluate(command) -> None:
     predict = command("predict", "label new pictures")
     predict.add_argument("run", help="the directory of a run")
     predict.add_argument(
@@ -175,20 +176,17 @@ def parser(functions: Mapping[str, Callable], *, kind=argparse.ArgumentParser) -
     evaluate.add_argument("--data", metavar="DIR", help="default: the data it was trained on")
     evaluate.add_argument("--split", choices=("validation", "test"), default="validation")
 
+
+def _add_launch(command) -> None:
     launch = command("launch", "run tfpar train as several workers on this machine; all start again when one dies")
-    launch.add_argument("--workers", type=_whole(1, rules.MOST_REPLICAS), required=True, metavar="N")
+    launch.add_argument("--workers", type=_whole(1, validate.MOST_REPLICAS), required=True, metavar="N")
     launch.add_argument("--logs", metavar="DIR", help="launch.json and a log of each worker; default: RUN/workers")
     launch.add_argument("--restarts", type=_whole(0, 10**6), default=10, metavar="K", help="default 10")
     launch.add_argument("--cores-per-worker", type=_whole(1, 1024), metavar="C", help="default: threads are left alone")
     launch.add_argument("words", nargs="+", metavar="-- train ...", help="the command of every worker")
 
-    _add_kubernetes(command)
-    doctor = command("doctor", "what this machine and these versions can do, and what to mend")
-    doctor.add_argument("--json", action="store_true", help="print JSON")
-    return line
 
-
-def _add_kubernetes(command) -> None:
+def _add_kubernetes(command, dockerfile) -> None:
     kubernetes = command("kubernetes", "print tfpar train as Kubernetes manifests: one pod for each worker")
     kubernetes.add_argument("--workers", type=int, required=True, metavar="N", help="pods")
     kubernetes.add_argument("--gpus", type=int, required=True, metavar="G", help="of each worker; 0 trains on CPUs")
@@ -209,14 +207,14 @@ def _add_kubernetes(command) -> None:
     kubernetes.add_argument("--port", type=int, default=12345, help="default 12345")
     kubernetes.add_argument("--deadline", type=int, default=86400, metavar="SECONDS", help="default 86400, a day")
     kubernetes.add_argument(
-        "--dockerfile", action=_Dockerfile, nargs=0, help="print a Dockerfile for the image, and end"
+        "--dockerfile", action=_Print, nargs=0, const=dockerfile, help="print a Dockerfile for the image, and end"
     )
     kubernetes.add_argument("words", nargs="+", metavar="-- train ...", help="the command of every worker")
 
 
-class _Dockerfile(argparse.Action):
-    def __call__(self, parser, namespace, values, option_string=None):
-        from tfpar import kubernetes
+class _Print(argparse.Action):
+    """Print what the function `const` returns, and end."""
 
-        print(kubernetes.dockerfile(), end="")
+    def __call__(self, parser, namespace, values, option_string=None):
+        print(self.const(), end="")
         parser.exit()

@@ -16,7 +16,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfpar import engine, results, steps, stream
+from tfpar import engine, results, steps
+from tfpar.engine import permutation
+from tfpar.results.predictions import TOP, probabilities_of
 
 
 def same_weights(first: keras.Model, second: keras.Model) -> bool:
@@ -35,7 +37,9 @@ def same_order(
     for step in range(steps):
         seen = strategy.experimental_local_results(next(batches)[0])
         positions = step * global_batch_size + tf.range(global_batch_size, dtype=tf.int64)
-        chosen = stream.order(positions, examples=len(split[0]), seed=seed, block=stream.block_of(split[0])).numpy()
+        chosen = permutation.order(
+            positions, examples=len(split[0]), seed=seed, block=permutation.block_of(split[0])
+        ).numpy()
         same &= np.array_equal(np.concatenate([images.numpy() for images in seen]), split[0][chosen])
     return _claim("same order", bool(same), f"{steps} steps, {strategy.num_replicas_in_sync} replica(s)")
 
@@ -43,14 +47,14 @@ def same_order(
 def exact_metrics(run: results.Run, *, stage: int | None = None) -> bool:
     """Tell whether a stage's metrics are what NumPy finds in its predictions, every image counted once."""
     stated, predictions = run.metrics(stage=stage), run.predictions(stage=stage)
-    labels, probabilities = predictions["label"].to_numpy(), results.probabilities_of(predictions)
+    labels, probabilities = predictions["label"].to_numpy(), probabilities_of(predictions)
     once = np.array_equal(predictions["index"].to_numpy(), np.arange(stated["examples"]))
     ranked = np.argsort(-probabilities, axis=1, kind="stable")
     correct = ranked[:, 0] == labels
     same = (
         once
         and stated["accuracy"] == correct.mean()
-        and stated["top5_accuracy"] == (ranked[:, : results.TOP] == labels[:, np.newaxis]).any(axis=1).mean()
+        and stated["top5_accuracy"] == (ranked[:, :TOP] == labels[:, np.newaxis]).any(axis=1).mean()
         and [entry["correct"] for entry in stated["per_class"].values()]
         == [int(correct[labels == label].sum()) for label in range(len(run.class_names))]
     )

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from tfpar import errors, rules, workers
+from tfpar import errors, validate
+from tfpar.workers import cluster, group
 
 
 def strategy(*, simulate: int | None = None) -> tf.distribute.Strategy:
@@ -35,12 +36,12 @@ def strategy(*, simulate: int | None = None) -> tf.distribute.Strategy:
         >>> with devices.strategy().scope():
         ...     model = models.small_cnn((28, 28, 1), 10)
     """
-    if workers.cluster():
+    if cluster():
         if simulate is not None:
             raise errors.SettingsError(
                 f"simulate={simulate} in one of several workers: each is one replica on its CPU; leave simulate out"
             )
-        return workers.strategy()
+        return group.strategy()
     if simulate is not None:
         return _simulated(simulate)
     if len(tf.config.list_logical_devices("GPU")) > 1:
@@ -49,7 +50,7 @@ def strategy(*, simulate: int | None = None) -> tf.distribute.Strategy:
 
 
 def _simulated(replicas: int) -> tf.distribute.Strategy:
-    replicas = rules.whole("simulate", replicas, 1, rules.MOST_REPLICAS)
+    replicas = validate.integer("simulate", replicas, 1, validate.MOST_REPLICAS)
     if replicas == 1 and not tf.config.list_physical_devices("GPU"):
         return tf.distribute.get_strategy()
     if replicas == 1:
@@ -109,8 +110,8 @@ def describe(
         errors.SettingsError: the global batch cannot be dealt evenly to the replicas.
     """
     replicas = strategy.num_replicas_in_sync
-    group = workers.Group(strategy)
-    line = f"{replicas} replica{'s'[: replicas > 1]} ({', '.join(names(strategy))}{f' on each of {group.size} workers' * (group.size > 1)})"
+    workers = group.WorkerGroup(strategy).size
+    line = f"{replicas} replica{'s'[: replicas > 1]} ({', '.join(names(strategy))}{f' on each of {workers} workers' * (workers > 1)})"
     if global_batch_size is not None:
         line += f": global batch {global_batch_size} -> {per_replica(global_batch_size, strategy)} per replica"
     if shards is not None:

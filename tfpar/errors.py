@@ -1,7 +1,7 @@
 """What a user can cause: one small class per exit code.
 
 Each class is also the built-in kind that Python users expect, so `except ValueError` works for those
-who do not know this module. `__main__` turns the class into a line and `exit_code` into the exit status.
+who do not know this module. `cli` turns the class into a line and `exit_code` into the exit status.
 
 Example:
     >>> try:
@@ -60,5 +60,8 @@ def first_line(error: BaseException | str) -> str:
     """Return what an error says in its first line; its kind where it says nothing."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
 
+
+# The exit codes that another start cannot fix: wrong use, damaged data, missing input, a defect, an output in the way, settings.
+FINAL = (2, 65, 66, 70, 73, 78)
 
 KINDS = (DataError, InputNotFound, Unavailable, OutputError, InputOutputFailed, WorkerLost, SettingsError)

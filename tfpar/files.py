@@ -7,6 +7,8 @@ import errno
 import hashlib
 import json
 import os
+import re
+import urllib.parse
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -142,3 +144,19 @@ def locked(path: str | os.PathLike, owner: str) -> Iterator[None]:
                     f"{Path(path).parent}: {owner} is at work here; wait for it or stop it"
                 ) from error
         yield
+
+
+def name_of(source) -> str:
+    """Return the word a source's data and runs are named after: `photos` for `../x/photos/`."""
+    text = "arrays" if isinstance(source, (tuple, list)) else os.fspath(source).removeprefix("tfds:")
+    words = [word for word in re.split(r"[/\\]", os.path.normpath(text)) if word not in ("", ".", "..")]
+    return printable(words[-1]) if words else "data"
+
+
+def printable(name: str) -> str:
+    """Return a file name as valid UTF-8 text: percent-encoded where its bytes are not."""
+    raw = os.fsencode(name)
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return urllib.parse.quote_from_bytes(raw, safe="/ ")

@@ -8,8 +8,6 @@ the Job, everything else counts.
 
 Example:
     >>> found = kubernetes.manifests(["train", "data/fashion"], workers=2, gpus=1, image="registry.example/tfpar:1")
-    >>> kubernetes.check(found)
-    []
     >>> print(kubernetes.text(found))
 """
 
@@ -23,12 +21,22 @@ import re
 import sys
 from collections.abc import Sequence
 
-from tfpar import errors, rules, sources
+from tfpar import errors, files, validate
 from tfpar.arguments import parser
-from tfpar.manifest_checks import IMAGE, LABEL, SUBDOMAIN, amount
-from tfpar.manifest_checks import check as check
 from tfpar.signals import Interrupted
+from tfpar.yaml import text
 
+__all__ = ["dockerfile", "manifests", "text"]
+
+LABEL = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
+SUBDOMAIN = rf"{LABEL}(\.{LABEL})*"
+IMAGE = rf"([\w.-]+(:\d+)?/)?{SUBDOMAIN}([_/]+{SUBDOMAIN})*(:\w[\w.-]{{0,127}})?(@sha256:[0-9a-f]{{64}})?"
+QUANTITY = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)(|m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)", re.ASCII)
+UNITS = (
+    {"": 1, "m": 1e-3}
+    | {u: 1000**i for i, u in enumerate("kMGTP", 1)}
+    | {f"{u}i": 1024**i for i, u in enumerate("KMGTP", 1)}
+)
 PLACE = "/tfpar"  # where the command runs; the claims are mounted below it
 TARGETS = ("job", "jobset")
 CONTAINER = "tfpar"
@@ -37,10 +45,6 @@ RESTARTS = 10  # failures that count; as `tfpar launch`
 # Pauses between the pods of a failing Job grow to ten minutes; those who are there wait longer for those who are not.
 WAIT_SECONDS = 1200
 SAVE_SECONDS = 120  # after SIGTERM, for a checkpoint
-# What another start would not mend.
-FINAL = sorted(
-    {2} | {e.exit_code for e in (errors.DataError, errors.InputNotFound, errors.OutputError, errors.SettingsError)}
-)
 
 
 def manifests(
@@ -81,10 +85,10 @@ def manifests(
         >>> [m["kind"] for m in kubernetes.manifests(["train", "digits"], workers=2, gpus=0, image="tfpar:1")]
         ['Service', 'Job', 'NetworkPolicy']
     """
-    workers, gpus = rules.whole("workers", workers, 1, 256), rules.whole("gpus", gpus, 0, 64)
-    target = rules.word("target", target, TARGETS)
+    workers, gpus = validate.integer("workers", workers, 1, 256), validate.integer("gpus", gpus, 0, 64)
+    target = validate.choice("target", target, TARGETS)
     name = _job_name(name, workers, target)
-    port, deadline = rules.whole("port", port, 1024, 65535), rules.whole("deadline", deadline, 60, 2**31 - 1)
+    port, deadline = validate.integer("port", port, 1024, 65535), validate.integer("deadline", deadline, 60, 2**31 - 1)
     pod = _pod(
         _words(command, replicas=workers * max(gpus, 1)),
         image=_matching("image", image, IMAGE, 255, "the name of an image, such as registry.example/tfpar:1"),
@@ -111,19 +115,6 @@ def manifests(
     spec = _job(workers, deadline, pod, saved="FailJob", restarts=0)
     jobset = {"apiVersion": "jobset.x-k8s.io/v1alpha2", "kind": "JobSet", "metadata": own, "spec": _set(name, spec)}
     return [jobset, _policy(meta, {"jobset.sigs.k8s.io/jobset-name": name}, port, gpus)]
-
-
-def text(manifests: Sequence[dict]) -> str:
-    """Return manifests as YAML, the same text for the same manifests.
-
-    Raises:
-        TypeError: there is something else in them than dictionaries, lists, texts, whole numbers and truth values.
-
-    Example:
-        >>> kubernetes.text([{"kind": "Job", "args": ["1", 1, True]}])
-        'kind: Job\\nargs:\\n  - "1"\\n  - 1\\n  - true\\n'
-    """
-    return "---\n".join("\n".join(_lines(manifest)) + "\n" for manifest in manifests)
 
 
 def dockerfile() -> str:
@@ -162,7 +153,7 @@ class _Refusing(argparse.ArgumentParser):
 def _words(command: Sequence[str], *, replicas: int) -> list[str]:
     """Return the container's command, after everything was refused that could only fail in the cluster."""
     if isinstance(command, str) or not all(isinstance(word, str) for word in command):
-        rules.refuse("command", command, 'a list of words, such as ["train", "data/fashion"]')
+        validate.reject("command", command, 'a list of words, such as ["train", "data/fashion"]')
     given = parser({}, kind=_Refusing).parse_args(command)
     if given.command != "train":
         raise errors.SettingsError(
@@ -178,15 +169,15 @@ def _words(command: Sequence[str], *, replicas: int) -> list[str]:
             f"that are a multiple of {replicas}, and a batch that is a multiple of the shards"
         )
     # A source's name alone is found where `tfpar prepare` or the first `tfpar train` would put it.
-    data = given.data if "/" in given.data or given.data == "data" else f"data/{sources.last_word(given.data)}"
+    data = given.data if "/" in given.data or given.data == "data" else f"data/{files.name_of(given.data)}"
     _in_volume("DATA", data, "data", f"{PLACE}/data")
-    _in_volume("--run", given.run or f"runs/{sources.last_word(given.data)}", "runs/NAME", f"{PLACE}/runs/")
+    _in_volume("--run", given.run or f"runs/{files.name_of(given.data)}", "runs/NAME", f"{PLACE}/runs/")
     if given.weights not in (None, "imagenet"):
         _in_volume("--weights", given.weights, "data/FILE", f"{PLACE}/data/")
     try:
         "".join(command).encode()
     except UnicodeEncodeError:
-        rules.refuse("command", command, "words that are valid Unicode: a manifest is a text")
+        validate.reject("command", command, "words that are valid Unicode: a manifest is a text")
     return ["tfpar", *(word.replace("$", "$$") for word in command)]  # Kubernetes puts variables in for $(NAME)
 
 
@@ -200,12 +191,14 @@ _NOT_THERE = {
 def _in_volume(option: str, path: str, example: str, volume: str) -> None:
     full = posixpath.normpath(posixpath.join(PLACE, path))
     if not f"{full}/".startswith(f"{volume.rstrip('/')}/") or f"{full}/" == volume:
-        rules.refuse(option, path, f"a path in the volume, such as {example} (it is mounted at {volume.rstrip('/')})")
+        validate.reject(
+            option, path, f"a path in the volume, such as {example} (it is mounted at {volume.rstrip('/')})"
+        )
 
 
 def _matching(kind: str, value, pattern: str, most: int, rule: str) -> str:
     if not isinstance(value, str) or len(value) > most or not re.fullmatch(pattern, value, re.ASCII):
-        rules.refuse(kind, value, rule)
+        validate.reject(kind, value, rule)
     return value
 
 
@@ -222,13 +215,21 @@ def _job_name(name, workers: int, target: str) -> str:
 
 def _resources(cpus, memory, shm, gpus: int) -> dict:
     rule = "an amount of memory such as 16Gi, at least 64Mi"
-    amounts = [amount(value) or rules.refuse(kind, value, rule) for kind, value in (("memory", memory), ("shm", shm))]
+    amounts = [
+        amount(value) or validate.reject(kind, value, rule) for kind, value in (("memory", memory), ("shm", shm))
+    ]
     if min(amounts) < 64 * 2**20:
-        rules.refuse("memory, shm", (memory, shm), rule)
+        validate.reject("memory, shm", (memory, shm), rule)
     if amounts[1] > amounts[0]:
         raise errors.SettingsError(f"shm={shm}, memory={memory}: what processes share counts as memory; give less shm")
-    each = {"cpu": str(rules.whole("cpus", cpus, 1, 1024)), "memory": memory}
+    each = {"cpu": str(validate.integer("cpus", cpus, 1, 1024)), "memory": memory}
     return each | ({"nvidia.com/gpu": str(gpus)} if gpus else {})
+
+
+def amount(value) -> float | None:
+    """Return the number that a quantity such as `"16Gi"` stands for; None where it is none."""
+    written = QUANTITY.fullmatch(value) if isinstance(value, str) else None
+    return float(written[1]) * UNITS[written[2]] if written else None
 
 
 # ---- the parts of a manifest
@@ -271,7 +272,7 @@ def _job(workers: int, deadline: int, pod: dict, *, saved: str, restarts: int) -
         return {"action": action, "onExitCodes": {"containerName": CONTAINER, "operator": "In", "values": [*codes]}}
 
     rules = [
-        ended("FailJob", FINAL),
+        ended("FailJob", list(errors.FINAL)),
         ended("Ignore", [errors.WorkerLost.exit_code]),  # who was lost is counted
         ended(saved, [Interrupted.exit_code]),
         {"action": saved, "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
@@ -356,45 +357,3 @@ def _volumes(data_claim: str, run_claim: str, shm: str) -> tuple[list[dict], lis
         {"name": "tmp", "mountPath": "/tmp"},
     ]
     return volumes, mounts
-
-
-# ---- YAML
-
-_PLAIN = re.compile(r"[A-Za-z/_][A-Za-z0-9/_.@:-]*(?<!:)", re.ASCII)
-_WORDS_OF_YAML = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}
-
-
-def _lines(value) -> list[str]:
-    if isinstance(value, dict) and value:
-        lines = []
-        for key, item in value.items():
-            below = _lines(item)
-            if isinstance(item, (dict, list)) and item:
-                lines += [f"{_scalar(key)}:", *(f"  {line}" for line in below)]
-            else:
-                lines.append(f"{_scalar(key)}: {below[0]}")
-        return lines
-    if isinstance(value, list) and value:
-        blocks = [_lines(item) for item in value]
-        return [line for block in blocks for line in (f"- {block[0]}", *(f"  {more}" for more in block[1:]))]
-    return [_scalar(value)]
-
-
-def _scalar(value) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int):
-        return str(value)
-    if value == {} or value == []:
-        return "{}" if isinstance(value, dict) else "[]"
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r}: a manifest holds dictionaries, lists, texts, whole numbers and truth values")
-    if _PLAIN.fullmatch(value) and value.lower() not in _WORDS_OF_YAML:
-        return value
-    return '"' + "".join(map(_escaped, value)) + '"'
-
-
-def _escaped(character: str) -> str:
-    if character in '"\\':
-        return f"\\{character}"
-    return character if character.isprintable() else f"\\U{ord(character):08x}"

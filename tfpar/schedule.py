@@ -15,7 +15,7 @@ import re
 import reprlib
 from typing import NamedTuple
 
-from tfpar import errors, rules
+from tfpar import errors, validate
 
 WARMUP = 0.1  # of the first stage
 MOST_EPOCHS, MOST_RATE = 999_999, 3e38  # a rate is float32
@@ -57,9 +57,9 @@ def checked(stage: Stage) -> Stage:
     """
     try:
         epochs, rate, final = stage if isinstance(stage, (tuple, list)) else ()
-        epochs = rules.whole("epochs", epochs, 1, MOST_EPOCHS)
-        rate = rules.number("learning_rate", rate, 0, MOST_RATE)
-        final = None if final is None else rules.number("final_learning_rate", final, 0, MOST_RATE)
+        epochs = validate.integer("epochs", epochs, 1, MOST_EPOCHS)
+        rate = validate.number("learning_rate", rate, 0, MOST_RATE)
+        final = None if final is None else validate.number("final_learning_rate", final, 0, MOST_RATE)
     except (TypeError, ValueError) as error:  # SettingsError among them
         why = f" ({error})" if isinstance(error, errors.SettingsError) else ""
         raise errors.SettingsError(
@@ -97,7 +97,7 @@ def scale(optimizer, global_batch_size: int, *, scale_learning_rate: bool = True
     return global_batch_size / 256 if scale_learning_rate and isinstance(inner, keras.optimizers.SGD) else 1.0
 
 
-def told(stage: Stage, *, epoch_steps: int, factor: float, global_batch_size: int) -> str:
+def describe(stage: Stage, *, epoch_steps: int, factor: float, global_batch_size: int) -> str:
     """Return the line about a stage: its epochs, its steps, its rates."""
     rates = f"{stage.learning_rate:g}"
     if stage.final_learning_rate is not None:

@@ -1,271 +1,124 @@
-"""What the bits of a run depend on: its settings, which must agree to continue it, and its environment."""
+"""The settings of a run, each defined once: its default, its range, its words on the command line.
+
+Imports no TensorFlow, so that the command line reads them at once.
+
+Example:
+    >>> Settings(stages=[Stage(10, 0.1)], shards=4).resolved(replicas=2).global_batch_size
+    128
+    >>> Settings(seed=-1)
+    Traceback (most recent call last):
+    tfpar.errors.SettingsError: seed=-1: give a whole number from 0 to 4294967295
+"""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import platform
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
 
-import keras
-import numpy as np
-import tensorflow as tf
-from tensorflow.python.framework.config import is_op_determinism_enabled
-from tensorflow.python.util import _pywrap_util_port
+from tfpar import errors, schedule, validate
+from tfpar.schedule import Stage
 
-from tfpar import __version__, arrays, errors, objective, rules, schedule
-from tfpar.engine import AUGMENTATIONS
-from tfpar.steps import MOST_STEPS_PER_CALL
-
-# Of the step and of inference; a change of their bits counts it up. 2: sums of three and more in a fixed order.
-ARITHMETIC = 2
-VECTOR_INSTRUCTIONS = (
-    "amx_bf16",
-    "avx512_bf16",
-    "avx512_vnni",
-    "avx512f",
-    "avx_vnni",
-    "avx2",
-    "avx",
-    "sse4_2",
-)  # best first
-WORDS = {"data": "the data's fingerprint", "jit_compile": "XLA"}
+MOST_STEPS_PER_CALL = 512
+DEFAULT_BATCH = 128  # images of a step
+AUGMENTATIONS = ("none", "flip", "crop-flip")
+ALL_REDUCE = ("ordered", "fast")
 
 
-def of(model: keras.Model, data, stages, **numbers) -> dict:
-    """Return the settings of a run as plain JSON values."""
-    values = {
-        "model": model.name,
-        "model_config": _model_fingerprint(model),
-        "optimizer": _plain(keras.optimizers.serialize(model.optimizer)),
-        "loss": _plain(objective.name_of(model)),
-        "precision": keras.config.dtype_policy().name,
-        "jit_compile": model._compile_config.config.get("jit_compile") is True,
-        "data": data.fingerprint,
-        "stages": [list(schedule.checked(stage)) for stage in stages],
-        **numbers,
-    }
-    return json.loads(json.dumps(values, default=_number))
+def _setting(default, text: str = "", *, within=None, choices=None, bits: bool = True, check=None):
+    """Define a setting.
 
-
-def agree(earlier: dict, now: dict) -> None:
-    """Refuse to continue a run with other settings; stages may be added at the end.
-
-    Raises:
-        errors.SettingsError: names each setting that differs, with both values.
+    Args:
+        default: its value where none is given; None, where it is one, is always allowed.
+        text: its help on the command line.
+        within: lowest and highest number; of an integer where both are integers.
+        choices: the words it may be.
+        bits: whether the bits of a run depend on it, so that a continued run must have the same.
+        check: `check(name, value)` returns the value, for settings of another kind.
     """
-    there = len(earlier["stages"])
-    comparable = now | {"stages": now["stages"][:there]}
-    differing = [key for key in earlier if earlier[key] != comparable.get(key)]
-    if differing:
-        named = "; ".join(
-            f"{WORDS.get(key, key)} is {_short(earlier[key])} in the run, {_short(now.get(key))} now"
-            for key in differing
-        )
-        raise errors.SettingsError(
-            f"the run was begun with other settings: {named}. Give those again, another --run, or --fresh"
-        )
+    if choices:
+        check = lambda name, value: validate.choice(name, value, choices)  # noqa: E731
+    elif within:
+        kind = validate.integer if isinstance(within[1], int) else validate.number
+        check = lambda name, value: kind(name, value, *within)  # noqa: E731
+    metadata = {"help": text, "within": within, "choices": choices, "bits": bits, "check": check}
+    return field(default=default, metadata=metadata)
 
 
-def check_fit(model: keras.Model, data) -> None:
-    """Refuse a model that does not take the data's pictures, or give logits for its classes.
-
-    Raises:
-        errors.SettingsError: with what both have.
-    """
-    if not isinstance(data, arrays.Dataset):
-        rules.refuse("data", data, "what prepare.dataset or prepare.load returned")
-    if model.inputs[0].dtype != "uint8":
-        raise errors.SettingsError(
-            f"the model takes {model.inputs[0].dtype} images; begin it with keras.Input(..., dtype='uint8') and a Rescaling"
-        )
-    if model.output_shape[-1] != data.num_classes or tuple(model.input_shape[1:]) != tuple(data.image_shape):
-        raise errors.SettingsError(
-            f"the model takes {model.input_shape[1:]} and gives {model.output_shape[-1]} logits; "
-            f"the data has {tuple(data.image_shape)} and {data.num_classes} classes"
-        )
+def _check_stages(name: str, value) -> tuple[Stage, ...]:
+    if not isinstance(value, (list, tuple)) or isinstance(value, Stage):
+        validate.reject(name, value, "a list of at least one stage, such as [Stage(epochs=10, learning_rate=0.1)]")
+    return tuple(schedule.checked(stage) for stage in value)
 
 
-def check_numbers(**given) -> None:
-    """Refuse an argument of `train.run` that is no such thing or out of its range, before any work begins.
-
-    Raises:
-        errors.SettingsError: with the value and the rule.
-    """
-    whole, number, word = rules.whole, rules.number, rules.word
-    checks = {
-        "global_batch_size": lambda n, v: whole(n, v, 1, rules.MOST_BATCH),
-        "shards": lambda n, v: whole(n, v, 1, rules.MOST_SHARDS),
-        "seed": lambda n, v: whole(n, v, 0, rules.MOST_SEED),
-        "warmup_epochs": lambda n, v: v is None or number(n, v, 0, schedule.MOST_EPOCHS),
-        "steps_per_call": _check_steps_per_call,
-        "checkpoint_seconds": lambda n, v: number(n, v, 0, 1e9),
-        "stages": _check_stages,
-        "augment": lambda n, v: word(n, v, AUGMENTATIONS),
-        "all_reduce": lambda n, v: word(n, v, ("ordered", "fast")),
-        "weights": lambda n, v: isinstance(v, str) or rules.refuse(n, v, "a name for the weights, as text"),
-        "callbacks": _check_callbacks,
-    }
-    for name, value in given.items():
-        checks[name](name, value)
-    batch, shards = given["global_batch_size"], given["shards"]
-    if batch % shards:
-        fitting = -(-batch // shards) * shards
-        raise errors.SettingsError(
-            f"global batch {batch} cannot be cut into {shards} equal shards; take a multiple of {shards}, such as {fitting}"
-        )
-
-
-def _check_steps_per_call(name: str, value) -> None:
-    if not (isinstance(value, str) and value == "auto"):
-        try:
-            rules.whole(name, value, 1, MOST_STEPS_PER_CALL)
-        except errors.SettingsError:
-            rules.refuse(name, value, f"auto, or a whole number from 1 to {MOST_STEPS_PER_CALL}")
-
-
-def _check_stages(name: str, value) -> None:
-    if not isinstance(value, (list, tuple)) or isinstance(value, schedule.Stage) or not value:
-        rules.refuse(name, value, "a list of at least one stage, such as [Stage(epochs=10, learning_rate=0.1)]")
-    for stage in value:
-        schedule.checked(stage)
-
-
-def _check_callbacks(name: str, value) -> None:
-    if not isinstance(value, (list, tuple)) or not all(isinstance(one, keras.callbacks.Callback) for one in value):
-        rules.refuse(name, value, "a list of keras.callbacks.Callback")
-
-
-def environment() -> dict:
-    """Return what bits depend on beside the settings: versions, processor, threads, and what a test computation gives.
-
-    `computed` holds a hash of each result of `_test_computation`: it also notices what no other entry names.
-    """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    threading = tf.config.threading
-    return {
-        "tfpar": __version__,
-        "arithmetic": ARITHMETIC,
-        "python": platform.python_version(),
-        "tensorflow": tf.__version__,
-        "keras": keras.__version__,
-        "numpy": np.__version__,
-        "processor": _cpuinfo("model name") or platform.processor() or platform.machine(),
-        "instructions": _instructions(),
-        "gpus": [
-            tf.config.experimental.get_device_details(gpu).get("device_name", "GPU")
-            for gpu in tf.config.list_physical_devices("GPU")
-        ],
-        "cores": cores,
-        "intra_op_threads": _threads(threading.get_intra_op_parallelism_threads(), "TF_NUM_INTRAOP_THREADS", cores),
-        "inter_op_threads": _threads(threading.get_inter_op_parallelism_threads(), "TF_NUM_INTEROP_THREADS", cores),
-        "deterministic": is_op_determinism_enabled(),
-        "oneDNN": _pywrap_util_port.IsMklEnabled(),
-        "XLA flags": os.environ.get("TF_XLA_FLAGS", ""),
-        "computed": _test_computation(),
-    }
-
-
-def tell_changes(earlier: dict, now: dict) -> None:
-    """Print one line where the environment of a continued run is another one; an entry that it does not have says nothing."""
-    earlier = {"arithmetic": 1} | earlier
-    changed = [
-        f"{key} {earlier[key]} -> {now[key]}"
-        for key in now
-        if earlier.get(key, now[key]) != now[key] and key != "computed"
-    ]
-    computed = earlier.get("computed", {})
-    differing = [name for name, value in now["computed"].items() if computed.get(name, value) != value]
-    if differing:
-        changed.append(f"a test computation gives other bits: {', '.join(differing)}")
-    if changed:
-        print(
-            f"this run began in another environment ({'; '.join(changed)}): results from here on may differ in the last bits"
-        )
-
-
-def _threads(configured: int, variable: str, cores: int) -> int:
-    """Return the threads of one of TensorFlow's pools: as configured, otherwise as the environment says, otherwise one a core."""
-    given = os.environ.get(variable, "")
-    return configured or (int(given) if given.isdecimal() and int(given) else cores)
-
-
-def _instructions() -> str:
-    """Return the best vector instructions that oneDNN and Eigen may use on this processor."""
-    flags = _cpuinfo("flags").split()
-    best = next((name for name in VECTOR_INSTRUCTIONS if name in flags), platform.machine())
-    limit = os.environ.get("ONEDNN_MAX_CPU_ISA")
-    return f"{best}, at most {limit}" if limit else best
-
-
-def _test_computation() -> dict[str, str]:
-    """Return a hash of each result of a small computation whose bits depend on processor, threads, oneDNN and XLA."""
-
-    def compute(images, kernel, matrix):
-        with tf.GradientTape() as tape:
-            tape.watch(kernel)
-            features = tf.nn.conv2d(images, kernel, 1, "SAME")
-            loss = tf.reduce_mean(tf.square(tf.tanh(features - tf.reduce_mean(features, [0, 1, 2]))))
-        return {
-            "convolution": features,
-            "its gradient": tape.gradient(loss, kernel),
-            "matrix product": tf.linalg.matmul(matrix, matrix, transpose_a=True),
-            "sum": tf.reduce_sum(images),
-            "element by element": tf.exp(tf.tanh(matrix) * 0.3 + matrix * 0.7) - matrix,
-        }
-
-    draw = np.random.default_rng(0)
-    shapes = ((16, 48, 48, 16), (3, 3, 16, 16), (1000, 300))
-    with tf.device("CPU:0"):
-        given = [tf.constant(draw.standard_normal(shape, np.float32)) for shape in shapes]
-        # Not called through tf.function, which after five runs in a process warns of retracing.
-        found = tf.function(compute).get_concrete_function(*given)(*given)
-    return {name: hashlib.sha256(value.numpy().tobytes()).hexdigest()[:8] for name, value in found.items()}
-
-
-def _model_fingerprint(model: keras.Model) -> str:
-    """Return a hash of what a model is made of; the names Keras counts up within a process do not matter."""
-    text = json.dumps(model.get_config(), sort_keys=True, default=_number)
-    for number, name in enumerate(dict.fromkeys(_operation_names(model))):
-        text = text.replace(json.dumps(name), f'"#{number}"')
-    weights = [[list(v.shape), v.dtype, v.trainable] for v in model.variables]
-    return hashlib.sha256((text + json.dumps(weights)).encode()).hexdigest()[:16]
-
-
-def _operation_names(model: keras.Model):
-    for operation in getattr(model, "operations", model.layers):
-        yield operation.name
-        if isinstance(operation, keras.Model):
-            yield from _operation_names(operation)
-
-
-def _plain(serialized) -> dict | str:
-    """Leave out what the run sets itself, or Keras counts up."""
-    if not isinstance(serialized, dict):
-        return str(serialized)
-    if "weights" in serialized:
-        return serialized | {"loss": _plain(serialized["loss"])}
-    if not isinstance(serialized["config"], dict):  # a function
-        return str(serialized["config"])
-    config = {key: value for key, value in serialized["config"].items() if key not in ("learning_rate", "name")}
-    if isinstance(config.get("inner_optimizer"), dict):
-        config["inner_optimizer"] = _plain(config["inner_optimizer"])
-    return {"class": serialized["class_name"], **config}
-
-
-def _number(value):
-    return value.item() if hasattr(value, "item") else str(value)
-
-
-def _short(value) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 300 else f"{text[:297]}..."
-
-
-def _cpuinfo(key: str) -> str:
-    """Return the first value of a key in /proc/cpuinfo; empty where there is none (not Linux on x86)."""
+def _check_steps_per_call(name: str, value) -> int | str:
     try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            return next((line.split(":", 1)[1].strip() for line in file if line.startswith(key)), "")
-    except OSError:
-        return ""
+        auto = isinstance(value, str) and value == "auto"
+        return value if auto else validate.integer(name, value, 1, MOST_STEPS_PER_CALL)
+    except errors.SettingsError:
+        return validate.reject(name, value, f"auto, or a whole number from 1 to {MOST_STEPS_PER_CALL}")
+
+
+def _check_weights(name: str, value) -> str:
+    return value if isinstance(value, str) else validate.reject(name, value, "a name for the weights, as text")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a run is made with, beside model and data; see `train.run`.
+
+    Raises:
+        errors.SettingsError: a value that is not of its kind or out of its range.
+    """
+
+    stages: Sequence[Stage] = _setting((), check=_check_stages)
+    global_batch_size: int | None = _setting(None, "default 128", within=(1, validate.MOST_BATCH))
+    shards: int | None = _setting(
+        None, "parts of the batch; default: one per replica", within=(1, validate.MOST_SHARDS)
+    )
+    seed: int = _setting(0, "of everything random; default 0", within=(0, validate.MOST_SEED))
+    augment: str = _setting("none", "mirror, and shift by up to an eighth", choices=AUGMENTATIONS)
+    class_weights: Sequence[float] | None = _setting(None)
+    scale_learning_rate: bool = _setting(True)
+    warmup_epochs: float | None = _setting(None, within=(0, float(schedule.MOST_EPOCHS)))
+    all_reduce: str = _setting(
+        "ordered", "ordered (default): the same bits on any number of replicas; fast: less to send", choices=ALL_REDUCE
+    )
+    weights: str = _setting("none", check=_check_weights)
+    steps_per_call: int | str = _setting(
+        "auto",
+        "steps between two looks at a signal; default auto: a quarter of a second",
+        bits=False,
+        check=_check_steps_per_call,
+    )
+    checkpoint_seconds: float = _setting(60.0, "between checkpoints; default 60", within=(0, 1e9), bits=False)
+    fresh: bool = _setting(False, "start over; the old run is kept beside", bits=False)
+    verbose: int | None = _setting(None, bits=False)
+
+    def __post_init__(self):
+        for each in fields(self):
+            value, check = getattr(self, each.name), each.metadata["check"]
+            if check and (value is not None or each.default is not None):
+                object.__setattr__(self, each.name, check(each.name, value))
+
+    def resolved(self, replicas: int, earlier: dict | None = None) -> Settings:
+        """Return the settings with the number of shards and the batch filled in, from an earlier run where there is one.
+
+        Raises:
+            errors.SettingsError: the batch cannot be cut into equal shards.
+        """
+        earlier = earlier or {}
+        shards = self.shards or earlier.get("shards", replicas)
+        batch = self.global_batch_size or earlier.get("global_batch_size", -(-DEFAULT_BATCH // shards) * shards)
+        if batch % shards:
+            fitting = -(-batch // shards) * shards
+            raise errors.SettingsError(
+                f"global batch {batch} cannot be cut into {shards} equal shards; take a multiple of {shards}, such as {fitting}"
+            )
+        return replace(self, shards=shards, global_batch_size=batch)
+
+    def that_decide_the_bits(self) -> dict:
+        """Return the settings that must stay when a run continues, as `run.json` holds them."""
+        return {each.name: getattr(self, each.name) for each in fields(self) if each.metadata["bits"]}
+
+
+FIELDS = {each.name: each for each in fields(Settings)}

@@ -30,27 +30,28 @@ class Interrupted(KeyboardInterrupt):
         self.step = step
 
 
-class Stop:
-    """While entered, a signal sets `asked`; outside of `held` it raises `Interrupted` at once, as nothing is at stake.
+class StopSignal:
+    """Catch SIGTERM and SIGINT. While `deferred`, a signal only sets `requested`; otherwise it raises `Interrupted`
+    immediately, because there is no state to save.
 
-    Entered in the main thread only; elsewhere (some notebooks and servers) signals are left alone.
+    Only in the main thread; elsewhere (some notebooks and servers) signals are left alone.
     """
 
-    def __init__(self):
-        self.asked = False
-        self.held = False
+    def __init__(self, *, deferred: bool = False):
+        self.requested = False
+        self.deferred = deferred
 
-    def __enter__(self) -> Stop:
+    def __enter__(self) -> StopSignal:
         self.earlier = {}
         if threading.current_thread() is threading.main_thread():
-            self.earlier = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}
+            self.earlier = {number: signal.signal(number, self._request) for number in (signal.SIGTERM, signal.SIGINT)}
         return self
 
     def __exit__(self, *_exception) -> None:
         for number, handler in self.earlier.items():
             signal.signal(number, handler)
 
-    def _ask(self, _number, _frame) -> None:
-        self.asked = True
-        if not self.held:
+    def _request(self, _number, _frame) -> None:
+        self.requested = True
+        if not self.deferred:
             raise Interrupted()

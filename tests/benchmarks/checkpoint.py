@@ -22,7 +22,9 @@ def main() -> None:
     given = parser.parse_args()
     import keras
 
-    from tfpar import checkpoint, models, objective
+    from tfpar import models
+    from tfpar.steps import objective
+    from tfpar.train import checkpoint
 
     results = {}
     for name, shape in MODELS.items():

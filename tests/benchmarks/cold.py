@@ -40,10 +40,12 @@ def sequential(path: str, seed: int) -> float:
 
 
 def mapped(path: str, seed: int, whole: bool) -> float:
-    from tfpar import arrays, devices, engine, stream
+    from tfpar import devices, engine
+    from tfpar.engine import permutation
+    from tfpar.prepare import arrays
 
     if whole:
-        stream.WHOLE_BYTES = 1 << 60
+        permutation.WHOLE_BYTES = 1 << 60
     images = arrays._mapped(Path(path), ((os.path.getsize(path) - 128) // int(np.prod(SHAPE)), *SHAPE))
     batches = iter(
         engine.train_batches(

@@ -31,10 +31,12 @@ def _resident(key: str) -> int:
 def _worker(megabytes: float, turns: int, out: str) -> None:
     import tensorflow as tf
 
-    from tfpar import devices, exchange, workers
+    from tfpar import devices
+    from tfpar.steps import exchange
+    from tfpar.workers import group as group_file
 
     strategy = devices.strategy()
-    group = workers.Group(strategy)
+    group = group_file.WorkerGroup(strategy)
     size = int(megabytes * 250_000)
     found: dict = {name: [] for name in CONTENDERS}
     memory = {}
@@ -72,7 +74,7 @@ def _worker(megabytes: float, turns: int, out: str) -> None:
 
 def _start(workers: int, megabytes: float, turns: int, **variables: str) -> list[dict]:
     """Start the workers, and return what each found."""
-    from tfpar import launcher
+    from tfpar.workers import launcher
 
     ports = ",".join(map(str, launcher._free_ports(workers)))
     several = {"TFPAR_NUM_WORKERS": str(workers), "TFPAR_HOST_TEMPLATE": "127.0.0.1", "TFPAR_PORT": ports}

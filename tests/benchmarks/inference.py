@@ -23,7 +23,8 @@ NAMES = ["tfpar", "predict-32", "predict-64"]
 def _contender(name: str, case: str) -> None:
     import keras
 
-    from tfpar import inference, models
+    from tfpar import models
+    from tfpar.train import inference
 
     network, shape, images = CASES[case]
     keras.utils.set_random_seed(0)

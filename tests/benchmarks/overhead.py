@@ -56,7 +56,8 @@ def _exchange(replicas: int, millions: float, all_reduce: str):
     import keras
     import tensorflow as tf
 
-    from tfpar import devices, engine, profiling, steps
+    from tfpar import devices, engine, steps
+    from tfpar.diagnose import profiling
 
     strategy = devices.strategy(simulate=replicas)
     with strategy.scope():

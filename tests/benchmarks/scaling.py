@@ -89,7 +89,8 @@ def _apart() -> None:
 def tfpar(workers: int, variant: str = ""):
     import tensorflow as tf
 
-    from tfpar import devices, engine, exchange, steps
+    from tfpar import devices, engine, steps
+    from tfpar.steps import exchange
 
     def two_gathers(_exchange, context, sums, rows):
         total = exchange.tree(tf.unstack(context.all_gather(sums, axis=0), num=workers))

@@ -181,7 +181,7 @@ def profile() -> None:
     print(profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=12, max_name_column_width=40))
     import tensorflow as tf
 
-    from tfpar import profiling
+    from tfpar.diagnose import profiling
 
     thing = loop()
     thing()

@@ -31,7 +31,8 @@ def _worker(index: int, steps_before: int = 4) -> None:
     scaling._on_core(index)
     import tensorflow as tf
 
-    from tfpar import devices, engine, exchange, steps
+    from tfpar import devices, engine, steps
+    from tfpar.steps import exchange
 
     moments, exchanged = [], exchange.Exchange.__call__
 

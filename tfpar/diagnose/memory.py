@@ -1,0 +1,152 @@
+"""What a training run will hold in memory, part by part, before it begins: `tfpar train DATA --dry-run`.
+
+The activations are read off the graph of one shard as it will run: every operation's output lives from the operation
+until its last use, and the largest sum of what lives at once is the estimate. What kernels need for themselves, and what
+a compiler saves by joining operations, is not in it; TensorFlow's own half a gigabyte is not either.
+
+Example:
+    >>> print(memory.estimate(model, data, stages, global_batch_size=256))
+    1,003 train and 111 validation images: 4 steps an epoch of 256 images, 60 steps in all
+    1 shard of 256 images, 256 images per replica, 1 replica
+      weights                  0.3 MB
+      gradients                1.6 MB
+      optimizer                0.3 MB
+      activations          2,510.3 MB
+      input                   21.2 MB
+    2,533.7 MB per replica of 20,519.2 MB; the largest batch that fits in 1 shard: 2,080
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+from tensorflow.python.client import device_lib
+
+from tfpar import devices, engine, validate
+from tfpar.diagnose import doctor
+from tfpar.schedule import Stage
+from tfpar.settings import Settings
+from tfpar.steps.step import Step
+from tfpar.train import identity
+
+AHEAD = 5  # batches ready or in work; where they are small, more of them, but no more than some 10 MB (see engine)
+# Operations whose output is their input under another name or shape: it needs no memory of its own.
+_ALIASES = {"Identity", "IdentityN", "Reshape", "Squeeze", "ExpandDims", "StopGradient", "PreventGradient"}
+_ELSEWHERE = {"Placeholder", "Const", "NoOp"}  # weights, the batch and constants live outside
+
+
+class Estimate(NamedTuple):
+    """Bytes of one replica by part, and the numbers of the run; prints as a table."""
+
+    examples: dict[str, int]
+    epoch_steps: int
+    steps: int
+    global_batch_size: int
+    shards: int
+    replicas: int
+    parts: dict[str, int]
+    available: int | None  # for one replica; None where the system does not say
+    largest_batch: int | None
+
+    def __str__(self) -> str:
+        images = " and ".join(f"{count:,} {split}" for split, count in self.examples.items())
+        rows, local = self.global_batch_size // self.shards, self.global_batch_size // self.replicas
+        lines = [
+            f"{images} images: {self.epoch_steps:,} steps an epoch of {self.global_batch_size:,} images, {self.steps:,} steps in all",
+            f"{self.shards} shard{'s'[: self.shards > 1]} of {rows:,} images, {local:,} images per replica, "
+            f"{self.replicas} replica{'s'[: self.replicas > 1]}",
+            *(f"  {name:15}{size / 1e6:>15,.1f} MB" for name, size in self.parts.items()),
+        ]
+        needed = f"{sum(self.parts.values()) / 1e6:,.1f} MB per replica"
+        if self.available is None:
+            return "\n".join([*lines, needed])
+        fits = f"the largest batch that fits in {self.shards} shard{'s'[: self.shards > 1]}: {self.largest_batch:,}"
+        if not self.largest_batch:
+            fits = "no batch fits; take a smaller model, smaller pictures, or more memory"
+        return "\n".join([*lines, f"{needed} of {self.available / 1e6:,.1f} MB; {fits}"])
+
+
+def estimate(
+    model: keras.Model,
+    data,
+    stages: Sequence[Stage],
+    **settings,
+) -> Estimate:
+    """Say what a run would take; nothing is trained.
+
+    Args:
+        model: compiled under its strategy, as for `train.run`.
+        data: from `prepare.load`.
+        stages, settings: as for `train.run`.
+
+    Raises:
+        errors.SettingsError: as `train.run` would.
+    """
+    replicas = model.distribute_strategy.num_replicas_in_sync
+    given = Settings(stages=stages, **settings).resolved(replicas)
+    identity.check_fit(model, data, given.class_weights)
+    shards, batch = given.shards, given.global_batch_size
+    with model.distribute_strategy.scope():
+        step = Step(model, shards=shards, learning_rate=lambda number: 0.0, all_reduce=given.all_reduce)
+    rows, local, image = batch // shards, batch // replicas, data.train.images[:1].nbytes
+    shard = step.trace((tf.TensorSpec([local, *data.image_shape], tf.uint8), tf.TensorSpec([local], tf.int32)))
+    parts = {
+        "weights": _bytes(model.variables),
+        "gradients": step.exchange.holds * 4 * shard.vector.size,
+        "optimizer": _bytes(model.optimizer.variables),
+        "activations": _peak_bytes(shard.function.graph),
+        "input": AHEAD * local * image,
+    }
+    fixed = sum(parts[name] for name in ("weights", "gradients", "optimizer"))
+    available = _available(step.strategy)
+    largest = None
+    if available is not None:
+        per_row = parts["activations"] / rows + AHEAD * image * (shards // replicas)
+        most = min(validate.MOST_BATCH // shards, int((available - fixed) / per_row))
+        largest = max(0, most) * shards
+    epoch_steps = engine.steps_per_epoch(data.train, global_batch_size=batch)
+    total = sum(stage.epochs for stage in given.stages) * epoch_steps
+    examples = {name: len(split.labels) for name, split in data.splits.items()}
+    return Estimate(examples, epoch_steps, total, batch, shards, replicas, parts, available, largest)
+
+
+def _bytes(variables) -> int:
+    return sum(int(np.prod(v.shape)) * tf.as_dtype(v.dtype).size for v in variables)
+
+
+def _peak_bytes(graph: tf.Graph) -> int:
+    """Return the largest number of bytes that the outputs of a graph's operations take at once."""
+    operations = graph.get_operations()  # in an order in which they can run
+    source, last = {}, {}
+    for position, operation in enumerate(operations):
+        for tensor in operation.inputs:
+            last[source.get(tensor.ref(), tensor.ref())] = position
+        for index, tensor in enumerate(operation.outputs):
+            if operation.type in _ALIASES:
+                origin = operation.inputs[index].ref()
+                source[tensor.ref()] = source.get(origin, origin)
+    live = most = 0
+    ending: dict[int, int] = {}
+    for position, operation in enumerate(operations):
+        if operation.type not in _ELSEWHERE | _ALIASES:
+            for tensor in operation.outputs:
+                size = (tensor.shape.num_elements() or 0) * tensor.dtype.size
+                live += size
+                end = last.get(tensor.ref(), position)
+                ending[end] = ending.get(end, 0) + size
+        most = max(most, live)
+        live -= ending.pop(position, 0)
+    return most
+
+
+def _available(strategy: tf.distribute.Strategy) -> int | None:
+    """Return the bytes one replica can have: of the smallest of its GPUs, or its part of what the machine has left."""
+    names = devices.names(strategy)
+    if any("GPU" in name for name in names):
+        return min(device.memory_limit for device in device_lib.list_local_devices() if device.device_type == "GPU")
+    left = doctor.meminfo("MemAvailable")
+    return None if left is None else left // len(names)

@@ -1,0 +1,123 @@
+"""The batches of training and inference, gathered whole from the mapped array."""
+
+from __future__ import annotations
+
+import numpy as np
+import tensorflow as tf
+
+from tfpar import devices, validate
+from tfpar.engine import augmentation, permutation
+from tfpar.engine.distribute import for_replicas
+from tfpar.settings import AUGMENTATIONS
+
+INFERENCE_CHUNK = 64  # images; the same for every number of replicas, so that inference gives the same bits
+
+
+def steps_per_epoch(split, *, global_batch_size: int) -> int:
+    """Return `ceil(N / B)`: an epoch sees every image at least once, and up to B - 1 of the next round.
+
+    Raises:
+        errors.SettingsError: the split is none, or the batch no whole number of at least 1.
+    """
+    batch = validate.integer("global_batch_size", global_batch_size, 1, validate.MOST_BATCH)
+    return -(-len(validate.split(split)[0]) // batch)
+
+
+def train_batches(
+    split,
+    strategy: tf.distribute.Strategy,
+    *,
+    global_batch_size: int,
+    seed: int = 0,
+    first_step: int = 0,
+    augment: str = "none",
+    class_weights=None,
+):
+    """Return the endless training batches, one element per replica and step, for `model.fit` or a loop.
+
+    Args:
+        split: `(images, labels, ...)`: `uint8[N, height, width, channels]` and `int32[N]`.
+        strategy: whose replicas get the batches.
+        global_batch_size: images of one step over all replicas; a multiple of the replicas.
+        seed: of the order and of the augmentation.
+        first_step: where to start; `fit(initial_epoch=2)` goes with `first_step=2 * epoch`.
+        augment: `"none"`, `"flip"` (left-right), or `"crop-flip"` (shifted by up to an eighth of the side as well).
+        class_weights: one number per class; adds a third member `float32[batch]` to the elements.
+
+    Returns:
+        A `tf.data.Dataset` on one device, else a distributed one, of `(uint8[B/R, height, width, channels],
+        int32[B/R])`.
+
+    Raises:
+        errors.SettingsError: the batch cannot be dealt to the replicas, or an argument is out of its range.
+    """
+    if not isinstance(strategy, tf.distribute.Strategy):
+        validate.reject("strategy", strategy, "what devices.strategy() returns")
+    global_batch_size = validate.integer("global_batch_size", global_batch_size, 1, validate.MOST_BATCH)
+    seed, first_step = (
+        validate.integer("seed", seed, 0, validate.MOST_SEED),
+        validate.integer("first_step", first_step, 0, validate.MOST_POSITION // global_batch_size),
+    )
+    validate.choice("augment", augment, AUGMENTATIONS)
+    class_weights = validate.class_weights(class_weights, int(validate.split(split)[1].max()) + 1, exactly=False)
+    local_batch = devices.per_replica(global_batch_size, strategy)
+    images, labels = _constants(split)
+    weights = None if class_weights is None else tf.constant(class_weights, tf.float32)
+    examples, block = len(split[0]), permutation.block_of(split[0])
+    read_ahead = permutation.ReadAhead(split[0], seed=seed) if block and permutation.of_a_file(split[0]) else None
+
+    def batches(steps: tf.Tensor, replicas: tf.Tensor):
+        # data-parallel: replica r of R takes the rows [rB/R, (r+1)B/R) of the global batch.
+        first_rows = replicas * local_batch
+        positions = _rows(steps * global_batch_size + first_rows, local_batch)
+        if read_ahead:
+            tf.numpy_function(read_ahead, [positions[0]], [])
+        chosen = permutation.order(positions, examples=examples, seed=seed, block=block)
+        x, y = tf.gather(images, chosen), tf.gather(labels, chosen)
+        if augment != "none":
+            of = {"seed": seed, "global_batch_size": global_batch_size, "rows": local_batch}
+            x = augmentation.flipped_and_shifted(
+                x, augmentation.draws(steps, first_rows, **of), crop=augment == "crop-flip"
+            )
+        return (x, y) if weights is None else (x, y, tf.gather(weights, y))
+
+    return for_replicas(batches, strategy, batch_bytes=local_batch * split[0][:1].nbytes, first_step=first_step)
+
+
+def inference_batches(split, strategy: tf.distribute.Strategy):
+    """Return the images of a split once, in their order, as chunks of the same size for every number of replicas.
+
+    The last chunk repeats the last image until it is full, and so do whole chunks where the replicas outnumber
+    those that are left: whoever collects the results keeps the first N rows. So nothing is dropped, no replica is
+    handed an empty batch (which crashes TensorFlow, or spoils the weights), and no result depends on who computed it.
+
+    Returns:
+        A finite dataset of `(uint8[64, height, width, channels], int32[64])` per replica.
+    """
+    examples, replicas = len(split[0]), strategy.num_replicas_in_sync
+    images, labels = _constants(split)
+
+    def batches(steps: tf.Tensor, replica: tf.Tensor):
+        chosen = tf.minimum(_rows((steps * replicas + replica) * INFERENCE_CHUNK, INFERENCE_CHUNK), examples - 1)
+        return tf.gather(images, chosen), tf.gather(labels, chosen)
+
+    steps, batch_bytes = -(-examples // (INFERENCE_CHUNK * replicas)), INFERENCE_CHUNK * split[0][:1].nbytes
+    return for_replicas(batches, strategy, batch_bytes=batch_bytes, steps=steps)
+
+
+def _rows(firsts: tf.Tensor, count: int) -> tf.Tensor:
+    """Return the `count` numbers from each first on, as one vector."""
+    return tf.reshape(firsts[:, tf.newaxis] + tf.range(count, dtype=tf.int64), [-1])
+
+
+def _constants(split) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return images and labels as tensors; labels of any whole kind as the `int32` that batches have."""
+    return _constant(split[0]), _constant(split[1].astype(np.int32, copy=False))
+
+
+def _constant(array: np.ndarray) -> tf.Tensor:
+    """Return an array as a tensor in the CPU's memory; a mapped one is not copied, and not read."""
+    with tf.device("CPU:0"):
+        if array.flags.writeable and array.flags.c_contiguous and array.ctypes.data % 64 == 0 and array.size:
+            return tf.experimental.dlpack.from_dlpack(array.__dlpack__())
+        return tf.convert_to_tensor(array)

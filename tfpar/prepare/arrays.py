@@ -1,0 +1,264 @@
+"""A prepared directory: its files, how they grow, and how they are verified and mapped into memory.
+
+```
+DIR/dataset.json              written last; a directory without it is not a dataset
+DIR/train/images.npy          uint8 [N, height, width, channels]
+DIR/train/labels.npy          int32 [N]
+DIR/train/examples.csv        index,source,label: one row per image
+DIR/validation/...            the same three files (and DIR/test/... where the source has a third split)
+DIR/skipped.csv               source,reason: every input that did not become an example
+```
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import itertools
+import json
+import mmap
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from tfpar import errors, files, validate
+
+FORMAT = 1
+_HEADER = 128  # bytes before the pixels in an .npy file; NumPy pads it, so that the number of images may grow
+
+
+class Split(NamedTuple):
+    """One split: `uint8` images [N, height, width, channels], `int32` labels [N], and what each image was called."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    sources: list[str]
+
+
+class Dataset(NamedTuple):
+    """A prepared directory; `fingerprint` is the same for the same pixels, labels and class names."""
+
+    directory: Path
+    name: str
+    class_names: list[str]
+    image_shape: tuple[int, int, int]
+    splits: dict[str, Split]
+    fingerprint: str
+    verified: dict[str, list[int]]  # file -> size, time and inode when its checksum was right
+
+    @property
+    def train(self) -> Split:
+        return self.splits["train"]
+
+    @property
+    def validation(self) -> Split:
+        return self.splits["validation"]
+
+    @property
+    def test(self) -> Split | None:
+        return self.splits.get("test")
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+
+# ---- writing
+
+
+class Growing:
+    """The three files of one split while they grow; `opened` closes the one that an error leaves open."""
+
+    def __init__(self, directory: Path, shape: tuple[int, int, int], opened: contextlib.ExitStack):
+        directory.mkdir()
+        self.directory, self.shape, self.opened = directory, shape, opened
+        self.labels: list[int] = []
+        self.sources: list[str] = []
+        self.file = open(directory / "images.npy", "w+b")  # noqa: SIM115 - closed in close()
+        opened.callback(self._abandon)
+        self.file.write(self._header())
+
+    def _header(self) -> bytes:
+        text = io.BytesIO()
+        shape = (len(self.labels), *self.shape)
+        np.lib.format.write_array_header_1_0(text, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        if text.tell() != _HEADER:
+            raise RuntimeError(f"this NumPy writes a header of {text.tell()} bytes, not {_HEADER}")
+        return text.getvalue()
+
+    def add(self, image: np.ndarray, label: int, source: str) -> None:
+        self.file.write(image.tobytes())
+        self.labels.append(label)
+        self.sources.append(source)
+
+    def move(self, chosen: np.ndarray, directory: Path) -> Growing:
+        """Move the images at the positions `chosen` to another split, and close the gaps in this one."""
+        self.file.flush()
+        other = Growing(directory, self.shape, self.opened)
+        pixels = np.memmap(self.file, np.uint8, "r+", _HEADER, (len(self.labels), *self.shape))
+        moves = np.isin(np.arange(len(pixels)), chosen)
+        kept = 0
+        for position in range(len(pixels)):  # one image at a time: the memory stays bounded
+            if moves[position]:
+                other.add(pixels[position], self.labels[position], self.sources[position])
+            else:
+                pixels[kept] = pixels[position]
+                kept += 1
+        pixels.flush()
+        self.labels = [label for label, moved in zip(self.labels, moves, strict=True) if not moved]
+        self.sources = [source for source, moved in zip(self.sources, moves, strict=True) if not moved]
+        self.file.truncate(_HEADER + kept * int(np.prod(self.shape)))
+        return other
+
+    def _abandon(self) -> None:
+        with contextlib.suppress(OSError):  # such as a full disk, of which somebody has told already
+            self.file.close()
+
+    def close(self) -> None:
+        self.file.seek(0)
+        self.file.write(self._header())
+        self.file.close()
+        np.save(self.directory / "labels.npy", np.asarray(self.labels, np.int32))
+        rows = zip(itertools.count(), self.sources, self.labels)
+        write_csv(self.directory / "examples.csv", ("index", "source", "label"), rows)
+
+
+def write_csv(path: Path, header: Iterable[str], rows: Iterable[Iterable]) -> None:
+    """Write a table as UTF-8 text with quotes where a name needs them."""
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
+
+
+def rendered(manifest: dict) -> str:
+    """Return the text of dataset.json: the manifest and the checksum of its canonical form."""
+    signed = manifest | {"sha256": files.fingerprint(manifest)}
+    return json.dumps(signed, indent=1, ensure_ascii=False) + "\n"
+
+
+# ---- reading
+
+
+def load(directory: str | os.PathLike, *, verify: bool = True, known: dict[str, list[int]] | None = None) -> Dataset:
+    """Map a prepared directory into memory, after checking that it is what was written.
+
+    Args:
+        directory: as given to `dataset`.
+        verify: True compares sizes and checksums, False sizes alone.
+        known: the `verified` of an earlier load: files whose size, time and inode are still the same are not read.
+
+    Raises:
+        errors.InputNotFound: there is no such directory.
+        errors.DataError: a file is missing, too many, or not what it was; the message names it.
+    """
+    directory = validate.path("directory", directory)
+    try:
+        return _loaded(directory, manifest_of(directory), verify, known or {})
+    except OSError as error:
+        if isinstance(error, errors.KINDS):
+            raise
+        raise errors.InputNotFound(
+            f"{error.filename or directory}: cannot be read ({error.strerror}). {files.remedy(error)}"
+        ) from error
+
+
+def _loaded(directory: Path, manifest: dict, verify: bool, known: dict[str, list[int]]) -> Dataset:
+    verified = {}
+    with tqdm(
+        total=_bytes_to_read(manifest), desc="verify", unit="B", unit_scale=True, disable=None, delay=1
+    ) as progress:
+        for name, expected in manifest["files"].items():
+            path = directory / name
+            if not path.is_file():
+                raise errors.DataError(f"{path}: missing; prepare the data again")
+            status = path.stat()
+            stamp = [status.st_size, status.st_mtime_ns, status.st_ino]
+            if status.st_size != expected["bytes"]:
+                raise errors.DataError(
+                    f"{path}: {status.st_size} bytes, {expected['bytes']} were written; prepare the data again"
+                )
+            if verify and known.get(name) != stamp and files.sha256(path, progress.update) != expected["sha256"]:
+                raise errors.DataError(
+                    f"{path}: damaged, its checksum is not the one that was written; prepare the data again"
+                )
+            if verify:
+                verified[name] = stamp
+    for path in sorted(directory.rglob("*")):
+        name = path.relative_to(directory).as_posix()
+        if path.is_file() and name != "dataset.json" and not name.startswith(".") and name not in manifest["files"]:
+            raise errors.DataError(f"{path}: does not belong to this data set; remove it, or prepare the data again")
+    shape = tuple(manifest["image_shape"])
+    splits = {
+        split: _split(directory / split, described["examples"], shape)
+        for split, described in manifest["splits"].items()
+    }
+    contents = {name: entry["sha256"] for name, entry in manifest["files"].items() if name.endswith(".npy")}
+    fingerprint = files.fingerprint([contents, manifest["class_names"], list(shape)])
+    return Dataset(directory, manifest["name"], manifest["class_names"], shape, splits, fingerprint, verified)
+
+
+def _bytes_to_read(manifest: dict) -> int:
+    return sum(entry["bytes"] for entry in manifest["files"].values())
+
+
+def manifest_of(directory: Path) -> dict:
+    """Return what dataset.json says, without its own checksum.
+
+    Raises:
+        errors.InputNotFound, errors.DataError: there is none, or it is damaged.
+    """
+    path = directory / "dataset.json"
+    if not directory.is_dir():
+        raise errors.InputNotFound(f"{directory}: no such directory. Make it with: tfpar prepare SOURCE {directory}")
+    if not path.is_file():
+        raise errors.DataError(
+            f"{path}: missing, so this is not a prepared directory. Make one with: tfpar prepare SOURCE DIR"
+        )
+    try:
+        text = path.read_text(encoding="utf-8")
+        manifest = json.loads(text)
+        del manifest["sha256"]
+        same = text == rendered(manifest)
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise errors.DataError(f"{path}: damaged, it is not what was written; prepare the data again") from error
+    except OSError as error:
+        raise errors.InputNotFound(f"{path}: cannot be read ({error.strerror}). {files.remedy(error)}") from error
+    if not same:
+        raise errors.DataError(f"{path}: damaged, its checksum is not the one that was written; prepare the data again")
+    if manifest["format"] != FORMAT:
+        raise errors.DataError(
+            f"{path}: format {manifest['format']}, this tfpar reads {FORMAT}; prepare the data again, or update tfpar"
+        )
+    return manifest
+
+
+def _split(directory: Path, examples: int, shape: tuple[int, int, int]) -> Split:
+    with open(directory / "examples.csv", newline="", encoding="utf-8") as file:
+        names = [row["source"] for row in csv.DictReader(file)]
+    images = _mapped(directory / "images.npy", (examples, *shape))
+    return Split(images, np.load(directory / "labels.npy", allow_pickle=False), names)
+
+
+def _mapped(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """Map the pixels of an .npy file without reading them.
+
+    The pages are private and writable because TensorFlow takes no read-only array without copying it; nothing
+    writes to them, and if something did, the file would not change. NORESERVE: they need no swap behind them.
+    """
+    if 0 in shape:
+        return np.zeros(shape, np.uint8)
+    with open(path, "rb") as file:
+        if hasattr(mmap, "MAP_PRIVATE") and os.uname().sysname == "Linux":
+            no_reserve = getattr(mmap, "MAP_NORESERVE", 0x4000)  # Python names it from 3.11
+            pages = mmap.mmap(
+                file.fileno(), 0, flags=mmap.MAP_PRIVATE | no_reserve, prot=mmap.PROT_READ | mmap.PROT_WRITE
+            )
+        else:
+            pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    return np.frombuffer(pages, np.uint8, offset=_HEADER).reshape(shape)

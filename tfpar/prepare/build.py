@@ -1,0 +1,315 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import os
+import shutil
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from tfpar import errors, files, validate
+from tfpar.prepare import arrays, pictures, sources
+from tfpar.prepare.arrays import Dataset, load
+
+MIXED_SIZE = (224, 224)  # what photographs of mixed sizes become, as most published backbones expect
+_AT_WORK = ".preparing"  # inside the directory while it is being made
+_PARTS = ("train", "validation", "test", "skipped.csv")  # what lies beside dataset.json
+_SPARE = 3  # descriptors kept until the work is removed, which opens every directory
+_CHUNK = 16  # pictures one thread decodes at a time
+
+
+# ---- making one
+
+
+def dataset(
+    source,
+    directory: str | os.PathLike,
+    *,
+    image_size: int | tuple[int, int] | None = None,
+    validation_fraction: float = 0.1,
+    seed: int = 0,
+    on_bad_image: str = "skip",
+    tfds_manual_dir: str | None = None,
+    known: dict[str, list[int]] | None = None,
+) -> Dataset:
+    """Turn a source of labelled images into a prepared directory, or find it there already.
+
+    The same source, settings, seed and versions give the same bytes. Until all of it is written, the directory is no data set.
+
+    Args:
+        source: `"digits"`, a TensorFlow data set's name, a folder of class folders, or arrays (see `sources`).
+        directory: where it goes; made if it does not exist.
+        image_size: pixels, one number or (height, width). None keeps a size that all pictures share, else 224.
+        validation_fraction: of each class, where the source has no validation split of its own.
+        seed: chooses the validation images.
+        on_bad_image: `"skip"` writes a line into `skipped.csv`, `"fail"` stops.
+        tfds_manual_dir: a folder with the files that TensorFlow Datasets would download.
+        known: as for `load`, where the directory is found there already.
+
+    Raises:
+        errors.SettingsError: the directory was prepared with other settings; the message lists both.
+        errors.OutputError: something else lies there, or another process prepares it now.
+        errors.InputNotFound, errors.DataError, errors.Unavailable: the source is not there, or unusable.
+
+    Example:
+        >>> prepare.dataset("../photos", "data/photos", image_size=96).num_classes
+        24
+    """
+    size = _checked_size(image_size)
+    validation_fraction = validate.number("validation_fraction", validation_fraction, 1e-6, 0.999999)
+    validate.choice("on_bad_image", on_bad_image, ("skip", "fail"))
+    seed = validate.integer("seed", seed, 0, validate.MOST_SEED)
+    directory = validate.path("directory", directory)
+    if tfds_manual_dir is not None:
+        validate.path("tfds_manual_dir", tfds_manual_dir)
+    settings = {"source": sources.identity(source), "validation_fraction": validation_fraction, "seed": seed}
+    if (directory / "dataset.json").exists():
+        return _found(directory, settings, size, known)
+    found = sources.find(source, tfds_manual_dir=tfds_manual_dir)
+    new = not directory.exists()
+    if (
+        not new
+        and (not directory.is_dir() or set(os.listdir(directory)) - {_AT_WORK})
+        and not (directory / _AT_WORK).is_dir()
+    ):
+        raise errors.OutputError(f"{directory}: something else lies there; name a new or empty directory")
+    with contextlib.ExitStack() as spare:
+        for _ in range(_SPARE):
+            spare.callback(os.close, os.open(os.devnull, os.O_RDONLY))
+        work = files.make_directory(directory / _AT_WORK)
+        with _removed_if_empty(work, *[directory] * new), files.locked(work / "lock", "another tfpar prepare"):
+            try:
+                with pictures.quiet(), contextlib.ExitStack() as opened:
+                    manifest = _make(found, work, size, on_bad_image, settings, opened)
+                _publish(work, directory, manifest)
+            except OSError as error:
+                if isinstance(error, errors.KINDS):
+                    raise
+                raise errors.InputOutputFailed(
+                    f"{directory}: {error.strerror or error}; nothing was left there. {files.remedy(error)}"
+                ) from error
+            finally:
+                spare.close()
+                shutil.rmtree(work, ignore_errors=True)
+                if not (directory / "dataset.json").exists():
+                    for name in _PARTS:  # what was published before it failed
+                        _remove(directory / name)
+                    if new:
+                        shutil.rmtree(directory, ignore_errors=True)
+    return load(directory, verify=False)
+
+
+@contextlib.contextmanager
+def _removed_if_empty(*directories: Path) -> Iterator[None]:
+    """Leave no directory behind that holds nothing, as where not even the lock's file could be made."""
+    try:
+        yield
+    finally:
+        for directory in directories:
+            with contextlib.suppress(OSError):
+                directory.rmdir()
+
+
+def _checked_size(image_size) -> tuple[int, int] | None:
+    if image_size is None:
+        return None
+    if not isinstance(image_size, (tuple, list)):
+        image_size = (image_size, image_size)
+    if len(image_size) != 2:
+        validate.reject("image_size", image_size, "pixels from 1 to 4096, as 96 or (height, width)")
+    return tuple(validate.integer("image_size", side, 1, 4096) for side in image_size)
+
+
+def _found(directory: Path, settings: dict, size, known) -> Dataset:
+    """Return what is there already, if it was prepared the same way."""
+    there = arrays.manifest_of(directory)
+    wanted = settings | ({"image_size": list(size)} if size else {})
+    has = {"image_size": there["image_shape"][:2]} | {key: there[key] for key in settings}
+    differing = [f"{key} is {has[key]}, asked for {wanted[key]}" for key in wanted if wanted[key] != has[key]]
+    if differing:
+        raise errors.SettingsError(
+            f"{directory}: prepared otherwise: {'; '.join(differing)}. Name another directory, or remove this one"
+        )
+    return load(directory, known=known)
+
+
+def _make(source: sources.Source, work: Path, size, on_bad_image: str, settings: dict, opened) -> dict:
+    """Decode all splits into `work`, and return what dataset.json will say."""
+    for path in work.iterdir():  # what a killed process left
+        if path.name != "lock":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    size = size or source.size or _common_size(source)
+    shape = (*size, source.channels)
+    skipped: list[tuple[str, str]] = []
+    splits = {}
+    for split, inputs in source.splits.items():
+        splits[split] = arrays.Growing(work / split, shape, opened)
+        progress = tqdm(inputs(), total=source.counts[split], desc=f"prepare {split}", unit=" images", disable=None)
+        read = 0
+        for item, picture in _decoded(progress, shape):
+            read += 1
+            if isinstance(picture, np.ndarray):
+                splits[split].add(picture, item.label, item.source)
+            elif on_bad_image == "fail":
+                raise errors.DataError(
+                    f"{item.source}: {picture}. Remove it, or skip such pictures with --on-bad-image skip"
+                )
+            else:
+                skipped.append((item.source, picture))
+        if read != source.counts[split]:  # a record file that was cut between two records reads short without an error
+            raise errors.DataError(
+                f"{source.name}: {split} gave {read} of {source.counts[split]} inputs; its files are cut short, fetch them again"
+            )
+    total = sum(len(grown.labels) for grown in splits.values())
+    if len(skipped) > total:
+        named = "; ".join(f"{source}: {reason}" for source, reason in skipped[:3])
+        raise errors.DataError(
+            f"{source.name}: {len(skipped)} of {total + len(skipped)} inputs cannot be used ({named}, ...)"
+        )
+    class_names = _filled_classes(source.class_names, splits)
+    if "validation" not in splits:
+        chosen = _stratified(splits["train"], settings, class_names)
+        splits["validation"] = splits["train"].move(chosen, work / "validation")
+    if not splits["validation"].labels:
+        raise errors.DataError(
+            f"{source.name}: no image is left for validation; give more images or a larger validation fraction"
+        )
+    for grown in splits.values():
+        grown.close()
+    arrays.write_csv(work / "skipped.csv", ("source", "reason"), skipped)
+    return _described(source.name, work, shape, class_names, splits, len(skipped), settings)
+
+
+def _common_size(source: sources.Source) -> tuple[int, int]:
+    sizes = set()
+    for item in itertools.chain.from_iterable(inputs() for inputs in source.splits.values()):
+        if item.reason:
+            continue
+        try:
+            sizes.add(pictures.size(item.picture))
+        except pictures.BadPicture:
+            continue  # it gets its line in skipped.csv when it is decoded
+        if len(sizes) > 1:
+            return MIXED_SIZE
+    if not sizes:
+        raise errors.DataError(f"{source.name}: none of its files is a picture that can be read")
+    return sizes.pop()
+
+
+def _decoded(inputs: Iterable[sources.Input], shape) -> Iterator[tuple[sources.Input, np.ndarray | str]]:
+    """Yield each input with its pixels or its reason, in order, decoded on all cores, a bounded number in flight."""
+
+    def decode(chunk):
+        return [(item, item.reason or _pixels_or_reason(item.picture, shape)) for item in chunk]
+
+    inputs = iter(inputs)
+    chunks = iter(lambda: list(itertools.islice(inputs, _CHUNK)), [])
+    workers = os.cpu_count() or 1
+    with ThreadPoolExecutor(workers) as pool:  # threads suffice: Pillow lets go of the interpreter while it decodes
+        running = deque(pool.submit(decode, chunk) for chunk in itertools.islice(chunks, 2 * workers))
+        while running:
+            yield from running.popleft().result()
+            running.extend(pool.submit(decode, chunk) for chunk in itertools.islice(chunks, 1))
+
+
+def _pixels_or_reason(picture, shape) -> np.ndarray | str:
+    try:
+        return pictures.load(picture, shape[:2], channels=shape[2])
+    except pictures.BadPicture as reason:
+        return str(reason)
+
+
+def _filled_classes(class_names: list[str], splits: dict[str, arrays.Growing]) -> list[str]:
+    """Leave out the classes without an image, renumber the others, and return their names."""
+    counts = {split: Counter(grown.labels) for split, grown in splits.items()}
+    for split, count in counts.items():
+        missing = [class_names[label] for label in sorted(set(count) - set(counts["train"]))]
+        if missing:
+            raise errors.DataError(
+                f"class {missing[0]} is in {split} and not in train; add training pictures of it, or remove it from {split}"
+            )
+    filled = sorted(counts["train"])
+    for label in sorted(set(range(len(class_names))) - set(filled)):
+        print(f"class {class_names[label]}: no usable picture, left out")
+    if len(filled) < 2:
+        named = f"only class {class_names[filled[0]]}" if filled else "no class"
+        raise errors.DataError(f"{named} has pictures; a classifier needs at least two classes")
+    number = {old: new for new, old in enumerate(filled)}
+    for grown in splits.values():
+        grown.labels = [number[label] for label in grown.labels]
+    return [class_names[label] for label in filled]
+
+
+def _stratified(grown: arrays.Growing, settings: dict, class_names: list[str]) -> np.ndarray:
+    """Choose the validation images of each class: those whose names hash lowest.
+
+    A hash of (seed, name) needs no random stream: adding pictures later leaves the choice of the others alone.
+    """
+    labels = np.asarray(grown.labels)
+    chosen = []
+    for label, name in enumerate(class_names):
+        members = np.flatnonzero(labels == label)
+        if len(members) == 1:
+            print(f"class {name}: its one image goes to train, none to validation")
+            continue
+        wanted = min(max(1, round(settings["validation_fraction"] * len(members))), len(members) - 1)
+        ranked = sorted(
+            members, key=lambda i: hashlib.sha256(f"{settings['seed']}:{grown.sources[i]}".encode()).digest()
+        )
+        chosen.extend(ranked[:wanted])
+    return np.asarray(sorted(chosen), np.int64)
+
+
+def _described(
+    name, work: Path, shape, class_names, splits: dict[str, arrays.Growing], skipped: int, settings: dict
+) -> dict:
+    import PIL
+
+    paths = [path for path in sorted(work.rglob("*")) if path.is_file() and path.name != "lock"]
+    counts = {split: Counter(grown.labels) for split, grown in splits.items()}
+    return {
+        "format": arrays.FORMAT,
+        "name": name,
+        **settings,
+        "class_names": class_names,
+        "image_shape": list(shape),
+        "splits": {
+            split: {
+                "examples": sum(counts[split].values()),
+                "per_class": {class_name: counts[split][label] for label, class_name in enumerate(class_names)},
+            }
+            for split in splits
+        },
+        "files": {
+            path.relative_to(work).as_posix(): {"bytes": path.stat().st_size, "sha256": files.sha256(path)}
+            for path in paths
+        },
+        "skipped": skipped,
+        "versions": {"numpy": np.__version__, "pillow": PIL.__version__},
+    }
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _publish(work: Path, directory: Path, manifest: dict) -> None:
+    """Move the finished files into place, dataset.json last: with it the directory becomes a data set."""
+    for path in manifest["files"]:
+        files.sync(work / path)
+    for name in sorted({path.split("/")[0] for path in manifest["files"]}):
+        target = directory / name
+        _remove(target)
+        (work / name).rename(target)
+        files.sync(target)
+    files.write(work / "dataset.json", arrays.rendered(manifest))
+    (work / "dataset.json").rename(directory / "dataset.json")
+    files.sync(directory)

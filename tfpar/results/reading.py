@@ -1,0 +1,132 @@
+"""A run directory, read back, and two runs compared."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import os
+import zipfile
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tfpar import errors, validate
+from tfpar.results.predictions import probabilities_of
+
+HISTORY = {
+    "stage": int, "epoch": int, "step": int, "loss": float, "accuracy": float, "val_loss": float, "val_accuracy": float,
+    "learning_rate": float, "images_per_second": float,
+}  # fmt: skip
+
+
+class Run:
+    """A run directory, read back. Tables are `pyarrow.Table`s; stages are counted from 1, and the last is the default."""
+
+    def __init__(self, directory: str | os.PathLike):
+        """Open a run.
+
+        Raises:
+            errors.InputNotFound: there is none.
+            errors.DataError: its run.json is damaged.
+        """
+        self.directory = validate.path("directory", directory)
+        if not (self.directory / "run.json").is_file():
+            raise errors.InputNotFound(
+                f"{self.directory}: no run there. Make one with: tfpar train DATA --run {self.directory}"
+            )
+        try:
+            self.facts = json.loads((self.directory / "run.json").read_bytes())
+            self.settings, self.class_names = self.facts["settings"], self.facts["data"]["class_names"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise errors.DataError(
+                f"{self.directory / 'run.json'}: damaged; start over with --fresh, which keeps the old run beside"
+            ) from error
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.directory)!r}, stages={self.stages}, finished={self.finished})"
+
+    @property
+    def stages(self) -> int:
+        """How many stages have their results."""
+        return len(list(self.directory.glob("stages/*/metrics.json")))
+
+    @property
+    def finished(self) -> bool:
+        return bool(self.facts["finished"])
+
+    @property
+    def history(self) -> pa.Table:
+        """One row per epoch: stage, epoch, step, loss, accuracy, val_loss, val_accuracy, learning_rate, images_per_second."""
+        with open(self._existing("history.csv"), newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        return pa.table({name: [kind(row[name]) for row in rows] for name, kind in HISTORY.items()})
+
+    def predictions(self, *, stage: int | None = None) -> pa.Table:
+        """One row per validation image: index, source, label, predicted, confidence, probabilities."""
+        with self._whole(self._stage(stage) + "/predictions.parquet") as path:
+            return pq.read_table(path)
+
+    def metrics(self, *, stage: int | None = None) -> dict:
+        """Examples, loss, accuracy, top5_accuracy, and per class how many were correct."""
+        with self._whole(self._stage(stage) + "/metrics.json") as path:
+            return json.loads(path.read_bytes())
+
+    def model(self, *, stage: int | None = None):
+        """Load the model of the end of a stage, or the final one; never runs code from the file."""
+        import keras
+
+        with self._whole("model.keras" if stage is None else self._stage(stage) + "/model.keras") as path:
+            return keras.saving.load_model(path, safe_mode=True)
+
+    @contextlib.contextmanager
+    def _whole(self, name: str):
+        path = self._existing(name)
+        try:
+            yield path
+        except (ValueError, KeyError, TypeError, OSError, zipfile.BadZipFile) as error:
+            raise errors.DataError(f"{path}: damaged ({' '.join(str(error).split())[:100]})") from error
+
+    def _stage(self, stage: int | None) -> str:
+        return stage_path(self.stages if stage is None else stage)
+
+    def _existing(self, name: str) -> Path:
+        path = self.directory / name
+        if not path.is_file():
+            raise errors.InputNotFound(f"{path}: not there (yet); this run has the results of {self.stages} stage(s)")
+        return path
+
+
+def stage_path(stage: int) -> str:
+    """Return the folder of a stage inside a run; stages count from 1."""
+    return f"stages/{stage:02d}"
+
+
+def compare(first: Run, second: Run, *, stages: tuple[int | None, int | None] = (None, None)) -> dict:
+    """Compare the predictions of two runs, or of two stages of one, image by image.
+
+    Returns:
+        `accuracy` of both, `same_bits` (all probabilities equal), `agreed` (images with the same answer), `gained` and
+        `lost` (images that only the second, or only the first, has right).
+
+    Raises:
+        errors.SettingsError: they are predictions of different images.
+
+    Example:
+        >>> results.compare(Run("runs/a"), Run("runs/b"))["same_bits"]
+        True
+    """
+    tables = [run.predictions(stage=stage) for run, stage in zip((first, second), stages, strict=True)]
+    if tables[0].select(["source", "label"]) != tables[1].select(["source", "label"]):
+        raise errors.SettingsError(
+            f"{first.directory} and {second.directory} predict different images; compare runs on the same data"
+        )
+    correct = [table["predicted"].to_numpy() == table["label"].to_numpy() for table in tables]
+    return {
+        "accuracy": tuple(float(right.mean()) for right in correct),
+        "same_bits": probabilities_of(tables[0]).tobytes() == probabilities_of(tables[1]).tobytes(),
+        "agreed": int((tables[0]["predicted"].to_numpy() == tables[1]["predicted"].to_numpy()).sum()),
+        "gained": int((~correct[0] & correct[1]).sum()),
+        "lost": int((correct[0] & ~correct[1]).sum()),
+    }

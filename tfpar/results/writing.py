@@ -1,0 +1,71 @@
+"""The directory of a run, as `train` makes and fills it: every file appears whole or not at all."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tfpar import errors, files
+from tfpar.results.reading import HISTORY, stage_path
+
+
+def claim_directory(directory: Path) -> Path:
+    """Make the directory of a run, or refuse one that holds something else.
+
+    Raises:
+        errors.OutputError: something else lies there, or it cannot be made.
+    """
+    there = {path.name for path in directory.iterdir() if not files.is_leftover(path)} if directory.is_dir() else set()
+    if "run.json" not in there and there - {".lock", "workers"}:
+        raise errors.OutputError(f"{directory}: something else lies there; name another --run")
+    return files.make_directory(directory)
+
+
+def keep_earlier_run(directory: Path) -> None:
+    """Rename an earlier run to RUN.1, RUN.2, ...; where there is none, do nothing.
+
+    Raises:
+        errors.OutputError: another process trains in it, or it cannot be renamed.
+    """
+    if not (directory / "run.json").exists():
+        return
+    number = 1
+    whole = Path(os.path.abspath(directory))  # also where it was given as .
+    while (beside := whole.with_name(f"{whole.name}.{number}")).exists():
+        number += 1
+    with files.locked(directory / ".lock", "another run"):
+        try:
+            whole.rename(beside)
+        except OSError as error:
+            raise errors.OutputError(
+                f"{directory}: cannot be renamed ({error.strerror}); name another --run"
+            ) from error
+    print(f"the earlier run is kept as {directory}.{number}")
+
+
+def write_stage(directory: Path, stage: int, predictions: pa.Table, computed: dict, model) -> None:
+    """Write the three files of a finished stage, `metrics.json` last: with it the stage is there."""
+    place = files.make_directory(directory / stage_path(stage))
+    files.write(place / "predictions.parquet", lambda path: pq.write_table(predictions, path))
+    files.write(place / "model.keras", model.save)
+    files.write(place / "metrics.json", json.dumps(computed, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_history(directory: Path, rows: list[dict]) -> None:
+    """Write all rows; a number is written so that reading gives back the same float."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, HISTORY, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: repr(row[name]) for name in HISTORY} for row in rows)
+    files.write(directory / "history.csv", text.getvalue())
+
+
+def write_facts(directory: Path, facts: dict) -> None:
+    """Write run.json."""
+    files.write(directory / "run.json", json.dumps(facts, indent=1, ensure_ascii=False) + "\n")

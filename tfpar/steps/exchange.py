@@ -1,0 +1,221 @@
+"""The one exchange of a step: what the shards found is added in one order, whatever the number of replicas and workers.
+
+shards      the tree (V = 4)        replicas may be 1, 2 or 4
+0  --+
+1  --+-- sum --+
+2  --+         +-- sum
+3  --+-- sum --+
+
+Between workers each node of the tree is a round of **pairs**: a replica that has the left sum and one that has the right sum
+reduce the two between them, and both have the node's sum. Since a + b is b + a, neither the order within a pair nor the names of
+the workers matter. R replicas take log2(R) rounds (one more on a level that does not split evenly), and each sends its vector
+once a round; to gather everything would send R - 1 vectors.
+
+Losses and logits travel in the same vector, each at its own position. The others add -0.0 there, which changes no bit.
+"""
+
+from __future__ import annotations
+
+import collections
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import tensorflow as tf
+
+# A function of its own, which the graph rewriter must not open: it would fuse operations across the border between
+# shard and update, and it does so differently for one replica than for several (seen with ResNet-20).
+not_inlined = tf.function(experimental_attributes={"_noinline": True}, autograph=False)
+
+# Every single addition is not inlined: the graph rewriter would turn a chain of them into one that adds from left to right.
+_add = not_inlined(lambda a, b: a + b)
+
+FIRST_GROUP = 1 << 20  # TensorFlow numbers its own groups of devices from 1
+PIECES = (
+    24  # of a vector at most, each of 4 MB or more: with TensorFlow's 2 a pair held 1.2 gradients more, and took longer
+)
+_uses = collections.defaultdict(itertools.count)  # of each pair by each replica: all replicas trace the same program
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """What a replica sends and holds, and the sum over all shards.
+
+    Attributes:
+        shards, replicas: of the run; `shards` is a multiple of `replicas`.
+        all_reduce: `"ordered"`, or `"fast"`, which is TensorFlow's own sum.
+        several_workers: whether the replicas belong to several processes.
+    """
+
+    shards: int
+    replicas: int
+    all_reduce: str = "ordered"
+    several_workers: bool = False
+
+    @property
+    def own(self) -> int:
+        """The shards of one replica."""
+        return self.shards // self.replicas
+
+    @property
+    def sends(self) -> int:
+        """The vectors that a replica contributes: one if it holds whole subtrees, otherwise one for each of its shards."""
+        return 1 if self.all_reduce == "fast" or whole_subtrees(self.shards, self.replicas) else self.own
+
+    @property
+    def holds(self) -> int:
+        """The vectors that a replica holds at most at once, each as long as a gradient: those of its shards, those that it
+        sends, those that it receives, and the sum.
+
+        Between workers it receives one at a time. Within a process `"ordered"` gathers all (`replicas * sends`)."""
+        gathers = self.replicas > 1 and not (self.several_workers or self._one_sum_of_all)
+        return self.own + self.sends + (self.replicas * self.sends if gathers else 1) + 2
+
+    @property
+    def _one_sum_of_all(self) -> bool:
+        # a + b is b + a: with two parts every all-reduce gives the tree's bits.
+        return self.all_reduce == "fast" or (self.replicas == 2 and self.sends == 1)
+
+    def partial(self, parts: list[tf.Tensor]) -> list[tf.Tensor]:
+        """Return what a replica sends, from the vectors `float32[size]` of its shards."""
+        return parts if self.sends == len(parts) else [tree(parts)]
+
+    def __call__(self, context, sums: list[tf.Tensor], rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Return the sum over all shards and the rows of all images, on every replica.
+
+        Args:
+            context: of this replica.
+            sums: `sends` vectors `float32[size]`.
+            rows: `float32[images, width]`: what is kept of each of this replica's images.
+
+        Returns:
+            `float32[size]` and `float32[replicas * images, width]`.
+        """
+        if self.replicas == 1:
+            return tree(sums), rows
+        size, (images, width) = sums[0].shape[0], rows.shape
+        if self.several_workers or self._one_sum_of_all:
+            placed = tf.reshape(_placed(context, rows), [-1])
+            vectors = [tf.concat([part, placed if k == 0 else _nothing(placed)], axis=0) for k, part in enumerate(sums)]
+            # data-parallel: the one moment in a step when replicas exchange anything.
+            if self._one_sum_of_all:
+                total = context.all_reduce(tf.distribute.ReduceOp.SUM, vectors[0])
+            else:
+                total = sum_in_pairs(
+                    vectors,
+                    replica=_number(context),
+                    replicas=self.replicas,
+                    reduce=_pairs_one_by_one(_number(context)),
+                )
+            total, placed = tf.split(total, [size, -1])
+            return total, tf.reshape(placed, [self.replicas * images, width])
+        vector = tf.concat([*sums, tf.reshape(rows, [-1])], axis=0)
+        # data-parallel: the same moment in a single process, where copying is cheap: everybody gets everything.
+        gathered = tf.ensure_shape(context.all_gather(vector[tf.newaxis], axis=0), [self.replicas, *vector.shape])
+        of_shards, of_images = tf.split(gathered, [len(sums) * size, -1], axis=1)
+        parts = tf.unstack(tf.reshape(of_shards, [self.replicas * len(sums), size]))
+        return tree(parts), tf.reshape(of_images, [self.replicas * images, width])
+
+
+def in_order(context, rows: tf.Tensor) -> tf.Tensor:
+    """Return the rows `float32[images, width]` of all replicas, in the order of the replicas, on every replica.
+
+    Not with `all_gather`: over workers it returns them in the order of their names as text (0, 1, 10, 2 in TensorFlow 2.21).
+    """
+    if context.num_replicas_in_sync == 1:
+        return rows
+    placed = context.all_reduce(tf.distribute.ReduceOp.SUM, _placed(context, rows))
+    return tf.reshape(placed, [-1, rows.shape[1]])
+
+
+def tree(parts: list[tf.Tensor]) -> tf.Tensor:
+    """Add the parts in the one order: the sum of each half first."""
+    if len(parts) == 1:
+        return parts[0]
+    half = len(parts) // 2
+    return _add(tree(parts[:half]), tree(parts[half:]))
+
+
+def whole_subtrees(shards: int, replicas: int) -> bool:
+    """Tell whether cutting the tree over the shards in halves ends exactly at the replicas' shares."""
+    while replicas > 1 and shards > 1 and shards % 2 == 0 and replicas % 2 == 0:
+        shards, replicas = shards // 2, replicas // 2
+    return replicas == 1
+
+
+def sum_in_pairs(own: Sequence, *, replica: int, replicas: int, reduce: Callable):
+    """Return the sum of the tree over the parts of all replicas, which all hold equally many.
+
+    Args:
+        own: the parts of this replica.
+        replica, replicas: which it is, of how many.
+        reduce: takes a vector and two replicas, of which this is one, and returns the sum of the vectors of both.
+    """
+    count = len(own)
+
+    def holders(low, high):
+        return range(low // count, (high - 1) // count + 1)
+
+    def node(low, high):
+        """Return the sum of the parts `[low, high)`, if this replica holds some of them."""
+        if replica not in holders(low, high):
+            return None
+        if high - low == 1:
+            return own[low - replica * count]
+        middle = (low + high) // 2
+        left, right = node(low, middle), node(middle, high)
+        total = _add(left, right) if left is not None and right is not None else None
+        have_left, have_right = (list(holders(low, middle)), list(holders(middle, high)))
+        done = [r for r in have_left if r in have_right]  # at most one, whose parts lie on both sides
+        have_left, have_right = ([r for r in have if r not in done] for have in (have_left, have_right))
+        for a, b in zip(have_left, have_right, strict=False):
+            if replica in (a, b):
+                total = reduce(left if replica == a else right, a, b)
+        met = min(len(have_left), len(have_right))
+        done += have_left[:met] + have_right[:met]
+        rest = have_left[met:] + have_right[met:]
+        while rest:  # a level that does not split evenly: who has the sum tells it to who has not
+            for a, b in zip(list(done), rest, strict=False):
+                if replica in (a, b):
+                    total = reduce(total if replica == a else _nothing(own[0]), min(a, b), max(a, b))
+            met = min(len(done), len(rest))
+            done, rest = done + rest[:met], rest[met:]
+        return total
+
+    return node(0, count * replicas)
+
+
+def _pairs_one_by_one(replica: int) -> Callable:
+    """Return a function that returns the sum of the vectors of the replicas `a < b`, on both.
+
+    A replica takes its pairs in the order of its calls: on a GPU, collectives wait for each other, and two replicas that began with
+    different ones would wait forever."""
+    before: list[tf.Tensor] = []
+
+    def reduce(vector: tf.Tensor, a: int, b: int) -> tf.Tensor:
+        with tf.control_dependencies(before):
+            total = tf.raw_ops.CollectiveReduceV2(
+                input=vector, group_size=2, group_key=FIRST_GROUP + b * (b - 1) // 2 + a,
+                instance_key=next(_uses[replica, a, b]), ordering_token=[], merge_op="Add", final_op="Id",
+                max_subdivs_per_device=PIECES,
+            )  # fmt: skip
+        before[:] = [total]
+        return total
+
+    return reduce
+
+
+def _number(context) -> int:
+    return int(tf.get_static_value(context.replica_id_in_sync_group))
+
+
+def _placed(context, rows: tf.Tensor) -> tf.Tensor:
+    """Return `float32[replicas, images, width]`: this replica's rows at its position, nothing at the others'."""
+    own = tf.one_hot(context.replica_id_in_sync_group, context.num_replicas_in_sync, True, False, dtype=tf.bool)
+    rows = rows[tf.newaxis]
+    return tf.where(own[:, tf.newaxis, tf.newaxis], rows, _nothing(rows))
+
+
+def _nothing(vector: tf.Tensor) -> tf.Tensor:
+    """Return -0.0 everywhere: adding it changes no bit, while adding 0.0 would turn -0.0 into 0.0."""
+    return tf.fill(vector.shape, tf.constant(-0.0, vector.dtype))

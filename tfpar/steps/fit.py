@@ -1,0 +1,94 @@
+"""`model.fit` with tfpar's step."""
+
+from __future__ import annotations
+
+import weakref
+
+import keras
+
+from tfpar import errors
+from tfpar.settings import MOST_STEPS_PER_CALL
+from tfpar.steps import keras_repairs
+from tfpar.steps.step import Step
+
+
+def install(
+    model: keras.Model,
+    *,
+    shards: int | None = None,
+    seed: int = 0,
+    first_step: int = 0,
+    steps_per_call: int = 1,
+    steps_per_epoch: int | None = None,
+) -> Step:
+    """Make `model.fit` take tfpar's step: any strategy, the same bits.
+
+    With several steps per call Keras still counts and reports every step, so callbacks, progress bar, `evaluate` and
+    `predict` stay as they are; the work is done when a call is full, and at the end of the epoch. A later `compile` puts
+    the step back, with the new optimizer and loss; `model.make_train_function(force=True)` returns to Keras' own.
+
+    Args:
+        model: compiled, with one input and logits `[batch, classes]` as its output.
+        shards: parts the global batch is always computed in; None is one per replica. A multiple of the replicas.
+        seed: of all random layers, beside the seed of each layer.
+        first_step: the number of the first step; random layers draw for the step's number.
+        steps_per_call: steps in one call into TensorFlow, from 1 to 512; several spare Python's time between small steps.
+        steps_per_epoch: the same as given to `fit`; needed for several steps per call, whose last call is shortened.
+
+    Returns:
+        The step, which counts.
+
+    Raises:
+        errors.SettingsError: the model, its loss, its optimizer, the shards or the numbers break the law; the message
+            says how.
+
+    Example:
+        >>> steps.install(model, shards=4, steps_per_call=4, steps_per_epoch=10)    # calls of 4, 4 and 2 steps
+        >>> model.fit(batches, steps_per_epoch=10, epochs=3)
+    """
+    if model.compiled and model.steps_per_execution != 1:
+        raise errors.SettingsError(
+            f"steps_per_execution={model.steps_per_execution}: Keras' own several steps per call overrun the epoch or fail "
+            "under a strategy. "
+            "Compile with steps_per_execution=1, and give steps.install(model, steps_per_call=..., steps_per_epoch=...)"
+        )
+    if not 1 <= steps_per_call <= MOST_STEPS_PER_CALL or (steps_per_call > 1 and not steps_per_epoch):
+        raise errors.SettingsError(
+            f"steps_per_call={steps_per_call}, steps_per_epoch={steps_per_epoch}: give 1 to {MOST_STEPS_PER_CALL} steps "
+            "per call, and with more than 1 the steps_per_epoch that fit is given"
+        )
+    step = Step(model, shards=shards, seed=seed, first_step=first_step)
+    train_function = _TrainFunction(step, steps_per_call, steps_per_epoch)
+
+    def compile_again(*arguments, **options):
+        type(model).compile(model, *arguments, **options)
+        counts, train_function.step = train_function.step.counts, Step(model, shards=shards, seed=seed)
+        train_function.step.counts = counts
+        keras_repairs.repair(model)
+        model.train_function = train_function
+
+    keras_repairs.repair(model)
+    model.train_function = train_function
+    object.__setattr__(model, "compile", compile_again)  # Keras' own drops the function without a message
+    return step
+
+
+class _TrainFunction:
+    """What `fit` calls for each step that it counts; the work is done when a call is full, or the epoch is over."""
+
+    def __init__(self, step: Step, steps_per_call: int, steps_per_epoch: int | None):
+        self.step, self.steps_per_call, self.steps_per_epoch = step, steps_per_call, steps_per_epoch
+        self.asked = 0  # steps of this epoch that fit has asked for
+        self.iterator, self.logs = None, {}  # where they came from, and what fit is told
+
+    def __call__(self, iterator) -> dict:
+        if self.iterator is None or self.iterator() is not iterator:  # another fit, which begins an epoch
+            self.asked, self.iterator = 0, weakref.ref(iterator)
+        self.asked += 1
+        last = self.asked == self.steps_per_epoch
+        if last or self.asked % self.steps_per_call == 0:
+            self.step(iterator, (self.asked - 1) % self.steps_per_call + 1)
+            self.logs = self.step.model.get_metrics_result()
+        if last:
+            self.asked = 0
+        return self.logs or self.step.model.get_metrics_result()

@@ -1,0 +1,68 @@
+"""What Keras needs to train on several workers, until Keras itself does: one function for each repair.
+
+`model.fit` under `tf.distribute.MultiWorkerMirroredStrategy` fails in Keras 3 (keras#20585, open since 2024, called
+unsupported), and so does `model.evaluate`. `repair` sets three attributes of one model; no function of Keras is replaced. `tests/steps/test_keras_repairs.py`
+fails when one of them is no longer needed. On one worker nothing is touched.
+
+Example:
+    >>> with strategy.scope():
+    ...     model = build_and_compile()
+    >>> keras_repairs.repair(model)                  # steps.install does it too
+    >>> model.fit(batches, steps_per_epoch=10); model.evaluate(images, labels)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfpar import errors
+
+TRIED = ("3.15",)  # versions of Keras with which the tests passed
+
+
+def repair(model: keras.Model) -> None:
+    """Let `fit` and `evaluate` of a compiled model work on several workers; `compile` undoes it.
+
+    Raises:
+        errors.SettingsError: these repairs were not tried with this version of Keras.
+    """
+    if not isinstance(model.distribute_strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return
+    version = ".".join(keras.__version__.split(".")[:2])
+    if version not in TRIED:
+        raise errors.SettingsError(
+            f"Keras {keras.__version__}: its repairs for several workers were tried with {', '.join(TRIED)} alone; install "
+            "one of those, or train with train.run, which does without"
+        )
+    build_beforehand(model)
+    model.train_function = _without_reduction(model, model.train_step)
+    model.test_function = _without_reduction(model, model.test_step)
+
+
+def build_beforehand(model: keras.Model) -> None:
+    """Build optimizer, loss and metrics now: `fit` would take a batch from the data and average it over the workers
+    outside of a `tf.function`, which fails."""
+    inputs = keras.KerasTensor((1, *model.inputs[0].shape[1:]), model.inputs[0].dtype)
+    with model.distribute_strategy.scope():
+        model.optimizer.build(model.trainable_variables)
+        model._symbolic_build(data_batch=(inputs, np.zeros(1, np.int32)))
+    model._maybe_symbolic_build = lambda iterator=None, data_batch=None: None
+
+
+def _without_reduction(model: keras.Model, step: Callable) -> Callable:
+    """Return a train or test function. Keras' own reduces the logs of every replica along an axis they do not have; the
+    metrics know the sum over all replicas."""
+
+    @tf.function(reduce_retracing=True, autograph=False)
+    def one_step(batch):
+        model.distribute_strategy.run(step, args=(batch,))
+
+    def function(iterator):
+        one_step(next(iterator))
+        return model.get_metrics_result()
+
+    return function

@@ -1,0 +1,208 @@
+"""The step: each replica computes its shards, all exchange what they found, and every replica applies the same update."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfpar import errors
+from tfpar.settings import MOST_STEPS_PER_CALL
+from tfpar.steps import objective, tensorflow_repairs
+from tfpar.steps.exchange import Exchange
+from tfpar.steps.shard import Shard
+
+
+@dataclass
+class Counts:
+    """What a step counts.
+
+    Attributes:
+        step: steps done since the run began.
+        losses, correct: sum of the losses in 64 bits, and number of correct answers, of the images since `restart()`.
+        images: how many those were.
+    """
+
+    step: int = 0
+    losses: float = 0.0
+    correct: int = 0
+    images: int = 0
+
+    def restart(self) -> None:
+        """Start the sums of an epoch anew."""
+        self.losses, self.correct, self.images = 0.0, 0, 0
+
+
+class Step:
+    """Training steps of one model: call it with an iterator of batches and a number of steps.
+
+    It counts the steps itself: an optimizer's `iterations` skips steps that overflow in mixed precision.
+
+    Attributes:
+        counts: steps done, and loss and correct answers of their images, added in the order of the steps.
+        exchange: between the replicas.
+        loss: of each image.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        *,
+        shards: int | None = None,
+        seed: int = 0,
+        first_step: int = 0,
+        learning_rate: Callable[[int], float] | None = None,
+        all_reduce: str = "ordered",
+    ):
+        """Build everything the step needs. `learning_rate` gives the rate of a step; None leaves the optimizer's alone."""
+        self.model, self.strategy, self.seed = model, model.distribute_strategy, seed
+        self.learning_rate, self.counts = learning_rate, Counts(first_step)
+        self.exchange = _exchange(self.strategy, shards, all_reduce)
+        objective.check(model, sets_rate=learning_rate is not None)
+        self.loss = objective.build(model)
+        metrics = [metric.name for metric in model._compile_metrics.metrics] if model._compile_metrics else []
+        self.more_metrics = metrics not in ([], ["accuracy"])  # than what the step counts itself
+        self.jit_compile = model._compile_config.config.get("jit_compile") is True  # "auto" is XLA in plain Keras alone
+        self.shard = self.spec = None
+        self.run = tf.function(self._run, autograph=True, reduce_retracing=True)
+
+    def __call__(self, iterator, count: int) -> None:
+        """Take `count` steps in one call into TensorFlow, and add up the loss and the correct answers of their images."""
+        self.trace(getattr(iterator, "element_spec", None))
+        first, rates = self.counts.step, np.zeros(MOST_STEPS_PER_CALL, np.float32)  # one length, so one trace
+        rates[:count] = [self.learning_rate(first + k) if self.learning_rate else 0.0 for k in range(count)]
+        with all_reduce_left_to_the_step(self.model.optimizer), tensorflow_repairs.fixed_order():
+            losses, correct = self.run(iterator, tf.constant(first, tf.int64), tf.constant(count), tf.constant(rates))
+        for step_losses, step_correct in zip(losses.numpy(), correct.numpy(), strict=True):
+            self.counts.losses += math.fsum(step_losses.tolist())
+            self.counts.correct += int(step_correct.sum())
+            self.counts.images += len(step_losses)
+        self.counts.step += count
+
+    def trace(self, element_spec) -> Shard:
+        """Return the shard for the batches of one replica with this `element_spec`; traced again for another one only."""
+        if self.shard is None or element_spec != self.spec:
+            members = element_spec if isinstance(element_spec, tuple) else (element_spec,)
+            batch = [_of_one_shard(member, self.exchange.own) for member in members]
+            self.shard = Shard(self.model, self.loss, batch, seed=self.seed, jit_compile=self.jit_compile)
+            self.spec = element_spec
+        return self.shard
+
+    def gradient(self, batch: tuple, *, shard: int = 0) -> tf.Tensor:
+        """Return what one shard of the present step finds, on one device: its gradient and averaged state, `float32[size]`.
+
+        Args:
+            batch: `uint8[rows, height, width, channels]` images and `int32[rows]` labels of this shard.
+            shard: its number.
+        """
+        own = self.exchange.own
+        traced = self.trace(tuple(tf.TensorSpec([own * len(m), *m.shape[1:]], m.dtype) for m in batch))
+        numbers = tf.constant(self.counts.step, tf.int64), tf.constant(shard)
+        with tensorflow_repairs.fixed_order():
+            return traced(traced.values(), batch, *numbers)[0]
+
+    # ---- in the graph
+
+    def _run(self, iterator, first: tf.Tensor, count: tf.Tensor, rates: tf.Tensor):
+        losses = tf.TensorArray(tf.float32, count)
+        correct = tf.TensorArray(tf.bool, count)
+        for i in tf.range(count):
+            if self.learning_rate:
+                self.model.optimizer.learning_rate.assign(rates[i])
+            number = first + tf.cast(i, tf.int64)
+            # data-parallel: every replica runs the same step on its own rows of the global batch.
+            per_image = self.strategy.run(self._replica_step, args=(next(iterator), number))
+            loss, right = tf.nest.map_structure(lambda v: self.strategy.experimental_local_results(v)[0], per_image)
+            losses, correct = losses.write(i, loss), correct.write(i, right)
+        return losses.stack(), correct.stack()
+
+    @tf.autograph.experimental.do_not_convert
+    def _replica_step(self, batch, number: tf.Tensor):
+        """Take one step on one replica: its shards, the sum over all shards, the update."""
+        context = tf.distribute.get_replica_context()
+        parts, rows = self._own_shards(context, batch, number)
+        total, rows = self.exchange(context, parts, rows)
+        self.update(context, total / self.exchange.shards)
+        losses, labels, logits = rows[:, 0], tf.cast(rows[:, 1], tf.int32), rows[:, 2:]
+        self._update_metrics(context, losses, labels, logits)
+        return losses, tf.argmax(logits, axis=1, output_type=tf.int32) == labels
+
+    def _own_shards(self, context, batch, number: tf.Tensor):
+        """Compute this replica's shards one after the other; return what it sends and its rows of losses and logits."""
+        own, values = self.exchange.own, self.shard.values()
+        batches = zip(*(tf.split(member, own) for member in batch), strict=True)
+        vectors, rows = [], []
+        for k, shard_batch in enumerate(batches):
+            with tf.control_dependencies(vectors[-1:]):  # so the memory holds one shard's activations
+                vector, row = self.shard(values, shard_batch, number, context.replica_id_in_sync_group * own + k)
+            vectors.append(vector)
+            rows.append(row)
+        return self.exchange.partial(vectors), tf.concat(rows, axis=0)
+
+    def update(self, context, mean: tf.Tensor) -> None:
+        """Apply the mean over all shards, `float32[size]`, on this replica."""
+        gradients, state = self.shard.vector.unpack(mean)
+        # data-parallel: the same sum and the same optimizer state on every replica give the same new weights.
+        self.model.optimizer.apply(gradients, self.model.trainable_variables)
+        context.merge_call(_write, args=([v.value for v in self.shard.averaged], state))
+
+    def _update_metrics(self, context, losses, labels, logits) -> None:
+        """Show the whole global batch to Keras' metrics, on one replica: they are read as the sum over all of them."""
+        compiled = self.model._compile_metrics
+
+        def update():
+            self.model._loss_tracker.update_state(losses)
+            for metric in compiled.metrics if compiled else ():
+                metric.update_state(objective.labels_for(objective.takes_one_hot(metric), labels, logits), logits)
+            return tf.constant(0)
+
+        tf.cond(tf.equal(context.replica_id_in_sync_group, 0), update, lambda: tf.constant(0))
+
+
+def _exchange(strategy: tf.distribute.Strategy, shards: int | None, all_reduce: str) -> Exchange:
+    replicas = strategy.num_replicas_in_sync
+    shards = replicas if shards is None else shards
+    if shards < 1 or shards % replicas:
+        raise errors.SettingsError(
+            f"{shards} shards cannot be dealt evenly to {replicas} replicas; "
+            f"take a multiple of {replicas}, such as {-(-shards // replicas) * replicas}"
+        )
+    if all_reduce not in ("ordered", "fast"):
+        raise errors.SettingsError(f"all_reduce={all_reduce!r}: give ordered or fast")
+    several_workers = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+    return Exchange(shards, replicas, all_reduce, several_workers)
+
+
+def _of_one_shard(spec, own: int) -> tf.TensorSpec:
+    """Return the spec of a shard's part of a batch that one replica cuts into its own shards."""
+    spec = getattr(spec, "_value_specs", (spec,))[0]  # of the first replica, where the dataset is distributed
+    rows = getattr(spec, "shape", [None])[0]
+    if rows is None or rows % own:
+        raise errors.SettingsError(
+            f"batches of {rows} images per replica cannot be cut into {own} equal shards; give batches from "
+            "engine.train_batches, with a global batch that is a multiple of the shards"
+        )
+    return tf.TensorSpec([rows // own, *spec.shape[1:]], spec.dtype)
+
+
+@contextlib.contextmanager
+def all_reduce_left_to_the_step(optimizer: keras.optimizers.Optimizer):
+    """Let this one optimizer take its gradients as they are, for they are summed already; only while the step is traced,
+    or a plain `fit` with the same optimizer afterwards would add up nothing."""
+    inner = getattr(optimizer, "inner_optimizer", optimizer)  # on the wrapper of mixed_float16 it would do nothing
+    inner._all_reduce_sum_gradients = lambda gradients_and_variables: gradients_and_variables
+    try:
+        yield
+    finally:
+        del inner._all_reduce_sum_gradients
+
+
+def _write(strategy: tf.distribute.Strategy, variables, values) -> None:
+    """Write each replica's value into its copy of each variable."""
+    for variable, value in zip(variables, values, strict=True):
+        strategy.extended.update(variable, lambda v, new: v.assign(new), args=(value,), group=False)

@@ -1,0 +1,215 @@
+"""What decides whether a run may continue: its settings, model and data must agree; a changed environment is reported."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+
+import keras
+import numpy as np
+import tensorflow as tf
+from tensorflow.python.framework.config import is_op_determinism_enabled
+from tensorflow.python.util import _pywrap_util_port
+
+from tfpar import __version__, errors, validate
+from tfpar.prepare import Dataset
+from tfpar.settings import Settings
+from tfpar.steps import objective
+
+# Of the step and of inference; a change of their bits counts it up. 2: sums of three and more in a fixed order.
+ARITHMETIC = 2
+VECTOR_INSTRUCTIONS = (
+    "amx_bf16", "avx512_bf16", "avx512_vnni", "avx512f", "avx_vnni", "avx2", "avx", "sse4_2",
+)  # best first  # fmt: skip
+WORDS = {"data": "the data's fingerprint", "jit_compile": "XLA"}
+
+
+def fingerprint(model: keras.Model, data: Dataset, settings: Settings) -> dict:
+    """Return what a continued run must have again, as plain JSON values: model, data and settings."""
+    values = {
+        "model": model.name,
+        "model_config": _model_fingerprint(model),
+        "optimizer": _plain(keras.optimizers.serialize(model.optimizer)),
+        "loss": _plain(objective.name_of(model)),
+        "precision": keras.config.dtype_policy().name,
+        "jit_compile": model._compile_config.config.get("jit_compile") is True,
+        "data": data.fingerprint,
+        **settings.that_decide_the_bits(),
+    }
+    return json.loads(json.dumps(values, default=_number))
+
+
+def agree(earlier: dict, now: dict) -> None:
+    """Refuse to continue a run with other settings; stages may be added at the end.
+
+    Raises:
+        errors.SettingsError: names each setting that differs, with both values.
+    """
+    there = len(earlier["stages"])
+    comparable = now | {"stages": now["stages"][:there]}
+    differing = [key for key in earlier if earlier[key] != comparable.get(key)]
+    if differing:
+        named = "; ".join(
+            f"{WORDS.get(key, key)} is {_short(earlier[key])} in the run, {_short(now.get(key))} now"
+            for key in differing
+        )
+        raise errors.SettingsError(
+            f"the run was begun with other settings: {named}. Give those again, another --run, or --fresh"
+        )
+
+
+def check_fit(model: keras.Model, data: Dataset, class_weights=None) -> list[float] | None:
+    """Refuse a model that does not take the data's pictures, or give logits for its classes; return the class weights as numbers.
+
+    Raises:
+        errors.SettingsError: with what both have.
+    """
+    if not isinstance(data, Dataset):
+        validate.reject("data", data, "what prepare.dataset or prepare.load returned")
+    if model.inputs[0].dtype != "uint8":
+        raise errors.SettingsError(
+            f"the model takes {model.inputs[0].dtype} images; begin it with keras.Input(..., dtype='uint8') and a Rescaling"
+        )
+    if model.output_shape[-1] != data.num_classes or tuple(model.input_shape[1:]) != tuple(data.image_shape):
+        raise errors.SettingsError(
+            f"the model takes {model.input_shape[1:]} and gives {model.output_shape[-1]} logits; "
+            f"the data has {tuple(data.image_shape)} and {data.num_classes} classes"
+        )
+    return validate.class_weights(class_weights, data.num_classes)
+
+
+def environment() -> dict:
+    """Return what bits depend on beside the settings: versions, processor, threads, and what a test computation gives.
+
+    `computed` holds a hash of each result of `_test_computation`: it also notices what no other entry names.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    threading = tf.config.threading
+    return {
+        "tfpar": __version__,
+        "arithmetic": ARITHMETIC,
+        "python": platform.python_version(),
+        "tensorflow": tf.__version__,
+        "keras": keras.__version__,
+        "numpy": np.__version__,
+        "processor": _cpuinfo("model name") or platform.processor() or platform.machine(),
+        "instructions": _instructions(),
+        "gpus": [
+            tf.config.experimental.get_device_details(gpu).get("device_name", "GPU")
+            for gpu in tf.config.list_physical_devices("GPU")
+        ],
+        "cores": cores,
+        "intra_op_threads": _threads(threading.get_intra_op_parallelism_threads(), "TF_NUM_INTRAOP_THREADS", cores),
+        "inter_op_threads": _threads(threading.get_inter_op_parallelism_threads(), "TF_NUM_INTEROP_THREADS", cores),
+        "deterministic": is_op_determinism_enabled(),
+        "oneDNN": _pywrap_util_port.IsMklEnabled(),
+        "XLA flags": os.environ.get("TF_XLA_FLAGS", ""),
+        "computed": _test_computation(),
+    }
+
+
+def tell_changes(earlier: dict, now: dict) -> None:
+    """Print one line where the environment of a continued run is another one; an entry that it does not have says nothing."""
+    earlier = {"arithmetic": 1} | earlier
+    changed = [
+        f"{key} {earlier[key]} -> {now[key]}"
+        for key in now
+        if earlier.get(key, now[key]) != now[key] and key != "computed"
+    ]
+    computed = earlier.get("computed", {})
+    differing = [name for name, value in now["computed"].items() if computed.get(name, value) != value]
+    if differing:
+        changed.append(f"a test computation gives other bits: {', '.join(differing)}")
+    if changed:
+        print(
+            f"this run began in another environment ({'; '.join(changed)}): results from here on may differ in the last bits"
+        )
+
+
+def _threads(configured: int, variable: str, cores: int) -> int:
+    """Return the threads of one of TensorFlow's pools: as configured, otherwise as the environment says, otherwise one a core."""
+    given = os.environ.get(variable, "")
+    return configured or (int(given) if given.isdecimal() and int(given) else cores)
+
+
+def _instructions() -> str:
+    """Return the best vector instructions that oneDNN and Eigen may use on this processor."""
+    flags = _cpuinfo("flags").split()
+    best = next((name for name in VECTOR_INSTRUCTIONS if name in flags), platform.machine())
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA")
+    return f"{best}, at most {limit}" if limit else best
+
+
+def _test_computation() -> dict[str, str]:
+    """Return a hash of each result of a small computation whose bits depend on processor, threads, oneDNN and XLA."""
+
+    def compute(images, kernel, matrix):
+        with tf.GradientTape() as tape:
+            tape.watch(kernel)
+            features = tf.nn.conv2d(images, kernel, 1, "SAME")
+            loss = tf.reduce_mean(tf.square(tf.tanh(features - tf.reduce_mean(features, [0, 1, 2]))))
+        return {
+            "convolution": features,
+            "its gradient": tape.gradient(loss, kernel),
+            "matrix product": tf.linalg.matmul(matrix, matrix, transpose_a=True),
+            "sum": tf.reduce_sum(images),
+            "element by element": tf.exp(tf.tanh(matrix) * 0.3 + matrix * 0.7) - matrix,
+        }
+
+    draw = np.random.default_rng(0)
+    shapes = ((16, 48, 48, 16), (3, 3, 16, 16), (1000, 300))
+    with tf.device("CPU:0"):
+        given = [tf.constant(draw.standard_normal(shape, np.float32)) for shape in shapes]
+        # Not called through tf.function, which after five runs in a process warns of retracing.
+        found = tf.function(compute).get_concrete_function(*given)(*given)
+    return {name: hashlib.sha256(value.numpy().tobytes()).hexdigest()[:8] for name, value in found.items()}
+
+
+def _model_fingerprint(model: keras.Model) -> str:
+    """Return a hash of what a model is made of; the names Keras counts up within a process do not matter."""
+    text = json.dumps(model.get_config(), sort_keys=True, default=_number)
+    for number, name in enumerate(dict.fromkeys(_operation_names(model))):
+        text = text.replace(json.dumps(name), f'"#{number}"')
+    weights = [[list(v.shape), v.dtype, v.trainable] for v in model.variables]
+    return hashlib.sha256((text + json.dumps(weights)).encode()).hexdigest()[:16]
+
+
+def _operation_names(model: keras.Model):
+    for operation in getattr(model, "operations", model.layers):
+        yield operation.name
+        if isinstance(operation, keras.Model):
+            yield from _operation_names(operation)
+
+
+def _plain(serialized) -> dict | str:
+    """Leave out what the run sets itself, or Keras counts up."""
+    if not isinstance(serialized, dict):
+        return str(serialized)
+    if "weights" in serialized:
+        return serialized | {"loss": _plain(serialized["loss"])}
+    if not isinstance(serialized["config"], dict):  # a function
+        return str(serialized["config"])
+    config = {key: value for key, value in serialized["config"].items() if key not in ("learning_rate", "name")}
+    if isinstance(config.get("inner_optimizer"), dict):
+        config["inner_optimizer"] = _plain(config["inner_optimizer"])
+    return {"class": serialized["class_name"], **config}
+
+
+def _number(value):
+    return value.item() if hasattr(value, "item") else str(value)
+
+
+def _short(value) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 300 else f"{text[:297]}..."
+
+
+def _cpuinfo(key: str) -> str:
+    """Return the first value of a key in /proc/cpuinfo; empty where there is none (not Linux on x86)."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return next((line.split(":", 1)[1].strip() for line in file if line.startswith(key)), "")
+    except OSError:
+        return ""

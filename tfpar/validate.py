@@ -1,0 +1,137 @@
+"""What a value that a user gives must be, said in one way: the value, the rule, what to give.
+
+Each function returns the value as the plain kind it stands for, or refuses it before any work begins.
+
+Example:
+    >>> validate.integer("seed", -1, 0, 99)
+    Traceback (most recent call last):
+    tfpar.errors.SettingsError: seed=-1: give a whole number from 0 to 99
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import numbers
+import operator
+import os
+import reprlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tfpar import errors
+
+if TYPE_CHECKING:
+    import numpy as np
+
+MOST_SEED = 2**32 - 1
+MOST_BATCH = 2**24
+MOST_SHARDS = 4096
+MOST_REPLICAS = 256  # on one machine: simulated ones, or workers
+MOST_POSITION = 2**62  # of the stream of images; counted in 64 bits
+
+
+def reject(name: str, value, rule: str):
+    """Raise the error that names the value and the rule."""
+    raise errors.SettingsError(f"{name}={reprlib.repr(value)}: give {rule}")
+
+
+def integer(name: str, value, lowest: int, highest: int) -> int:
+    """Return a whole number within its range; a truth value, or a number with a fraction, is none.
+
+    Raises:
+        errors.SettingsError: with the value and the range.
+    """
+    rule = f"a whole number from {lowest} to {highest}"
+    if isinstance(value, bool):
+        reject(name, value, rule)
+    try:
+        found = operator.index(value)
+    except TypeError:
+        reject(name, value, rule)
+    return found if lowest <= found <= highest else reject(name, value, rule)
+
+
+def number(name: str, value, lowest: float, highest: float) -> float:
+    """Return a number within its range.
+
+    Raises:
+        errors.SettingsError: with the value and the range.
+    """
+    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not real or not lowest <= value <= highest or not math.isfinite(value):
+        reject(name, value, f"a number from {lowest:g} to {highest:g}")
+    return float(value)
+
+
+def choice(name: str, value, words: Sequence[str]) -> str:
+    """Return one of the words.
+
+    Raises:
+        errors.SettingsError: with the value and the words.
+    """
+    if isinstance(value, str) and value in words:
+        return value
+    return reject(name, value, f"one of {', '.join(words)}" if len(words) > 2 else " or ".join(words))
+
+
+def path(name: str, value) -> Path:
+    """Return a path that the system can take; whether something is there is not looked at.
+
+    Raises:
+        errors.SettingsError: it is no text, is empty, holds a zero byte, or is too long.
+    """
+    rule = "the path of a file or folder, as text"
+    try:
+        text = os.fspath(value)
+        if not isinstance(text, str) or not text:
+            reject(name, value, rule)
+        os.lstat(text)
+    except (TypeError, UnicodeError):
+        reject(name, value, rule)
+    except ValueError as error:  # a zero byte
+        raise errors.SettingsError(f"{name}={reprlib.repr(value)}: {error}; give {rule}") from error
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            reject(name, value, "a shorter path")
+    return Path(text)
+
+
+def split(value) -> tuple[np.ndarray, np.ndarray]:
+    """Return the images and the labels of a split.
+
+    Raises:
+        errors.SettingsError: they are not `uint8[N, height, width, channels]` and whole numbers `[N]`, N at least 1.
+    """
+    import numpy as np  # not above: `tfpar --help` needs the limits, and is immediate
+
+    rule = "(images, labels): uint8 [N, height, width, channels] and whole numbers [N], N at least 1"
+    if not isinstance(value, (tuple, list)) or len(value) < 2:
+        reject("split", value, rule)
+    images, labels = value[:2]
+    if not (isinstance(images, np.ndarray) and isinstance(labels, np.ndarray)):
+        reject("split", value, rule)
+    right = images.dtype == np.uint8 and images.ndim == 4 and images.size and labels.dtype.kind in "iu"
+    if not right or labels.shape != images.shape[:1]:
+        found = f"{images.dtype}{list(images.shape)} and {labels.dtype}{list(labels.shape)}"
+        raise errors.SettingsError(f"split={found}: give {rule}")
+    return images, labels
+
+
+def class_weights(value, classes: int, *, exactly: bool = True) -> list[float] | None:
+    """Return one weight for each class, or for more than `classes` where that is not the exact number; None stays None.
+
+    Raises:
+        errors.SettingsError: another length, or a weight that is negative or no number.
+    """
+    if value is None:
+        return None
+    rule = f"{classes} numbers, one for each class"
+    try:
+        weights = reject("class_weights", value, rule) if isinstance(value, (str, bytes, dict)) else list(value)
+    except TypeError:
+        reject("class_weights", value, rule)
+    if len(weights) < classes or (exactly and len(weights) > classes):
+        raise errors.SettingsError(f"{len(weights)} class weights for {classes} classes; give one for each")
+    return [number("class_weights", weight, 0, 1e9) for weight in weights]

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = sorted((ROOT / "tfpar").rglob("*.py"))
-MOST_CODE_LINES, MOST_LINES_OF_A_FILE, MOST_LINES_OF_A_FUNCTION = 5030, 400, 45
+MOST_CODE_LINES, MOST_LINES_OF_A_FILE, MOST_LINES_OF_A_FUNCTION = 5240, 400, 40
 WRITTEN_OUT = {"run", "manifests"}  # signatures that help and completion show
 
 # Each imports only what stands on earlier lines; what stands on one line may share a package, but is not one circle.
@@ -29,8 +29,6 @@ LEVELS = [
     {"cli"},
     {"__main__"},
 ]
-# Two packages whose parts lie on two levels: what the shards of a step need, and what checks a whole machine.
-EXCEPTIONS = {("workers", "devices")}
 
 
 def text_of(path):
@@ -88,7 +86,7 @@ def test_no_import_goes_up():
         (str(path.relative_to(ROOT)), name)
         for path in MODULES
         for name in imported(path)
-        if level[name] >= level.get(room(path), 0) and (room(path), name) not in EXCEPTIONS
+        if level[name] >= level.get(room(path), 0)
     }
     assert not up
 
@@ -112,7 +110,9 @@ def test_no_circle_inside_a_package():
 def test_a_face_has_a_docstring_with_an_example_and_names_and_nothing_else():
     for path in (ROOT / "tfpar").glob("*/__init__.py"):
         tree = ast.parse(text_of(path))
-        names = {name.asname or name.name for node in tree.body if isinstance(node, ast.ImportFrom) for name in node.names}
+        names = {
+            name.asname or name.name for node in tree.body if isinstance(node, ast.ImportFrom) for name in node.names
+        }
         rest = [node for node in tree.body[1:] if not isinstance(node, (ast.ImportFrom, ast.Assign))]
         assert ast.get_docstring(tree) and not rest, path
         assert not names or "Example:" in ast.get_docstring(tree), path
@@ -133,7 +133,9 @@ def test_a_face_has_a_docstring_with_an_example_and_names_and_nothing_else():
 def test_light_commands_do_not_import_tensorflow(program):
     told = f"import sys\ntry:\n    {program}\nfinally:\n    print(*sorted({{'tensorflow', 'keras'}} & set(sys.modules)), sep='', end='|')"
     done = subprocess.run([sys.executable, "-c", told], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.stdout.splitlines()[-1].endswith("|") and not done.stdout.splitlines()[-1].endswith(("w|", "s|")), done.stdout
+    assert done.stdout.splitlines()[-1].endswith("|") and not done.stdout.splitlines()[-1].endswith(("w|", "s|")), (
+        done.stdout
+    )
 
 
 def test_sizes():
@@ -167,7 +169,7 @@ def test_what_belongs_at_the_top_level():
 
 WORDS = re.compile(
     r"\b(dealt? to|all the same|without a word|in silence|for ever|at hand|takes another way|mends?|mended|mending)\b"
-    r"|(?:^|[.!?:] )(What|Who|Whoever) (?!is\b|are\b|does\b|do\b|did\b)[^.?!\n]* (is|are)\b[^?\n]*\.",
+    r"|(?:^|[.!?] )(What|Who|Whoever) (?!is\b|are\b|does\b|do\b|did\b)[^.?!\n]* (is|are)\b[^?\n]*\.",
     re.IGNORECASE,
 )
 
@@ -212,12 +214,8 @@ def test_the_readmes_diff_is_short_and_both_sides_run(digits, tmp_path):
 def test_the_readmes_map_names_what_is_there():
     tree = re.search(r"```\ntfpar/\n(.*?)```", readme(), re.DOTALL)[1]
     assert len(tree.splitlines()) <= 25
-    named = set(re.findall(r"\w+\.py|\w+(?=/  )", tree.split("\ntutorial/")[0]))
-    assert named == {
-        path.name if path.is_file() else path.parent.name
-        for path in [*(ROOT / "tfpar").glob("*.py"), *(ROOT / "tfpar").glob("*/__init__.py")]
-        for path in [path if path.parent == ROOT / "tfpar" else path.parent / "."]
-    } - {"__init__.py"}
+    named = set(re.findall(r"\w+\.py|\w+(?=/)", tree.split("tutorial/")[0]))
+    assert named == {path.name for path in (ROOT / "tfpar").iterdir()} - {"__init__.py", "__pycache__", "py.typed"}
 
 
 def test_ci_runs_both_commands_of_the_readme():

@@ -379,7 +379,7 @@ class _stderr_silenced:  # noqa: N801 - used like a function
             os.close(self.kept)
 
 
-# By name: what `launch` runs is read by the same parser.
+# By name: the same parser reads the command that `launch` runs.
 COMMANDS = {
     "prepare": _prepare, "train": _train, "predict": _predict, "evaluate": _evaluate, "launch": _launch, "kubernetes": _kubernetes,
     "doctor": _doctor, "--dockerfile": _dockerfile,

@@ -89,13 +89,13 @@ def per_replica(global_batch_size: int, strategy: tf.distribute.Strategy) -> int
     """Return the images of one replica in one step.
 
     Raises:
-        errors.SettingsError: the global batch cannot be dealt evenly to the replicas.
+        errors.SettingsError: the global batch cannot be divided evenly among the replicas.
     """
     replicas = strategy.num_replicas_in_sync
     if global_batch_size < 1 or global_batch_size % replicas:
         fitting = max(1, -(-global_batch_size // replicas)) * replicas
         raise errors.SettingsError(
-            f"global batch {global_batch_size} cannot be dealt evenly to {replicas} replicas; "
+            f"global batch {global_batch_size} cannot be divided evenly among {replicas} replicas; "
             f"take a multiple of {replicas}, such as {fitting}"
         )
     return global_batch_size // replicas  # data-parallel: the global batch stays, each replica gets its part of it
@@ -107,7 +107,7 @@ def describe(
     """Return the one line that says who computes what.
 
     Raises:
-        errors.SettingsError: the global batch cannot be dealt evenly to the replicas.
+        errors.SettingsError: the global batch cannot be divided evenly among the replicas.
     """
     replicas = strategy.num_replicas_in_sync
     workers = group.WorkerGroup(strategy).size

@@ -29,7 +29,7 @@ def remedy(error: OSError) -> str:
         errno.EFBIG: "Free some space, or raise the limit with ulimit -f",
         errno.EAGAIN: "Raise the limit with ulimit -u",
     }
-    return f"{first.get(error.errno, 'Mend the disk or its rights')}, then run the same command again"
+    return f"{first.get(error.errno, 'Check the disk and its permissions')}, then run the same command again"
 
 
 def write(path: str | os.PathLike, content: bytes | str | Callable[[Path], None]) -> None:

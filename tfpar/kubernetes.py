@@ -3,7 +3,7 @@
 One pod is one worker with all its GPUs. Every pod runs the same `tfpar train`, with the same words as on a laptop: it
 works in `/tfpar`, where the claims are mounted as `data` (read-only) and `runs`. Which worker it is says
 `JOB_COMPLETION_INDEX`, which Kubernetes sets; where the others are, a pattern of names (see `workers`). Exit codes decide
-what follows: 42 (stopped, saved) and 75 (another worker was lost) cost nothing, what another start cannot mend ends
+what follows: 42 (stopped, saved) and 75 (another worker was lost) cost nothing, a failure that a restart cannot fix ends
 the Job, everything else counts.
 
 Example:

@@ -23,7 +23,7 @@ def test_it_finds_this_machine_fit_and_says_so_in_80_columns():
     assert "two steps on 1 replica" in one(found, "training").found
     lines = doctor.table(found).splitlines()
     assert max(map(len, lines)) <= 80
-    assert all(line.startswith(("good  ", "note  ", "mend  ", "      ")) for line in lines)
+    assert all(line.startswith(("good  ", "note  ", "fix   ", "      ")) for line in lines)
     assert all(finding.remedy or finding.state == "good" for finding in found)
 
 
@@ -33,12 +33,12 @@ def test_a_training_that_fails_is_named_and_the_exit_code_is_69(monkeypatch, cap
     monkeypatch.setattr(doctor, "_TRIAL", "import sys; print('told null'); sys.exit('ImportError: no such library')")
     assert cli.main(["doctor"]) == 69
     out = capsys.readouterr().out
-    assert "mend  training      ImportError: no such library\n" + " " * 20 + "-> mend what stands above" in out
+    assert "fix   training      ImportError: no such library\n" + " " * 20 + "-> fix what stands above" in out
 
 
 def test_what_to_do_stands_on_lines_of_its_own():
-    lines = doctor.table([doctor.Finding("mend", "thing", "found " * 20, "remedy " * 20)]).splitlines()
-    assert lines[0].startswith("mend  thing         found") and max(map(len, lines)) <= 80
+    lines = doctor.table([doctor.Finding("fix", "thing", "found " * 20, "remedy " * 20)]).splitlines()
+    assert lines[0].startswith("fix   thing         found") and max(map(len, lines)) <= 80
     assert lines[2].startswith(" " * 20 + "-> remedy") and lines[3].startswith(" " * 23 + "remedy")
 
 
@@ -46,9 +46,9 @@ def test_what_to_do_stands_on_lines_of_its_own():
     ("version", "state", "text"),
     [
         ("2.21.0", "good", ""),
-        ("2.19.1", "mend", "needs 2.20"),
+        ("2.19.1", "fix", "needs 2.20"),
         ("2.30.0", "note", "newer than 2.21"),
-        (None, "mend", "pip install"),
+        (None, "fix", "pip install"),
     ],
 )
 def test_versions(monkeypatch, version, state, text):
@@ -70,7 +70,7 @@ def test_keras_switches(monkeypatch, tmp_path):
     (tmp_path / "keras.json").write_text('{"backend": "torch"}')
     monkeypatch.setenv("TF_USE_LEGACY_KERAS", "1")
     backend, legacy = doctor._keras()
-    assert backend.state == legacy.state == "mend" and str(tmp_path) in backend.remedy and "unset" in legacy.remedy
+    assert backend.state == legacy.state == "fix" and str(tmp_path) in backend.remedy and "unset" in legacy.remedy
 
 
 def config(index=0, workers=("localhost:9",), kind="worker"):
@@ -92,7 +92,7 @@ def config(index=0, workers=("localhost:9",), kind="worker"):
 def test_wrong_tf_config(monkeypatch, text, said):
     monkeypatch.setenv("TF_CONFIG", text)
     (found,) = doctor._workers()
-    assert found.state == "mend" and said in f"{found.found}; {found.remedy}" and found.remedy
+    assert found.state == "fix" and said in f"{found.found}; {found.remedy}" and found.remedy
 
 
 def test_tf_config_with_a_port_in_use_and_a_free_one(monkeypatch):
@@ -102,7 +102,7 @@ def test_tf_config_with_a_port_in_use_and_a_free_one(monkeypatch):
         port = listener.getsockname()[1]
         monkeypatch.setenv("TF_CONFIG", config(workers=[f"localhost:{port}", "localhost:1"]))
         (found,) = doctor._workers()
-        assert found.state == "mend" and f"port {port}" in found.found
+        assert found.state == "fix" and f"port {port}" in found.found
     found, firewall = doctor._workers()
     assert firewall.state == "note" and "without a password" in firewall.found
     assert found.state == "good" and found.found == "worker 0 of 2"
@@ -134,4 +134,4 @@ def test_a_trial_that_hangs_is_ended(monkeypatch):
     monkeypatch.setattr(doctor, "_TRIAL", "import time; time.sleep(60)")
     monkeypatch.setattr(doctor, "SECONDS", 0.5)
     found = list(doctor._tensorflow(doctor._tried_in_another_process()))
-    assert found[-1].state == "mend" and "no step within" in found[-1].found
+    assert found[-1].state == "fix" and "no step within" in found[-1].found

@@ -135,7 +135,7 @@ def test_arguments_are_checked():
     split = split_of(10)
     with pytest.raises(
         errors.SettingsError,
-        match="global batch 10 cannot be dealt evenly to 4 replicas; take a multiple of 4, such as 12",
+        match="global batch 10 cannot be divided evenly among 4 replicas; take a multiple of 4, such as 12",
     ):
         engine.train_batches(split, devices.strategy(simulate=4), global_batch_size=10)
     with pytest.raises(errors.SettingsError, match="augment='x': give one of"):

@@ -376,7 +376,8 @@ def test_models_that_are_refused():
     with pytest.raises(errors.SettingsError, match="not compiled"):
         steps.install(keras.Model(inputs, keras.layers.Dense(3)(flat)))
     with pytest.raises(
-        errors.SettingsError, match="3 shards cannot be dealt evenly to 2 replicas; take a multiple of 2, such as 4"
+        errors.SettingsError,
+        match="3 shards cannot be divided evenly among 2 replicas; take a multiple of 2, such as 4",
     ):
         steps.install(tiny(devices.strategy(simulate=2)), shards=3)
 

@@ -82,7 +82,7 @@ def test_a_disk_that_does_not_answer_now_costs_no_checkpoint(variables, tmp_path
 
     with monkeypatch.context() as patched:
         patched.setattr(checkpoint.Path, "read_bytes", gone)
-        with pytest.raises(errors.InputOutputFailed, match=r"000002/manifest.json: cannot be read .*Mend the disk"):
+        with pytest.raises(errors.InputOutputFailed, match=r"000002/manifest.json: cannot be read .*Check the disk"):
             checkpoint.newest(tmp_path)
     assert checkpoint.newest(tmp_path)[0] == {"step": 2}
 

@@ -351,7 +351,7 @@ def test_what_changes_bits_changes_the_environment(variable, named):
         ({"seed": -1}, "seed=-1: give"),
         ({"steps_per_call": 0}, "auto, or a whole number"),
         ({"class_weights": [1.0]}, "1 class weights for 10 classes"),
-        ({"shards": 3, "global_batch_size": 96, "replicas": 2}, "3 shards cannot be dealt evenly to 2 replicas"),
+        ({"shards": 3, "global_batch_size": 96, "replicas": 2}, "3 shards cannot be divided evenly among 2 replicas"),
         ({"all_reduce": "x"}, "ordered or fast"),
     ],
 )

@@ -429,7 +429,7 @@ def test_a_launch_that_is_stopped_tells_how_its_workers_ended(codes, expected, m
 
 
 @pytest.mark.slow
-def test_what_another_start_would_not_mend_ends_the_launch(tmp_path, capsys):
+def test_a_failure_that_a_restart_cannot_fix_ends_the_launch(tmp_path, capsys):
     code = launcher.launch(["train", "nowhere/at/all"], workers=2, logs=tmp_path / "logs")
     said = capsys.readouterr().out
     assert code in (66, 69) and "start again" not in said and "nowhere/at/all" in said

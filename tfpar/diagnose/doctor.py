@@ -1,4 +1,4 @@
-"""What this machine and these versions can do, and what to mend: one line for each thing that training depends on.
+"""What this machine and these versions can do, and what to fix: one line for each thing that training depends on.
 
 Nothing is imported here that may be broken. What only TensorFlow knows, another process finds out, with a deadline: it
 imports TensorFlow, lists the GPUs, takes two steps of training on two shards, and computes one gradient ten times.
@@ -7,7 +7,7 @@ Example:
     $ tfpar doctor
     good  python        3.11.7 (tried: 3.10 to 3.13)
     good  tensorflow    2.21.0 (tried: 2.20 to 2.21)
-    mend  keras         3.8.0
+    fix   keras         3.8.0
                         -> tfpar needs 3.12 or later; pip install --upgrade keras
     ...
 """
@@ -40,7 +40,7 @@ LEAST_DISK, LEAST_MEMORY, LEAST_SHARED = 2e9, 2e9, 1e9  # bytes
 
 
 class Finding(NamedTuple):
-    """One line of the table: `good`, `note` (worth knowing) or `mend` (training cannot work), and what to do."""
+    """One line of the table: `good`, `note` (worth knowing) or `fix` (training cannot work), and what to do."""
 
     state: str
     name: str
@@ -58,7 +58,7 @@ def table(findings: list[Finding]) -> str:
     """Return the findings as a table of 80 columns, what to do on a line of its own."""
     lines = []
     for state, name, found, remedy in findings:
-        start = f"{state}  {name:13} "
+        start = f"{state:4}  {name:13} "
         lines += _wrapped(start, found)
         lines += _wrapped(" " * len(start) + "-> ", remedy) if remedy else []
     return "\n".join(lines)
@@ -71,7 +71,7 @@ def _wrapped(start: str, text: str) -> list[str]:
 
 def works(findings: list[Finding]) -> bool:
     """Tell whether training would work here."""
-    return all(finding.state != "mend" for finding in findings)
+    return all(finding.state != "fix" for finding in findings)
 
 
 # ---- the parts
@@ -82,21 +82,21 @@ def _versions() -> Iterator[Finding]:
     right = PYTHONS[0] <= sys.version_info[:2] <= PYTHONS[1]
     tried = " to ".join(f"{major}.{minor}" for major, minor in PYTHONS)
     yield Finding(
-        "good" if right else "mend", "python", f"{version} (tried: {tried})", "" if right else f"take Python {tried}"
+        "good" if right else "fix", "python", f"{version} (tried: {tried})", "" if right else f"take Python {tried}"
     )
     for name, (lowest, highest) in TRIED.items():
         version = _version(name)
         if version is None:
-            yield Finding("mend", name, "not installed", f"pip install {name}")
+            yield Finding("fix", name, "not installed", f"pip install {name}")
         elif _numbers(version) < _numbers(lowest):
-            yield Finding("mend", name, version, f"tfpar needs {lowest} or later; pip install --upgrade {name}")
+            yield Finding("fix", name, version, f"tfpar needs {lowest} or later; pip install --upgrade {name}")
         elif _numbers(version)[:2] > _numbers(highest):
             yield Finding("note", name, version, f"newer than {highest}, the last that was tried; run the tests")
         else:
             yield Finding("good", name, f"{version} (tried: {lowest} to {highest})")
     missing = [name for name in PACKAGES if _version(name) is None]
     if missing:
-        yield Finding("mend", "packages", f"missing: {', '.join(missing)}", f"pip install {' '.join(missing)}")
+        yield Finding("fix", "packages", f"missing: {', '.join(missing)}", f"pip install {' '.join(missing)}")
     else:
         yield Finding("good", "packages", f"all {len(PACKAGES)} others that tfpar needs")
 
@@ -127,9 +127,9 @@ def _keras() -> Iterator[Finding]:
         yield Finding("good", "backend", "tensorflow")
     else:
         remedy = f'set KERAS_BACKEND=tensorflow, or "backend": "tensorflow" in {path}'
-        yield Finding("mend", "backend", backend, remedy)
+        yield Finding("fix", "backend", backend, remedy)
     if os.environ.get("TF_USE_LEGACY_KERAS", "").lower() in ("1", "true"):
-        yield Finding("mend", "legacy Keras", "TF_USE_LEGACY_KERAS is set, so tf.keras is Keras 2", "unset it")
+        yield Finding("fix", "legacy Keras", "TF_USE_LEGACY_KERAS is set, so tf.keras is Keras 2", "unset it")
     else:
         yield Finding("good", "legacy Keras", "off")
 
@@ -170,7 +170,7 @@ def _workers() -> Iterator[Finding]:
     try:
         found = rendezvous.cluster()
     except errors.SettingsError as error:
-        yield Finding("mend", "TF_CONFIG", *str(error).rsplit("; ", 1))
+        yield Finding("fix", "TF_CONFIG", *str(error).rsplit("; ", 1))
         return
     if not found:
         yield Finding("good", "TF_CONFIG", "one worker")
@@ -180,10 +180,10 @@ def _workers() -> Iterator[Finding]:
     port = int(found.addresses[found.index].rpartition(":")[2])
     if unknown:
         told = f"does not resolve: {', '.join(unknown)}"
-        yield Finding("mend", "TF_CONFIG", told, "check the names, or start their machines first")
+        yield Finding("fix", "TF_CONFIG", told, "check the names, or start their machines first")
     elif not _port_is_free(port):
         told = f"port {port} of this worker is in use"
-        yield Finding("mend", "TF_CONFIG", told, "end what uses it, or name another")
+        yield Finding("fix", "TF_CONFIG", told, "end what uses it, or name another")
     else:
         yield Finding("good", "TF_CONFIG", f"worker {found.index} of {len(hosts)}")
         told = f"TensorFlow's server will listen on every address, port {port}, without a password"
@@ -290,7 +290,7 @@ def _tensorflow(trial: dict) -> Iterator[Finding]:
     xla = f"TF_XLA_FLAGS={flags}" if flags else "as asked: tfpar train --xla, or compile(jit_compile=True)"
     yield Finding("note" if flags else "good", "XLA", xla, "bits depend on it; keep it" if flags else "")
     if trial["failure"]:
-        yield Finding("mend", "training", trial["failure"], "mend what stands above, or report it")
+        yield Finding("fix", "training", trial["failure"], "fix what stands above, or report it")
     else:
         yield Finding("good", "training", f"two steps on {trial['trained']}")
         yield _repeated(trial.get("repeated", True))

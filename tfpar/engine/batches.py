@@ -49,7 +49,7 @@ def train_batches(
         int32[B/R])`.
 
     Raises:
-        errors.SettingsError: the batch cannot be dealt to the replicas, or an argument is out of its range.
+        errors.SettingsError: the batch cannot be divided among the replicas, or an argument is out of its range.
     """
     if not isinstance(strategy, tf.distribute.Strategy):
         validate.reject("strategy", strategy, "what devices.strategy() returns")

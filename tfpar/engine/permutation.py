@@ -7,7 +7,7 @@ still exact and without state:
 1. The images lie in **blocks** of about 4 MiB. The blocks are permuted.
 2. 128 blocks at a time make a **window**, and the images of a window are permuted.
 
-Where blocks begin is another place in every round, so no two images stay neighbours for ever. While one window is
+Where blocks begin is another place in every round, so no two images stay neighbours forever. While one window is
 trained on, the next is read ahead in whole blocks (`ReadAhead`). Window and block are constants: what a step sees must
 not depend on the memory of the machine.
 

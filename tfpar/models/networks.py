@@ -1,4 +1,4 @@
-"""TODO."""
+"""Image classifiers of Keras layers."""
 
 from __future__ import annotations
 

@@ -71,8 +71,8 @@ class Dataset(NamedTuple):
 # ---- writing
 
 
-class Growing:
-    """The three files of one split while they grow; `opened` closes the one that an error leaves open."""
+class SplitWriter:
+    """The three files of one split while they are written; `opened` closes the one that an error leaves open."""
 
     def __init__(self, directory: Path, shape: tuple[int, int, int], opened: contextlib.ExitStack):
         directory.mkdir()
@@ -96,10 +96,10 @@ class Growing:
         self.labels.append(label)
         self.sources.append(source)
 
-    def move(self, chosen: np.ndarray, directory: Path) -> Growing:
+    def move(self, chosen: np.ndarray, directory: Path) -> SplitWriter:
         """Move the images at the positions `chosen` to another split, and close the gaps in this one."""
         self.file.flush()
-        other = Growing(directory, self.shape, self.opened)
+        other = SplitWriter(directory, self.shape, self.opened)
         pixels = np.memmap(self.file, np.uint8, "r+", _HEADER, (len(self.labels), *self.shape))
         moves = np.isin(np.arange(len(pixels)), chosen)
         kept = 0

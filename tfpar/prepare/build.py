@@ -1,4 +1,4 @@
-"""TODO."""
+"""`prepare.dataset`: decode every picture of a source once, split the images, and publish the directory as a whole."""
 
 from __future__ import annotations
 
@@ -73,22 +73,23 @@ def dataset(
     settings = {"source": sources.identity(source), "validation_fraction": validation_fraction, "seed": seed}
     if (directory / "dataset.json").exists():
         return _found(directory, settings, size, known)
-    found = sources.find(source, tfds_manual_dir=tfds_manual_dir)
-    new = not directory.exists()
-    if (
-        not new
-        and (not directory.is_dir() or set(os.listdir(directory)) - {_AT_WORK})
-        and not (directory / _AT_WORK).is_dir()
-    ):
+    _write(sources.find(source, tfds_manual_dir=tfds_manual_dir), directory, size, on_bad_image, settings)
+    return load(directory, verify=False)
+
+
+def _write(source: sources.Source, directory: Path, size, on_bad_image: str, settings: dict) -> None:
+    """Write the directory; after an error nothing of it is left."""
+    new, work = not directory.exists(), directory / _AT_WORK
+    if not new and not work.is_dir() and (not directory.is_dir() or set(os.listdir(directory)) - {_AT_WORK}):
         raise errors.OutputError(f"{directory}: something else lies there; name a new or empty directory")
     with contextlib.ExitStack() as spare:
         for _ in range(_SPARE):
             spare.callback(os.close, os.open(os.devnull, os.O_RDONLY))
-        work = files.make_directory(directory / _AT_WORK)
+        files.make_directory(work)
         with _removed_if_empty(work, *[directory] * new), files.locked(work / "lock", "another tfpar prepare"):
             try:
                 with pictures.quiet(), contextlib.ExitStack() as opened:
-                    manifest = _make(found, work, size, on_bad_image, settings, opened)
+                    manifest = _make(source, work, size, on_bad_image, settings, opened)
                 _publish(work, directory, manifest)
             except OSError as error:
                 if isinstance(error, errors.KINDS):
@@ -104,7 +105,6 @@ def dataset(
                         _remove(directory / name)
                     if new:
                         shutil.rmtree(directory, ignore_errors=True)
-    return load(directory, verify=False)
 
 
 @contextlib.contextmanager
@@ -150,25 +150,10 @@ def _make(source: sources.Source, work: Path, size, on_bad_image: str, settings:
     shape = (*size, source.channels)
     skipped: list[tuple[str, str]] = []
     splits = {}
-    for split, inputs in source.splits.items():
-        splits[split] = arrays.Growing(work / split, shape, opened)
-        progress = tqdm(inputs(), total=source.counts[split], desc=f"prepare {split}", unit=" images", disable=None)
-        read = 0
-        for item, picture in _decoded(progress, shape):
-            read += 1
-            if isinstance(picture, np.ndarray):
-                splits[split].add(picture, item.label, item.source)
-            elif on_bad_image == "fail":
-                raise errors.DataError(
-                    f"{item.source}: {picture}. Remove it, or skip such pictures with --on-bad-image skip"
-                )
-            else:
-                skipped.append((item.source, picture))
-        if read != source.counts[split]:  # a record file that was cut between two records reads short without an error
-            raise errors.DataError(
-                f"{source.name}: {split} gave {read} of {source.counts[split]} inputs; its files are cut short, fetch them again"
-            )
-    total = sum(len(grown.labels) for grown in splits.values())
+    for split in source.splits:
+        splits[split] = arrays.SplitWriter(work / split, shape, opened)
+        skipped += _fill(splits[split], source, split, on_bad_image)
+    total = sum(len(writer.labels) for writer in splits.values())
     if len(skipped) > total:
         named = "; ".join(f"{source}: {reason}" for source, reason in skipped[:3])
         raise errors.DataError(
@@ -182,10 +167,31 @@ def _make(source: sources.Source, work: Path, size, on_bad_image: str, settings:
         raise errors.DataError(
             f"{source.name}: no image is left for validation; give more images or a larger validation fraction"
         )
-    for grown in splits.values():
-        grown.close()
+    for writer in splits.values():
+        writer.close()
     arrays.write_csv(work / "skipped.csv", ("source", "reason"), skipped)
     return _described(source.name, work, shape, class_names, splits, len(skipped), settings)
+
+
+def _fill(writer: arrays.SplitWriter, source: sources.Source, split: str, on_bad_image: str) -> list[tuple[str, str]]:
+    """Decode the pictures of a split, and return (source, reason) of those that cannot be used."""
+    inputs, total, read, skipped = source.splits[split](), source.counts[split], 0, []
+    progress = tqdm(inputs, total=total, desc=f"prepare {split}", unit=" images", disable=None)
+    for item, picture in _decoded(progress, writer.shape):
+        read += 1
+        if isinstance(picture, np.ndarray):
+            writer.add(picture, item.label, item.source)
+        elif on_bad_image == "fail":
+            raise errors.DataError(
+                f"{item.source}: {picture}. Remove it, or skip such pictures with --on-bad-image skip"
+            )
+        else:
+            skipped.append((item.source, picture))
+    if read != total:  # a record file that was cut between two records reads short without an error
+        raise errors.DataError(
+            f"{source.name}: {split} gave {read} of {total} inputs; its files are cut short, fetch them again"
+        )
+    return skipped
 
 
 def _common_size(source: sources.Source) -> tuple[int, int]:
@@ -227,9 +233,9 @@ def _pixels_or_reason(picture, shape) -> np.ndarray | str:
         return str(reason)
 
 
-def _filled_classes(class_names: list[str], splits: dict[str, arrays.Growing]) -> list[str]:
+def _filled_classes(class_names: list[str], splits: dict[str, arrays.SplitWriter]) -> list[str]:
     """Leave out the classes without an image, renumber the others, and return their names."""
-    counts = {split: Counter(grown.labels) for split, grown in splits.items()}
+    counts = {split: Counter(writer.labels) for split, writer in splits.items()}
     for split, count in counts.items():
         missing = [class_names[label] for label in sorted(set(count) - set(counts["train"]))]
         if missing:
@@ -243,17 +249,17 @@ def _filled_classes(class_names: list[str], splits: dict[str, arrays.Growing]) -
         named = f"only class {class_names[filled[0]]}" if filled else "no class"
         raise errors.DataError(f"{named} has pictures; a classifier needs at least two classes")
     number = {old: new for new, old in enumerate(filled)}
-    for grown in splits.values():
-        grown.labels = [number[label] for label in grown.labels]
+    for writer in splits.values():
+        writer.labels = [number[label] for label in writer.labels]
     return [class_names[label] for label in filled]
 
 
-def _stratified(grown: arrays.Growing, settings: dict, class_names: list[str]) -> np.ndarray:
+def _stratified(writer: arrays.SplitWriter, settings: dict, class_names: list[str]) -> np.ndarray:
     """Choose the validation images of each class: those whose names hash lowest.
 
     A hash of (seed, name) needs no random stream: adding pictures later leaves the choice of the others alone.
     """
-    labels = np.asarray(grown.labels)
+    labels = np.asarray(writer.labels)
     chosen = []
     for label, name in enumerate(class_names):
         members = np.flatnonzero(labels == label)
@@ -262,19 +268,19 @@ def _stratified(grown: arrays.Growing, settings: dict, class_names: list[str]) -
             continue
         wanted = min(max(1, round(settings["validation_fraction"] * len(members))), len(members) - 1)
         ranked = sorted(
-            members, key=lambda i: hashlib.sha256(f"{settings['seed']}:{grown.sources[i]}".encode()).digest()
+            members, key=lambda i: hashlib.sha256(f"{settings['seed']}:{writer.sources[i]}".encode()).digest()
         )
         chosen.extend(ranked[:wanted])
     return np.asarray(sorted(chosen), np.int64)
 
 
 def _described(
-    name, work: Path, shape, class_names, splits: dict[str, arrays.Growing], skipped: int, settings: dict
+    name, work: Path, shape, class_names, splits: dict[str, arrays.SplitWriter], skipped: int, settings: dict
 ) -> dict:
     import PIL
 
     paths = [path for path in sorted(work.rglob("*")) if path.is_file() and path.name != "lock"]
-    counts = {split: Counter(grown.labels) for split, grown in splits.items()}
+    counts = {split: Counter(writer.labels) for split, writer in splits.items()}
     return {
         "format": arrays.FORMAT,
         "name": name,

@@ -1,7 +1,7 @@
 """Any picture -> `uint8[height, width, channels]`, or the reason why not.
 
 Pillow decodes, because TensorFlow's own decoders refuse CMYK, arithmetic-coded JPEG, WebP palettes and TIFF, ignore
-the EXIF orientation, and read a cut-off file without a word. The suffix of a file does not matter, its bytes do.
+the EXIF orientation, and silently read a truncated file. The suffix of a file does not matter, its bytes do.
 
 Example:
     >>> pictures.load("cat.jpg", (224, 224)).shape

@@ -241,14 +241,8 @@ def _tfds(name: str, manual_dir: str | None) -> Source:
     ):
         raise errors.DataError(f"tfds:{name}: not a data set of pictures with one class each; choose another")
     _download(builder, name, manual_dir)
+    named = _tfds_splits(name, builder.info.splits)
     image, label = keys
-    there = builder.info.splits
-    held_out = next((split for split in ("validation", "test") if split in there), None)
-    named = {"train": "train"} | ({"validation": held_out} if held_out else {})
-    if held_out == "validation" and "test" in there:
-        named["test"] = "test"
-    if "train" not in there:
-        raise errors.DataError(f"tfds:{name}: has no train split, only {', '.join(there)}; choose another")
 
     def inputs(split):
         read = tfds.ReadConfig(add_tfds_id=True, interleave_cycle_length=1, try_autocache=False)
@@ -269,10 +263,19 @@ def _tfds(name: str, manual_dir: str | None) -> Source:
         name=files.name_of(name),
         class_names=list(features[label].names),
         splits={split: lambda theirs=theirs: inputs(theirs) for split, theirs in named.items()},
-        counts={split: there[theirs].num_examples for split, theirs in named.items()},
+        counts={split: builder.info.splits[theirs].num_examples for split, theirs in named.items()},
         channels=1 if channels == 1 else 3,
         size=(height, width) if height and width else None,
     )
+
+
+def _tfds_splits(name: str, there) -> dict[str, str]:
+    """Return which split of a TensorFlow data set becomes train, validation and test."""
+    if "train" not in there:
+        raise errors.DataError(f"tfds:{name}: has no train split, only {', '.join(there)}; choose another")
+    held_out = next((split for split in ("validation", "test") if split in there), None)
+    named = {"train": "train"} | ({"validation": held_out} if held_out else {})
+    return named | ({"test": "test"} if held_out == "validation" and "test" in there else {})
 
 
 def _download(builder, name: str, manual_dir: str | None) -> None:

@@ -1,4 +1,4 @@
-"""The one exchange of a step: what the shards found is added in one order, whatever the number of replicas and workers.
+"""The one exchange of a step: it adds the vectors of all shards in one order, on any number of replicas and workers.
 
 shards      the tree (V = 4)        replicas may be 1, 2 or 4
 0  --+

@@ -169,7 +169,7 @@ def _exchange(strategy: tf.distribute.Strategy, shards: int | None, all_reduce: 
     shards = replicas if shards is None else shards
     if shards < 1 or shards % replicas:
         raise errors.SettingsError(
-            f"{shards} shards cannot be dealt evenly to {replicas} replicas; "
+            f"{shards} shards cannot be divided evenly among {replicas} replicas; "
             f"take a multiple of {replicas}, such as {-(-shards // replicas) * replicas}"
         )
     if all_reduce not in ("ordered", "fast"):

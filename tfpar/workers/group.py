@@ -1,4 +1,4 @@
-"""TODO."""
+"""TensorFlow over several workers: the strategy, the check of the connection, and what the workers agree on."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def launch(
         errors.SettingsError: a number is out of its range.
         errors.OutputError: the directory cannot be made, or another launch is at work in it.
     """
-    cores = _dealt_cores(workers, cores_per_worker)
+    cores = _cores_of_workers(workers, cores_per_worker)
     validate.integer("restarts", restarts, 0, 10**6)
     logs = files.make_directory(logs)
     with files.locked(logs / ".lock", "another launch"), StopSignal() as stop:
@@ -221,7 +221,7 @@ def _free_ports(count: int) -> list[int]:
     return ports
 
 
-def _dealt_cores(workers: int, cores_per_worker: int | None) -> list[set[int] | None]:
+def _cores_of_workers(workers: int, cores_per_worker: int | None) -> list[set[int] | None]:
     validate.integer("workers", workers, 1, validate.MOST_REPLICAS)
     if cores_per_worker is None:
         return [None] * workers

@@ -108,7 +108,7 @@ def _resolved(address: str, index: int, deadline: float):
         except socket.gaierror as error:
             if time.monotonic() > deadline:
                 raise errors.Unavailable(
-                    f"worker {index}: the name {host} does not resolve ({error.strerror}); mend the list of workers or the "
+                    f"worker {index}: the name {host} does not resolve ({error.strerror}); fix the list of workers or the "
                     "name service"
                 ) from error
             time.sleep(PAUSE)

@@ -335,7 +335,7 @@ def test_fast_is_close_and_not_the_same(digits):
 def test_a_step_depends_on_its_number_and_random_layers_on_the_shard(digits):
     state = tf.constant([7, 0], tf.uint32)
     keys = {
-        tuple(shard._key(state, s, tf.constant(n, tf.int64), tf.constant(v)).numpy())
+        tuple(shard._seed_state(state, s, tf.constant(n, tf.int64), tf.constant(v)).numpy())
         for s in (0, 1)
         for n in range(4)
         for v in range(4)
@@ -365,8 +365,8 @@ def test_models_that_are_refused():
     inputs = keras.Input((8, 8, 1), dtype="uint8")
     flat = keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(inputs))
     for outputs, text in (
-        (keras.layers.Dense(3, activation="softmax")(flat), "ends in a softmax; give logits"),
-        (keras.layers.Softmax()(keras.layers.Dense(3)(flat)), "ends in a softmax; give logits"),
+        (keras.layers.Dense(3, activation="softmax")(flat), "ends in a softmax or sigmoid; give logits"),
+        (keras.layers.Softmax()(keras.layers.Dense(3)(flat)), "ends in a softmax or sigmoid; give logits"),
         (keras.layers.Dense(3)(keras.layers.BatchNormalization(synchronized=True)(flat)), "synchronized=False"),
     ):
         model = keras.Model(inputs, outputs)

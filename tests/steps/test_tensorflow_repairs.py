@@ -38,10 +38,10 @@ class Branching(keras.layers.Layer):
     def __init__(self):
         super().__init__()
         self.scale = self.add_weight(shape=(10,), initializer="ones")
-        self.thrice = tf.function(lambda x: x * self.scale.value + tf.tanh(x) + tf.sin(x))
+        self.thrice = tf.function(lambda x, scale: x * scale + tf.tanh(x) + tf.sin(x))
 
     def call(self, x):
-        x = self.thrice(x)
+        x = self.thrice(x, tf.convert_to_tensor(self.scale.value))
         x = tf.cond(tf.reduce_sum(x) > 0, lambda: x * x + tf.tanh(x) + tf.sin(x), lambda: x)
         _, x = tf.while_loop(
             lambda i, _: i < 3, lambda i, x: (i + 1, 0.1 * x * self.scale.value + tf.tanh(x) + tf.sin(x)), (0, x)

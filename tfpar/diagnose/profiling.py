@@ -32,7 +32,7 @@ from matplotlib.figure import Figure
 from tfpar import engine, errors, files
 from tfpar.engine import distribute
 from tfpar.settings import MOST_STEPS_PER_CALL, Settings
-from tfpar.steps import objective, tensorflow_repairs
+from tfpar.steps import accepted, tensorflow_repairs
 from tfpar.steps.step import Step, all_reduce_left_to_the_step
 from tfpar.train import identity
 from tfpar.train.loop import CALL_SECONDS
@@ -81,7 +81,7 @@ def profile(model: keras.Model, data, directory: str | os.PathLike, **settings) 
     """
     if isinstance(model.distribute_strategy, tf.distribute.MultiWorkerMirroredStrategy):
         raise errors.SettingsError("profile looks at one process: run it without TF_CONFIG and the TFPAR_ variables")
-    objective.check(model, sets_rate=True)
+    accepted.check(model, sets_rate=True)
     given = Settings(**settings).resolved(model.distribute_strategy.num_replicas_in_sync)
     class_weights = identity.check_fit(model, data, given.class_weights)
     directory = files.make_directory(directory)

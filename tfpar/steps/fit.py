@@ -46,12 +46,6 @@ def install(
         >>> steps.install(model, shards=4, steps_per_call=4, steps_per_epoch=10)    # calls of 4, 4 and 2 steps
         >>> model.fit(batches, steps_per_epoch=10, epochs=3)
     """
-    if model.compiled and model.steps_per_execution != 1:
-        raise errors.SettingsError(
-            f"steps_per_execution={model.steps_per_execution}: Keras' own several steps per call overrun the epoch or fail "
-            "under a strategy. "
-            "Compile with steps_per_execution=1, and give steps.install(model, steps_per_call=..., steps_per_epoch=...)"
-        )
     if not 1 <= steps_per_call <= MOST_STEPS_PER_CALL or (steps_per_call > 1 and not steps_per_epoch):
         raise errors.SettingsError(
             f"steps_per_call={steps_per_call}, steps_per_epoch={steps_per_epoch}: give 1 to {MOST_STEPS_PER_CALL} steps "

@@ -1,8 +1,7 @@
-"""What a compiled model is trained for: its loss, image by image, and what of it the step cannot take."""
+"""The loss and the metrics of a compiled model, image by image."""
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import re
 import reprlib
@@ -13,106 +12,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 from keras.src import backend as keras_backend
-from tensorflow.python.distribute import distribute_lib
 
 from tfpar import errors
-
-
-def check(model: keras.Model, *, sets_rate: bool = False) -> None:
-    """Refuse what would make results depend on the number of replicas, or what is no classifier of images.
-
-    With `sets_rate` the caller sets the learning rate of every step, so the optimizer must not.
-
-    Raises:
-        errors.SettingsError: with the remedy.
-    """
-    if keras.backend.backend() != "tensorflow":
-        raise errors.SettingsError(
-            f"Keras' backend is {keras.backend.backend()}, tfpar needs tensorflow; set KERAS_BACKEND=tensorflow"
-        )
-    if not isinstance(model, keras.Model):
-        raise errors.SettingsError(f"model={reprlib.repr(model)}: give a compiled keras.Model")
-    if not model.compiled or model.optimizer is None:
-        raise errors.SettingsError(
-            "the model is not compiled; call model.compile(optimizer=..., loss=..., metrics=['accuracy'])"
-        )
-    if (
-        not getattr(model, "inputs", None)
-        or len(model.inputs) != 1
-        or len(model.outputs) != 1
-        or len(model.outputs[0].shape) != 2
-    ):
-        raise errors.SettingsError(
-            f"the model gives {model.output_shape}; give one with one input and logits [batch, classes]"
-        )
-    for layer in model._flatten_layers(include_self=False, recursive=True):
-        if isinstance(layer, keras.layers.BatchNormalization) and layer.synchronized:
-            raise errors.SettingsError(
-                f"layer {layer.name} has synchronized=True, which ties the shards together; "
-                "build it with synchronized=False: each shard is normalized by itself, on any number of replicas"
-            )
-    if _ends_in_softmax(model):
-        raise errors.SettingsError(
-            f"model {model.name} ends in a softmax; give logits: leave the last activation out and compile with "
-            "SparseCategoricalCrossentropy(from_logits=True)"
-        )
-    _check_optimizer(model.optimizer, sets_rate)
-
-
-def _ends_in_softmax(model: keras.Model) -> bool:
-    operation = model.outputs[0]._keras_history.operation
-    if isinstance(operation, keras.Model):
-        return _ends_in_softmax(operation)
-    activation = getattr(operation, "activation", None)
-    return isinstance(operation, keras.layers.Softmax) or activation in (
-        keras.activations.softmax,
-        keras.activations.sigmoid,
-    )
-
-
-def _check_optimizer(optimizer: keras.optimizers.Optimizer, sets_rate: bool) -> None:
-    inner = getattr(optimizer, "inner_optimizer", optimizer)
-    if sets_rate and isinstance(inner._learning_rate, keras.optimizers.schedules.LearningRateSchedule):
-        raise errors.SettingsError(
-            f"the optimizer carries a {type(inner._learning_rate).__name__}; give it a plain number, and say the rates in the "
-            "stages: Stage(epochs=10, learning_rate=0.2, final_learning_rate=0.02)"
-        )
-    if inner.gradient_accumulation_steps:
-        raise errors.SettingsError(
-            f"the optimizer has gradient_accumulation_steps={inner.gradient_accumulation_steps}; leave that out and take "
-            "more shards: they are computed one after the other, at the memory of one"
-        )
-    if inner.use_ema:
-        raise errors.SettingsError(
-            "the optimizer has use_ema=True, which changes the weights when fit ends, or fails under a strategy; leave it out"
-        )
-    if inner.loss_scale_factor:
-        raise errors.SettingsError(
-            "the optimizer has loss_scale_factor; leave it out, or use mixed_float16, which scales the loss itself"
-        )
-
-
-@contextlib.contextmanager
-def replicas_hidden():
-    """Let a layer that asks for the replicas, or exchanges something with them, raise `errors.SettingsError`."""
-
-    def refuse(*_given, **_options):
-        raise errors.SettingsError(
-            "a layer of the model looks across replicas (it reads their number or its replica's id, or calls all_reduce or "
-            "all_gather). tfpar computes a shard without knowing the replicas, so that the bits do not depend on their number. "
-            "Let the layer use its own shard alone, or train this model with Keras' own fit"
-        )
-
-    kinds = (distribute_lib._DefaultReplicaContext, tf.distribute.Strategy)  # of a trace outside of all strategies
-    names = ["replica_id_in_sync_group", "num_replicas_in_sync", "all_reduce", "all_gather", "merge_call"]
-    hidden = [(owner, name) for owner in kinds for name in names if hasattr(owner, name)]
-    with contextlib.ExitStack() as stack:
-        for owner, name in hidden:
-            owner = next(kind for kind in owner.__mro__ if name in vars(kind))
-            kept = vars(owner)[name]
-            setattr(owner, name, property(refuse) if isinstance(kept, property) else refuse)
-            stack.callback(setattr, owner, name, kept)
-        yield
 
 
 class ImageLoss(NamedTuple):

@@ -1,28 +1,36 @@
-"""One shard of the global batch as a pure function: weights, state, random keys and images in; gradient, state and logits out.
+"""One shard of the global batch as a pure function of the weights, the state, the images and two numbers.
 
-It does not know how many replicas there are, reads no variable and changes none. A replica computes its shards one after the
-other, and `exchange` adds the vectors of all shards in one order.
+Inputs: the trainable and the non-trainable variables' values, the loss scale, images and labels, the number of the step and of the
+shard. Outputs: one vector (the gradient and the changed state), and for each image its loss, its penalty, its label and its logits. The
+function does not know how many replicas there are, reads no variable and changes none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
+from unittest import mock
 
 import keras
 import numpy as np
 import tensorflow as tf
+from keras.src.random import seed_generator
 
 from tfpar import errors
-from tfpar.steps import exchange, objective, tensorflow_repairs
+from tfpar.steps import accepted, exchange, objective, tensorflow_repairs
+
+COLUMNS = 3  # of the rows, before the logits: loss, penalty, label
 
 
 class Shard:
     """A shard of one model, traced for one shape of batch.
 
     Attributes:
-        function: of TensorFlow; `function.graph` holds every operation of the shard.
-        vector: how a gradient and the averaged state lie in `float32[size]`.
-        averaged: the float state that a shard changes, such as running averages; a frozen network has none.
+        function: the concrete function of TensorFlow; `function.graph` holds every operation of the shard.
+        trained: the trainable variables that the loss depends on; the others have no gradient, and the optimizer leaves them.
+        averaged: the non-trainable float variables that the model changes in training, such as the moving averages of
+            `BatchNormalization`. A step sets each to its mean over the shards.
+        vector: how the gradients of `trained` and the values of `averaged` lie in `float32[size]`.
     """
 
     def __init__(
@@ -38,26 +46,27 @@ class Shard:
 
         Args:
             model: compiled and built.
-            loss: of each image.
-            batch: of one shard: `uint8[rows, height, width, channels]`, `int32[rows]` and, with class weights, `float32[rows]`.
-            seed: of the run.
+            loss: returns the loss of each image.
+            batch: of one shard: `[rows, height, width, channels]` in the dtype of the model's input, `int32[rows]` and optionally
+                `float32[rows]`, the weight of each image.
+            seed: seed of the run.
             jit_compile: compile the shard by XLA.
 
         Raises:
-            errors.SettingsError: the model has a sum in no fixed order, or a layer that looks across replicas.
+            errors.SettingsError: the model depends on more than these inputs, or has a sum in no fixed order.
         """
         self.model, self.loss, self.seed = model, loss, seed
-        self.seeds = [generator.state for generator in seed_generators(model)]
-        self.state = [v for v in model.non_trainable_variables if not any(v is seed for seed in self.seeds)]
-        self.scaled = isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
+        self.seed_states = {id(generator.state) for generator in seed_generators(model)}
+        self.trained: list[keras.Variable] = []
         self.averaged: list[keras.Variable] = []
-        function = tf.function(jit_compile=True, autograph=False) if jit_compile else exchange.not_inlined
-        with tensorflow_repairs.fixed_order(), objective.replicas_hidden():
-            self.function = function(self._compute).get_concrete_function(
+        decorate = tf.function(jit_compile=True, autograph=False) if jit_compile else exchange.not_inlined
+        with tensorflow_repairs.fixed_order(), accepted.replicas_hidden():
+            self.function = decorate(self._compute).get_concrete_function(
                 *([tf.TensorSpec(v.shape, v.dtype) for v in group] for group in self._variables()),
                 tf.TensorSpec([], tf.float32), tuple(batch), tf.TensorSpec([], tf.int64), tf.TensorSpec([], tf.int32),
             )  # fmt: skip
-        self.vector = Vector(model.trainable_variables, self.averaged)
+        self.vector = Vector(self.trained, self.averaged)
+        accepted.check_graph(self.function)
         unordered = [] if jit_compile else tensorflow_repairs.unordered_sums(self.function)
         if unordered:
             raise errors.SettingsError(
@@ -66,8 +75,10 @@ class Shard:
             )
 
     def values(self) -> list:
-        """Return the present values of everything that a shard takes from the model's variables."""
-        scale = tf.convert_to_tensor(self.model.optimizer.dynamic_scale.value) if self.scaled else tf.constant(1.0)
+        """Return the present values of the model's variables, and the loss scale."""
+        optimizer, scale = self.model.optimizer, tf.constant(1.0)
+        if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+            scale = tf.convert_to_tensor(optimizer.dynamic_scale.value)
         return [*([tf.convert_to_tensor(v.value) for v in group] for group in self._variables()), scale]
 
     def __call__(self, values: list, batch: Sequence[tf.Tensor], step: tf.Tensor, shard: tf.Tensor):
@@ -76,43 +87,58 @@ class Shard:
         Args:
             values: from `values()`.
             batch: as described to `__init__`.
-            step, shard: `int64[]` and `int32[]`, their numbers; the random keys follow from them.
+            step, shard: `int64[]` and `int32[]`, their numbers; the keys of random layers follow from them.
 
         Returns:
-            `float32[size]`, see `Vector`, and `float32[rows, 2 + classes]`: loss, label and logits of each image.
+            `float32[size]`, see `Vector`, and `float32[rows, 3 + classes]`: loss, penalty, label and logits of each image.
         """
         return self.function(*values, tuple(batch), step, shard)
 
     def _variables(self):
-        return self.model.trainable_variables, self.state, self.seeds
+        return self.model.trainable_variables, self.model.non_trainable_variables
 
-    def _compute(self, trainable, state, seeds, scale, batch, step, shard):
-        tf.compat.v1.get_default_graph()._distribution_strategy_stack = []  # a shard belongs to no replica
+    def _compute(self, trainable, state, scale, batch, step, shard):
+        # Layers and losses must not see replicas while the shard is traced.
+        tf.compat.v1.get_default_graph()._distribution_strategy_stack = []
         images, labels, *weights = batch
-        given = self._in_order(state, [_key(s, self.seed, step, shard) for s in seeds])
-        with tf.GradientTape() as tape:
+        variables = self.model.non_trainable_variables
+        given = [
+            _seed_state(value, self.seed, step, shard) if id(variable) in self.seed_states else value
+            for variable, value in zip(variables, state, strict=True)
+        ]
+        unseeded = _seed_state(tf.zeros([2], tf.uint32), self.seed, step, shard)
+        with tf.GradientTape() as tape, _drawn_from(unseeded):
             tape.watch(trainable)
             logits, changed, penalties = self.model.stateless_call(
                 trainable, given, images, training=True, return_losses=True
             )
             # Never Keras' reduced loss: it is divided by the number of replicas.
-            losses = self.loss(labels, logits) * (weights[0] if weights else 1)
-            objective_value = tf.reduce_mean(losses) + sum(tf.cast(p, tf.float32) for p in penalties)
-            objective_value = objective_value * scale if self.scaled else objective_value
-        gradients = tape.gradient(objective_value, trainable, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+            losses = self.loss(labels, logits)
+            if weights:
+                losses *= weights[0]
+            penalty = sum(tf.cast(p, tf.float32) for p in penalties)
+            objective_value = (tf.reduce_mean(losses) + penalty) * scale
+        gradients = tape.gradient(objective_value, trainable)
+        trained = [(v, g) for v, g in zip(self.model.trainable_variables, gradients, strict=True) if g is not None]
+        if not trained:
+            raise errors.SettingsError(
+                f"the loss of model {self.model.name} depends on no trainable variable; unfreeze a layer"
+            )
         averages = [
             (variable, after)
-            for variable, before, after in zip(self.model.non_trainable_variables, given, changed, strict=True)
-            if after is not before and keras.backend.is_float_dtype(variable.dtype)
+            for variable, before, after in zip(variables, given, changed, strict=True)
+            if after is not before and id(variable) not in self.seed_states
         ]
-        self.averaged = [variable for variable, _ in averages]
-        rows = [losses[:, tf.newaxis], tf.cast(labels, tf.float32)[:, tf.newaxis], tf.cast(logits, tf.float32)]
-        return Vector.pack(gradients, [value for _, value in averages]), tf.concat(rows, axis=1)
-
-    def _in_order(self, state, keys):
-        """Return state and keys in the order of `model.non_trainable_variables`."""
-        state, by_seed = iter(state), {id(seed): key for seed, key in zip(self.seeds, keys, strict=True)}
-        return [by_seed[id(v)] if id(v) in by_seed else next(state) for v in self.model.non_trainable_variables]
+        for variable, _ in averages:
+            if not keras.backend.is_float_dtype(variable.dtype):
+                raise errors.SettingsError(
+                    f"state {variable.path} is {variable.dtype} and changes in training; the step sets state to its mean over the "
+                    "shards, so create it with dtype float32"
+                )
+        self.trained, self.averaged = [v for v, _ in trained], [v for v, _ in averages]
+        rows = [losses, tf.fill(tf.shape(losses), penalty + 0.0), tf.cast(labels, tf.float32)]
+        rows = tf.concat([tf.stack(rows, axis=1), tf.cast(logits, tf.float32)], axis=1)
+        return Vector.pack([gradient for _, gradient in trained], [value for _, value in averages]), rows
 
 
 class Vector:
@@ -145,15 +171,15 @@ class Vector:
 
 
 def seed_generators(model: keras.Model) -> list[keras.random.SeedGenerator]:
-    """Return the seed generators of a model's random layers, in a fixed order, each once."""
+    """Return the seed generators of a model's random layers, each once."""
     layers = model._flatten_layers(include_self=True, recursive=True)
     return list({id(generator): generator for layer in layers for generator in layer._seed_generators}.values())
 
 
-def _key(layer_seed: tf.Tensor, seed: int, step: tf.Tensor, shard: tf.Tensor) -> tf.Tensor:
-    """Return the state a random layer draws from: a hash of its seed, the run's, the step and the shard, counter at 0.
+def _seed_state(layer_seed: tf.Tensor, seed: int, step: tf.Tensor, shard: tf.Tensor) -> tf.Tensor:
+    """Return the seed state `uint32[2]` of a random layer: a hash of layer seed, run seed, step and shard, and a counter of 0.
 
-    Drawing adds 1 to the second number, so step and shard must not stand there.
+    Keras increments the counter at each draw, so step and shard go into the hash and not into the counter.
     """
     mixed = tf.random.stateless_uniform(
         [2], [tf.cast(layer_seed[0], tf.int64), step], None, None, tf.int64, alg="philox"
@@ -161,3 +187,22 @@ def _key(layer_seed: tf.Tensor, seed: int, step: tf.Tensor, shard: tf.Tensor) ->
     last = tf.stack([mixed[0] + tf.cast(shard, tf.int64), mixed[1] + tf.constant(seed, tf.int64)])
     hashed = tf.random.stateless_uniform([1], last, None, None, tf.uint32, alg="philox")
     return tf.concat([hashed, tf.zeros([1], tf.uint32)], axis=0)
+
+
+class _Draws:
+    """In place of Keras' global seed generator, whose state a step would not save: each draw gets the next seed."""
+
+    def __init__(self, state: tf.Tensor):
+        self.state = state
+
+    def next(self, ordered: bool = True) -> tf.Tensor:
+        drawn, self.state = self.state, self.state + tf.constant([0, 1], tf.uint32)
+        return drawn
+
+
+@contextlib.contextmanager
+def _drawn_from(state: tf.Tensor) -> Iterator[None]:
+    """Let `keras.random` draw from this state where it is given no seed."""
+    draws = _Draws(state)
+    with mock.patch.object(seed_generator, "global_seed_generator", lambda: draws):
+        yield

@@ -13,9 +13,9 @@ import tensorflow as tf
 
 from tfpar import errors
 from tfpar.settings import MOST_STEPS_PER_CALL
-from tfpar.steps import objective, tensorflow_repairs
+from tfpar.steps import accepted, objective, tensorflow_repairs
 from tfpar.steps.exchange import Exchange
-from tfpar.steps.shard import Shard
+from tfpar.steps.shard import COLUMNS, Shard
 
 
 @dataclass
@@ -63,8 +63,9 @@ class Step:
         self.model, self.strategy, self.seed = model, model.distribute_strategy, seed
         self.learning_rate, self.counts = learning_rate, Counts(first_step)
         self.exchange = _exchange(self.strategy, shards, all_reduce)
-        objective.check(model, sets_rate=learning_rate is not None)
+        accepted.check(model, sets_rate=learning_rate is not None)
         self.loss = objective.build(model)
+        accepted.check_placement(model)
         metrics = [metric.name for metric in model._compile_metrics.metrics] if model._compile_metrics else []
         self.more_metrics = metrics not in ([], ["accuracy"])  # than what the step counts itself
         self.jit_compile = model._compile_config.config.get("jit_compile") is True  # "auto" is XLA in plain Keras alone
@@ -128,8 +129,9 @@ class Step:
         parts, rows = self._own_shards(context, batch, number)
         total, rows = self.exchange(context, parts, rows)
         self.update(context, total / self.exchange.shards)
-        losses, labels, logits = rows[:, 0], tf.cast(rows[:, 1], tf.int32), rows[:, 2:]
-        self._update_metrics(context, losses, labels, logits)
+        losses, penalties, labels = tf.unstack(rows[:, :COLUMNS], axis=1)
+        labels, logits = tf.cast(labels, tf.int32), rows[:, COLUMNS:]
+        self._update_metrics(context, losses + penalties, labels, logits)
         return losses, tf.argmax(logits, axis=1, output_type=tf.int32) == labels
 
     def _own_shards(self, context, batch, number: tf.Tensor):
@@ -148,7 +150,7 @@ class Step:
         """Apply the mean over all shards, `float32[size]`, on this replica."""
         gradients, state = self.shard.vector.unpack(mean)
         # data-parallel: the same sum and the same optimizer state on every replica give the same new weights.
-        self.model.optimizer.apply(gradients, self.model.trainable_variables)
+        self.model.optimizer.apply_gradients(zip(gradients, self.shard.trained, strict=True))
         context.merge_call(_write, args=([v.value for v in self.shard.averaged], state))
 
     def _update_metrics(self, context, losses, labels, logits) -> None:

@@ -15,7 +15,7 @@ from tfpar.results import writing
 from tfpar.schedule import Stage
 from tfpar.settings import Settings
 from tfpar.signals import StopSignal
-from tfpar.steps import objective
+from tfpar.steps import accepted
 from tfpar.train import callbacks as callbacks_of
 from tfpar.train import identity
 from tfpar.train.loop import Training
@@ -86,7 +86,7 @@ def run(
     if not settings.stages:
         validate.reject("stages", stages, "a list of at least one stage, such as [Stage(epochs=10, learning_rate=0.1)]")
     callbacks, directory = callbacks_of.checked(callbacks), validate.path("directory", directory)
-    objective.check(model, sets_rate=True)
+    accepted.check(model, sets_rate=True)
     settings = replace(settings, class_weights=identity.check_fit(model, data, class_weights))
     group = WorkerGroup(model.distribute_strategy)
     with group.worker_loss_as_error():

@@ -6,6 +6,7 @@ import contextlib
 import csv
 import json
 import os
+import re
 import zipfile
 from pathlib import Path
 
@@ -58,10 +59,12 @@ class Run:
 
     @property
     def history(self) -> pa.Table:
-        """One row per epoch: stage, epoch, step, loss, accuracy, val_loss, val_accuracy, learning_rate, images_per_second."""
+        """One row per epoch: stage, epoch, step, loss, accuracy, val_loss, val_accuracy, learning_rate, images_per_second, and two
+        columns, `NAME` and `val_NAME`, for each other metric of `compile` that is a number."""
         with open(self._existing("history.csv"), newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
-        return pa.table({name: [kind(row[name]) for row in rows] for name, kind in HISTORY.items()})
+        names = list(rows[0]) if rows else list(HISTORY)
+        return pa.table({name: [HISTORY.get(name, float)(row[name]) for row in rows] for name in names})
 
     def predictions(self, *, stage: int | None = None) -> pa.Table:
         """One row per validation image: index, source, label, predicted, confidence, probabilities."""
@@ -73,12 +76,25 @@ class Run:
         with self._whole(self._stage(stage) + "/metrics.json") as path:
             return json.loads(path.read_bytes())
 
-    def model(self, *, stage: int | None = None):
-        """Load the model of the end of a stage, or the final one; never runs code from the file."""
+    def model(self, *, stage: int | None = None, custom_objects: dict | None = None, compile: bool = True):
+        """Load the model of the end of a stage, or the final one; never runs code from the file.
+
+        Args:
+            stage: counted from 1; None is the final model.
+            custom_objects: classes and functions of your own that the model uses, by name.
+            compile: also load optimizer, loss and metrics.
+
+        Raises:
+            errors.InputNotFound, errors.DataError: the file is missing or damaged.
+            errors.SettingsError: the model uses a class that `custom_objects` lacks, or a Lambda layer.
+        """
         import keras
 
-        with self._whole("model.keras" if stage is None else self._stage(stage) + "/model.keras") as path:
-            return keras.saving.load_model(path, safe_mode=True)
+        path = self._existing("model.keras" if stage is None else self._stage(stage) + "/model.keras")
+        try:
+            return keras.saving.load_model(path, custom_objects=custom_objects, compile=compile, safe_mode=True)
+        except (ValueError, KeyError, TypeError, OSError, zipfile.BadZipFile) as error:
+            raise _not_loaded(path, error) from error
 
     @contextlib.contextmanager
     def _whole(self, name: str):
@@ -96,6 +112,24 @@ class Run:
         if not path.is_file():
             raise errors.InputNotFound(f"{path}: not there (yet); this run has the results of {self.stages} stage(s)")
         return path
+
+
+def _not_loaded(path: Path, error: Exception) -> Exception:
+    """Return the error that says why Keras could not load a model."""
+    said = " ".join(str(error).split())
+    missing = re.search(r"(?:Could not locate|Unknown) (?:class|function|object|layer|loss|metric)[^']*'([^']+)'", said)
+    if missing:
+        name = missing[1].split(">")[-1]
+        return errors.SettingsError(
+            f"{path}: the model uses {name}, a class or function of your own. In Python: "
+            f"results.Run(...).model(custom_objects={{'{name}': {name}}})"
+        )
+    if "Lambda" in said and "safe_mode" in said:
+        return errors.SettingsError(
+            f"{path}: the model has a Lambda layer, and tfpar runs no code from files. If you trust this file: "
+            "keras.saving.load_model(..., safe_mode=False)"
+        )
+    return errors.DataError(f"{path}: damaged ({said[:100]})")
 
 
 def stage_path(stage: int) -> str:

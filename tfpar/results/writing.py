@@ -60,9 +60,10 @@ def write_stage(directory: Path, stage: int, predictions: pa.Table, computed: di
 def write_history(directory: Path, rows: list[dict]) -> None:
     """Write all rows; a number is written so that reading gives back the same float."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, HISTORY, lineterminator="\n")
+    names = [*HISTORY, *(name for name in rows[-1] if name not in HISTORY)]
+    writer = csv.DictWriter(text, names, lineterminator="\n", restval="nan")
     writer.writeheader()
-    writer.writerows({name: repr(row[name]) for name in HISTORY} for row in rows)
+    writer.writerows({name: repr(row[name]) for name in names if name in row} for row in rows)
     files.write(directory / "history.csv", text.getvalue())
 
 

@@ -151,7 +151,7 @@ def _check_shapes(model: keras.Model) -> None:
     if not isinstance(given, keras.KerasTensor) or not isinstance(made, keras.KerasTensor) or len(made.shape) != 2:
         raise errors.SettingsError(
             f"model {model.name} takes {_shapes(given)} and gives {_shapes(made)}; give one with one input and logits [batch, classes], "
-            "neither in a list nor in a dictionary"
+            "the logits neither in a list nor in a dictionary"
         )
     if None in given.shape[1:] or made.shape[1] is None:
         raise errors.SettingsError(
@@ -208,9 +208,9 @@ def _gives_probabilities(model: keras.Model) -> bool:
 
 
 def _ends(model: keras.Model) -> tuple:
-    """Return the structures of inputs and outputs of a built model."""
+    """Return the input of a built model, also where it is alone in a list or dictionary, and the structure of its outputs."""
     functional = model._functional if isinstance(model, keras.Sequential) else model
-    return functional.input, functional.output
+    return functional.inputs[0] if len(functional.inputs) == 1 else functional.input, functional.output
 
 
 def _check_optimizer(optimizer: keras.optimizers.Optimizer, sets_rate: bool) -> None:

@@ -74,15 +74,32 @@ class _TrainFunction:
         self.step, self.steps_per_call, self.steps_per_epoch = step, steps_per_call, steps_per_epoch
         self.asked = 0  # steps of this epoch that fit has asked for
         self.iterator, self.logs = None, {}  # where they came from, and what fit is told
+        self.rate = None  # the optimizer's, at the first of them
 
     def __call__(self, iterator) -> dict:
         if self.iterator is None or self.iterator() is not iterator:  # another fit, which begins an epoch
             self.asked, self.iterator = 0, weakref.ref(iterator)
         self.asked += 1
         last = self.asked == self.steps_per_epoch
+        if self.steps_per_call > 1:
+            self._check_rate()
         if last or self.asked % self.steps_per_call == 0:
             self.step(iterator, (self.asked - 1) % self.steps_per_call + 1)
             self.logs = self.step.model.get_metrics_result()
         if last:
             self.asked = 0
         return self.logs or self.step.model.get_metrics_result()
+
+    def _check_rate(self) -> None:
+        """Refuse a learning rate that changes within a call: its steps are taken at the end of the call, with the last one."""
+        rate = float(keras.ops.convert_to_numpy(self.step.model.optimizer.learning_rate))
+        first = self.asked % self.steps_per_call == 1
+        scheduled = isinstance(
+            self.step.model.optimizer._learning_rate, keras.optimizers.schedules.LearningRateSchedule
+        )
+        if not first and not scheduled and rate != self.rate:
+            raise errors.SettingsError(
+                f"steps_per_call={self.steps_per_call}: a callback changed the learning rate from {self.rate:g} to {rate:g} within a call; "
+                "install the step with steps_per_call=1, or give the optimizer a schedule"
+            )
+        self.rate = rate

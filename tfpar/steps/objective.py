@@ -182,6 +182,23 @@ def _build_metrics(model: keras.Model, one_hot: bool, integers, logits) -> None:
             ) from error
 
 
+def metrics_of(model: keras.Model, labels: np.ndarray, logits: np.ndarray) -> dict:
+    """Return what the compiled metrics give for all images of a split, by name; the metrics themselves are not touched.
+
+    Args:
+        model: compiled and built.
+        labels: `int32[N]`.
+        logits: `float32[N, classes]`.
+    """
+    found = {}
+    for metric in model._compile_metrics.metrics if model._compile_metrics else ():
+        given = labels_for(takes_one_hot(metric), tf.constant(labels), tf.constant(logits))
+        state = metric.stateless_update_state(metric.stateless_reset_state(), given, tf.constant(logits))
+        result = metric.stateless_result(state)
+        found |= result if isinstance(result, dict) else {metric.name: result}
+    return {name: keras.ops.convert_to_numpy(value) for name, value in found.items()}
+
+
 def takes_one_hot(metric: keras.metrics.Metric) -> bool:
     """Tell whether a metric takes one-hot labels: all of Keras' do, except those that say `sparse`; others take integers."""
     function = getattr(metric, "_fn", None)

@@ -17,6 +17,11 @@ from tfpar.steps import accepted, objective, tensorflow_repairs
 from tfpar.steps.exchange import Exchange
 from tfpar.steps.shard import COLUMNS, Shard
 
+RATE_OF_STAGES = (
+    "{who} {what}, but train.run sets the learning rate of every step; say the rates in the stages, as in "
+    "Stage(epochs=10, learning_rate=0.2, final_learning_rate=0.02)"
+)
+
 
 @dataclass
 class Counts:
@@ -70,13 +75,19 @@ class Step:
         self.more_metrics = metrics not in ([], ["accuracy"])  # than what the step counts itself
         self.jit_compile = model._compile_config.config.get("jit_compile") is True  # "auto" is XLA in plain Keras alone
         self.shard = self.spec = None
+        self.last_rate: np.float32 | None = None  # that this step has assigned
         self.run = tf.function(self._run, autograph=True, reduce_retracing=True)
 
     def __call__(self, iterator, count: int) -> None:
         """Take `count` steps in one call into TensorFlow, and add up the loss and the correct answers of their images."""
-        self.trace(getattr(iterator, "element_spec", None))
+        spec = getattr(iterator, "element_spec", None)
+        self._check_batches(spec)
+        self.trace(spec)
         first, rates = self.counts.step, np.zeros(MOST_STEPS_PER_CALL, np.float32)  # one length, so one trace
-        rates[:count] = [self.learning_rate(first + k) if self.learning_rate else 0.0 for k in range(count)]
+        if self.learning_rate:
+            self._check_rate()
+            rates[:count] = [self.learning_rate(first + k) for k in range(count)]
+            self.last_rate = rates[count - 1]
         with all_reduce_left_to_the_step(self.model.optimizer), tensorflow_repairs.fixed_order():
             losses, correct = self.run(iterator, tf.constant(first, tf.int64), tf.constant(count), tf.constant(rates))
         for step_losses, step_correct in zip(losses.numpy(), correct.numpy(), strict=True):
@@ -84,6 +95,22 @@ class Step:
             self.counts.correct += int(step_correct.sum())
             self.counts.images += len(step_losses)
         self.counts.step += count
+
+    def _check_batches(self, element_spec) -> None:
+        """Refuse batches that were made for another strategy than the model."""
+        of_batch = len(getattr(tf.nest.flatten(element_spec)[0], "_value_specs", [None]))
+        in_process = 1 if self.exchange.several_workers else self.exchange.replicas
+        if of_batch != in_process and not (self.exchange.several_workers and of_batch > 1):
+            raise errors.SettingsError(
+                f"the batches are for {of_batch} replica{'s'[: of_batch > 1]}, and the model was created for {in_process}; create the "
+                "model inside strategy.scope(), and give engine.train_batches the same strategy"
+            )
+
+    def _check_rate(self) -> None:
+        """Refuse a learning rate that somebody else has assigned since the last step."""
+        rate = np.float32(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
+        if self.last_rate is not None and rate != self.last_rate:
+            raise errors.SettingsError(RATE_OF_STAGES.format(who="a callback", what=f"assigned learning_rate={rate:g}"))
 
     def trace(self, element_spec) -> Shard:
         """Return the shard for the batches of one replica with this `element_spec`; traced again for another one only."""

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 
 import keras
 
-from tfpar import validate
+from tfpar import errors, files, validate
+from tfpar.steps.step import RATE_OF_STAGES
 
 
 def checked(callbacks) -> list[keras.callbacks.Callback]:
     """Return the callbacks as a list.
 
     Raises:
-        errors.SettingsError: they are something else.
+        errors.SettingsError: they are something else, or a callback does what only the run may do.
     """
     kind = keras.callbacks.Callback
     if not isinstance(callbacks, (list, tuple)) or not all(isinstance(callback, kind) for callback in callbacks):
         validate.reject("callbacks", callbacks, "a list of keras.callbacks.Callback")
+    for callback in callbacks:
+        if isinstance(callback, (keras.callbacks.LearningRateScheduler, keras.callbacks.ReduceLROnPlateau)):
+            raise errors.SettingsError(
+                RATE_OF_STAGES.format(who=type(callback).__name__, what="changes the learning rate")
+            )
+        if isinstance(callback, (keras.callbacks.BackupAndRestore, keras.callbacks.SwapEMAWeights)):
+            raise errors.SettingsError(
+                f"{type(callback).__name__} writes the model's weights, which train.run saves and restores itself; leave it out"
+            )
     return list(callbacks)
 
 
@@ -39,6 +50,18 @@ def restore(callbacks: Sequence[keras.callbacks.Callback], earlier: dict) -> lis
         else:
             anew.append(type(callback).__name__)
     return anew
+
+
+def keep_rows(callbacks: Sequence[keras.callbacks.Callback], epochs: int) -> None:
+    """Let each `CSVLogger` go on behind the rows of the epochs that are finished, which it would delete at the start of a stage."""
+    for callback in callbacks:
+        if isinstance(callback, keras.callbacks.CSVLogger) and epochs and os.path.exists(callback.filename):
+            callback.append = True
+            with open(callback.filename, encoding="utf-8") as file:
+                lines = file.readlines()
+            files.write(
+                callback.filename, "".join(lines[: epochs + 1])
+            )  # a killed run may have logged an epoch too many
 
 
 class EpochEnd(keras.callbacks.Callback):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import os
 import platform
+import re
 
 import keras
 import numpy as np
@@ -29,15 +31,20 @@ WORDS = {"data": "the data's fingerprint", "jit_compile": "XLA"}
 def fingerprint(model: keras.Model, data: Dataset, settings: Settings) -> dict:
     """Return what a continued run must have again, as plain JSON values: model, data and settings."""
     values = {
-        "model": model.name,
+        "model": _without_count(model),
         "model_config": _model_fingerprint(model),
-        "optimizer": _plain(keras.optimizers.serialize(model.optimizer)),
+        "optimizer": _plain(keras.optimizers.serialize(model.optimizer)) | _not_decayed(model),
         "loss": _plain(objective.name_of(model)),
         "precision": keras.config.dtype_policy().name,
         "jit_compile": model._compile_config.config.get("jit_compile") is True,
         "data": data.fingerprint,
         **settings.that_decide_the_bits(),
     }
+    loss = keras.tree.flatten(model.loss)[0]
+    if not isinstance(loss, str) and not (loss if inspect.isfunction(loss) else type(loss)).__module__.startswith(
+        "keras."
+    ):
+        values["loss_gives"] = _value_of(loss, data.num_classes)
     return json.loads(json.dumps(values, default=_number))
 
 
@@ -169,11 +176,45 @@ def _test_computation() -> dict[str, str]:
 
 def _model_fingerprint(model: keras.Model) -> str:
     """Return a hash of what a model is made of; the names Keras counts up within a process do not matter."""
-    text = json.dumps(model.get_config(), sort_keys=True, default=_number)
+    try:
+        config = model.get_config()
+    except NotImplementedError as error:
+        raise errors.SettingsError(
+            f"model {model.name} cannot be saved: {errors.first_line(error)}; add get_config to this class, as Keras' guide on "
+            "serialization shows"
+        ) from error
+    text = json.dumps(config | {"name": _without_count(model)}, sort_keys=True, default=_number)
     for number, name in enumerate(dict.fromkeys(_operation_names(model))):
         text = text.replace(json.dumps(name), f'"#{number}"')
+    text = re.sub(r'"input_layer_\d+"', '"input_layer"', text)  # of a Sequential, whose list of layers lacks it
     weights = [[list(v.shape), v.dtype, v.trainable] for v in model.variables]
     return hashlib.sha256((text + json.dumps(weights)).encode()).hexdigest()[:16]
+
+
+def _without_count(model: keras.Model) -> str:
+    """Return the name of a model, without the number by which Keras tells models without a name of their own apart."""
+    own = re.sub(r"(?<!^)(?=[A-Z])", "_", type(model).__name__).lower()
+    return own if re.fullmatch(rf"{own}_\d+", model.name) else model.name
+
+
+def _not_decayed(model: keras.Model) -> dict:
+    """Return the numbers of the variables that `exclude_from_weight_decay` names, which no configuration holds."""
+    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    found = [i for i, v in enumerate(model.trainable_variables) if not optimizer._use_weight_decay(v)]
+    return {"excluded_from_weight_decay": found} if found else {}
+
+
+def _value_of(loss, classes: int) -> str:
+    """Return what a loss of the user's own gives for some logits, in four digits: its configuration may leave something out."""
+    logits = tf.constant(np.random.default_rng(0).standard_normal((8, classes)), tf.float32)
+    labels = tf.constant(np.arange(8) % classes)
+    found = []
+    for given in (labels, tf.one_hot(labels, classes)):
+        try:
+            found.append(f"{float(tf.reduce_mean(loss(given, logits))):.3e}")
+        except (TypeError, ValueError, tf.errors.InvalidArgumentError):  # it takes the labels in the other form
+            found.append("")
+    return " ".join(found)
 
 
 def _operation_names(model: keras.Model):

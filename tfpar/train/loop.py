@@ -13,12 +13,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import keras
+import numpy as np
 
 from tfpar import devices, engine, errors, files, results, schedule
 from tfpar.results import predictions, report, writing
 from tfpar.results.reading import HISTORY, stage_path
 from tfpar.settings import MOST_STEPS_PER_CALL, Settings
 from tfpar.signals import Interrupted, StopSignal
+from tfpar.steps import objective
 from tfpar.steps.step import Counts, Step
 from tfpar.train import callbacks as callbacks_of
 from tfpar.train import checkpoint, identity
@@ -127,19 +129,30 @@ class Training:
                 self.group.strategy, global_batch_size=self.settings.global_batch_size, shards=self.settings.shards
             )
         )
-        if self.group.size > 1:  # the others get from the chief what it found
-            known = self.group.from_chief(found and (found[0], [entry for entry, _ in found[1]]))
-            content = self.group.bytes_from_chief(b"".join(piece for _, piece in found[1]) if found else b"")
-            found = known and (known[0], checkpoint.cut(content, known[1]))
-        if found:
-            progress, values = found
-            checkpoint.restore(self.variables, values, self.group.strategy)
+        progress = self._restored(found)
+        if progress:
             self.progress = Progress.of_json(progress, self.step.counts)
             self.callback_states = progress["callbacks"]
             epochs = self._epochs()
             if self.group.chief:
                 epoch = min(len(self.progress.rows) + 1, epochs)
                 print(f"continuing after step {self.step.counts.step}, in epoch {epoch} of {epochs}")
+
+    def _restored(self, found: tuple[dict, list] | None) -> dict | None:
+        """Write the values of a checkpoint that the chief has found into the variables of all workers; return its progress."""
+        if self.group.size > 1:
+            known = self.group.from_chief(found and (found[0], [entry for entry, _ in found[1]]))
+            content = self.group.bytes_from_chief(b"".join(piece for _, piece in found[1]) if found else b"")
+            found = known and (known[0], checkpoint.cut(content, known[1]))
+        if not found:
+            return None
+        checkpoint.restore(self.variables, found[1], self.group.strategy)
+        return found[0]
+
+    def restore(self) -> None:
+        """Give the model the weights of a finished run; nothing is written, unless a checkpoint is damaged."""
+        if not self._restored(checkpoint.newest(self.directory / "checkpoints") if self.group.chief else None):
+            self.model.load_weights(self.directory / "model.keras")
 
     def _open(self) -> tuple[dict, list] | None:
         """Write run.json, and return the newest checkpoint of a run that is there already."""
@@ -205,6 +218,10 @@ class Training:
         ))  # fmt: skip
         self.model.stop_training = progress.ending
         self.saved = time.monotonic()
+        callbacks.set_params(
+            callbacks.params | {"stage": progress.stage + 1, "resumed": self.callback_states is not None}
+        )
+        callbacks_of.keep_rows(self.callbacks, len(progress.rows))
         self._restore_callbacks("stage")
         callbacks.on_train_begin()
         self._restore_callbacks("epoch")
@@ -268,7 +285,8 @@ class Training:
         """Run inference on the validation set and write the epoch's row; other callbacks see its numbers in `logs`."""
         progress, counts = self.progress, self.step.counts
         logits, losses = self.inference(self.data.validation, between=self._stop_if_requested)
-        logs |= {
+        others = objective.metrics_of(self.model, self.data.validation.labels, logits) if self.step.more_metrics else {}
+        logs |= {f"val_{name}": value.item() if value.size == 1 else value for name, value in others.items()} | {
             "loss": counts.losses / counts.images,
             "accuracy": counts.correct / counts.images,
             "val_loss": predictions.mean(losses),
@@ -279,7 +297,9 @@ class Training:
             "stage": progress.stage + 1, "epoch": len(progress.rows) + 1, "step": counts.step,
             "images_per_second": counts.images / progress.seconds,
         }  # fmt: skip
-        progress.rows.append(row | {name: kind(logs[name]) for name, kind in HISTORY.items() if name not in row})
+        row |= {name: kind(logs[name]) for name, kind in HISTORY.items() if name not in row}
+        names = [name for name, value in others.items() if value.size == 1 and name in logs and name not in row]
+        progress.rows.append(row | {key: float(logs[key]) for name in names for key in (name, f"val_{name}")})
         if self.group.chief:
             writing.write_history(self.directory, progress.rows)
 
@@ -329,7 +349,8 @@ class Training:
         logs = {"loss": counts.losses / images, "accuracy": counts.correct / images}
         if not self.step.more_metrics:  # Keras' own would be read from the devices, and are less exact
             return logs
-        return {name: float(value) for name, value in self.model.get_metrics_result().items()} | logs
+        found = {name: np.asarray(value) for name, value in self.model.get_metrics_result().items()}
+        return {name: value.item() if value.size == 1 else value for name, value in found.items()} | logs
 
     def _restore_callbacks(self, moment: str) -> None:
         """Give the callbacks their states back after the last of Keras' hooks that they have behind them."""

@@ -70,7 +70,7 @@ def run(
             on a terminal, else 2.
 
     Returns:
-        The finished run.
+        The finished run. The model in memory has the run's weights, also where the run was finished before.
 
     Raises:
         Interrupted: a signal came; the state is saved.
@@ -98,6 +98,7 @@ def run(
         if earlier:
             identity.agree(earlier["settings"], fingerprint)
             if earlier["finished"] and len(earlier["settings"]["stages"]) == len(settings.stages):
+                Training(model, data, directory, settings, fingerprint, callbacks, group).restore()
                 return results.Run(directory)  # nothing is written
         training = Training(model, data, directory, settings, fingerprint, callbacks, group)
         with StopSignal(deferred=True) as stop, _claimed(directory, fresh) if group.chief else contextlib.nullcontext():

@@ -37,11 +37,11 @@ def marked(phase, function, place):
 def run(data, replicas, per_call, directory):
     place = os.open(f"{directory}.phase", os.O_RDWR | os.O_CREAT)
     os.pwrite(place, b"start".ljust(12), 0)
-    loop.results.write_facts = marked("facts", writing.write_facts, place)
+    loop.writing.write_facts = marked("facts", writing.write_facts, place)
     loop.Training._train_stage = marked("train", loop.Training._train_stage, place)
     loop.checkpoint.save = marked("checkpoint", checkpoint.save, place)
-    loop.inference.Inference.__call__ = marked("inference", inference.Inference.__call__, place)
-    loop.results.write_stage = marked("stage", writing.write_stage, place)
+    inference.Inference.__call__ = marked("inference", inference.Inference.__call__, place)
+    loop.writing.write_stage = marked("stage", writing.write_stage, place)
     loop.report.write = marked("report", report.write, place)
     with signals.StopSignal():
         model = tiny(devices.strategy(simulate=replicas))

@@ -60,7 +60,7 @@ def main(phase, *arguments):
         elif phase == "save":
             loop.checkpoint.save = paused(checkpoint.save, phase, times=2)
         elif phase == "end":
-            loop.results.write_facts = paused(writing.write_facts, phase, times=2, after=True)
+            loop.writing.write_facts = paused(writing.write_facts, phase, times=2, after=True)
     return cli.main(list(arguments))
 
 

@@ -28,6 +28,8 @@ class Killer:
             stdout=subprocess.PIPE,
             text=True,
             stderr=subprocess.DEVNULL,
+            env=os.environ
+            | {"PYTHONPATH": os.pathsep.join([str(program.parents[1]), os.environ.get("PYTHONPATH", "")])},
         )
         self.hits = collections.Counter()
 

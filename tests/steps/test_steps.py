@@ -283,7 +283,7 @@ def test_a_model_compiled_for_xla_keeps_the_law(digits):
         batches = engine.train_batches(digits.train, model.distribute_strategy, global_batch_size=BATCH, augment="flip")
         step(iter(batches), 3)
         results.append((bits(model), step.counts.losses))
-        assert "_XlaMustCompile" in step.shard.function_def.attr
+        assert "_XlaMustCompile" in step.shard.function.function_def.attr
     assert results[0] == results[1]
 
 

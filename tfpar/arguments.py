@@ -122,6 +122,12 @@ def _add_prepare(command) -> None:
     prepare.add_argument(
         "--on-bad-image", choices=("skip", "fail"), default="skip", help="default skip: into skipped.csv"
     )
+    prepare.add_argument(
+        "--splits",
+        action=argparse.BooleanOptionalAction,
+        help="whether folders named train, val, ... are splits; default: by their names",
+    )
+    prepare.add_argument("--fresh", action="store_true", help="prepare again; the old directory is kept beside")
     prepare.add_argument("--tfds-manual-dir", metavar="D", help="files TensorFlow Datasets would otherwise download")
 
 

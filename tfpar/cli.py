@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import sys
 import tempfile
 import traceback
@@ -41,7 +42,8 @@ def _code_of(given) -> int:
         sys.stdout.flush()
         return code
     except KeyboardInterrupt as stopped:
-        _say(str(stopped) or "stopped")
+        told = f": tfpar {shlex.join(given.arguments)}" if hasattr(stopped, "exit_code") else ""
+        _say(f"{stopped}{told}" if str(stopped) else "stopped")
         return getattr(stopped, "exit_code", 130)
     except errors.KINDS as error:
         details = f" (TensorFlow's own report: {_trace_file()})" if isinstance(error, errors.WorkerLost) else ""
@@ -111,7 +113,8 @@ def _prepare(given) -> None:
         _bars_on_a_terminal(by_name)
         data = prepare.dataset(
             given.source, given.directory, image_size=given.image_size, validation_fraction=given.validation_fraction,
-            seed=given.seed, on_bad_image=given.on_bad_image, tfds_manual_dir=given.tfds_manual_dir,
+            seed=given.seed, on_bad_image=given.on_bad_image, tfds_manual_dir=given.tfds_manual_dir, splits=given.splits,
+            fresh=given.fresh,
         )  # fmt: skip
     _print_data(data)
 
@@ -203,10 +206,17 @@ def _evaluate(given) -> None:
         raise errors.SettingsError(f"{data.directory} has no split {given.split}; it has {', '.join(data.splits)}")
     if not len(split.labels):
         raise errors.DataError(f"{data.directory}: its split {given.split} has no image; name another --split")
-    if (list(data.image_shape), data.class_names) != (run.facts["data"]["image_shape"], run.class_names):
+    shape = tuple(run.facts["data"]["image_shape"])
+    if tuple(data.image_shape) != shape:
         raise errors.SettingsError(
-            f"{data.directory} has pictures {data.image_shape} of {data.num_classes} classes; "
-            f"the run was trained on {tuple(run.facts['data']['image_shape'])} of {len(run.class_names)}, in other words or another order"
+            f"{data.directory} has pictures {tuple(data.image_shape)}, the run was trained on {shape}; prepare them with "
+            f"--image-size {shape[0]}x{shape[1]}"
+        )
+    if data.class_names != run.class_names:
+        other = sorted(set(data.class_names) ^ set(run.class_names))
+        raise errors.SettingsError(
+            f"{data.directory} has {data.num_classes} classes, the run was trained on {len(run.class_names)}; "
+            + (f"only one of them has {', '.join(other[:5])}" if other else "they stand in another order")
         )
     model = run.model()
     logits, losses = inference.Inference(model)(split)

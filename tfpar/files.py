@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -18,6 +19,10 @@ try:
     import fcntl
 except ImportError:  # Windows proper: there TensorFlow runs through WSL2 only
     fcntl = None
+
+# What network disks answer that can do without: git and borg go on there too.
+UNSUPPORTED = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
+_print_once = functools.cache(print)
 
 
 def remedy(error: OSError) -> str:
@@ -77,6 +82,10 @@ def sync(path: str | os.PathLike) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+        _print_once("this file system cannot sync files: after a loss of power the newest ones may be missing")
     finally:
         os.close(descriptor)
 
@@ -124,6 +133,23 @@ def make_directory(path: str | os.PathLike) -> Path:
     return path
 
 
+def set_aside(path: str | os.PathLike) -> str:
+    """Rename a directory to PATH.1, PATH.2, ..., whichever is free, and return that name.
+
+    Raises:
+        errors.OutputError: it cannot be renamed.
+    """
+    whole = Path(os.path.abspath(path))  # also where it was given as .
+    number = 1
+    while (beside := whole.with_name(f"{whole.name}.{number}")).exists():
+        number += 1
+    try:
+        whole.rename(beside)
+    except OSError as error:
+        raise errors.OutputError(f"{path}: cannot be renamed ({error.strerror}); name another place") from error
+    return f"{path}.{number}"
+
+
 @contextlib.contextmanager
 def locked(path: str | os.PathLike, owner: str) -> Iterator[None]:
     """Hold a lock on a file while the block runs; the system drops it when the process ends, however it ends.
@@ -139,7 +165,15 @@ def locked(path: str | os.PathLike, owner: str) -> Iterator[None]:
         if fcntl:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
+            except OSError as error:
+                if error.errno in UNSUPPORTED:
+                    _print_once(
+                        f"this file system cannot lock files: see to it that nothing else writes into {Path(path).parent}"
+                    )
+                    yield
+                    return
+                if not isinstance(error, BlockingIOError):
+                    raise
                 raise errors.OutputError(
                     f"{Path(path).parent}: {owner} is at work here; wait for it or stop it"
                 ) from error

@@ -104,10 +104,20 @@ class Settings:
         """Return the settings with the number of shards and the batch filled in, from an earlier run where there is one.
 
         Raises:
-            errors.SettingsError: the batch cannot be cut into equal shards.
+            errors.SettingsError: the shards cannot be shared by the replicas, or the batch cannot be cut into equal shards.
         """
         earlier = earlier or {}
         shards = self.shards or earlier.get("shards", replicas)
+        if shards % replicas:
+            fitting = -(-shards // replicas) * replicas
+            if "shards" in earlier and earlier["shards"] == shards:
+                raise errors.SettingsError(
+                    f"this run has {shards} shard{'s'[: shards > 1]}, which {replicas} replicas cannot share; continue on a number of "
+                    f"replicas that divides {shards}, or start over with --shards {fitting} --fresh"
+                )
+            raise errors.SettingsError(
+                f"{shards} shards cannot be divided evenly among {replicas} replicas; take a multiple of {replicas}, such as {fitting}"
+            )
         batch = self.global_batch_size or earlier.get("global_batch_size", -(-DEFAULT_BATCH // shards) * shards)
         if batch % shards:
             fitting = -(-batch // shards) * shards

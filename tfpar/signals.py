@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: finish the call that runs, save, and end with a state that the same command continues.
+"""SIGTERM, SIGINT and the signals of batch systems: finish the call that runs, save, and end; the same command continues.
 
 Python handles a signal only between two calls into TensorFlow, so no call may last long (`train` sees to that).
 """
@@ -7,6 +7,11 @@ from __future__ import annotations
 
 import signal
 import threading
+
+# Terminals and batch systems send these before they end a process by force.
+ASKING = [
+    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGXCPU") if hasattr(signal, name)
+]
 
 
 class Interrupted(KeyboardInterrupt):
@@ -18,11 +23,11 @@ class Interrupted(KeyboardInterrupt):
 
     exit_code = 42
 
-    def __init__(self, step: int | None = 0):
+    def __init__(self, step: int | None = 0, *, of: int | None = None):
         done = (
             "with all workers"
             if step is None
-            else f"after step {step}, state saved"
+            else f"after step {step}{f' of {of}' if of else ''}, state saved"
             if step
             else "before the first step"
         )
@@ -31,7 +36,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class StopSignal:
-    """Catch SIGTERM and SIGINT. While `deferred`, a signal only sets `requested`; otherwise it raises `Interrupted`
+    """Catch the signals that ask for the end. A signal that was ignored at the start stays ignored, as `nohup` does. While `deferred`, a signal only sets `requested`; otherwise it raises `Interrupted`
     immediately, because there is no state to save.
 
     Only in the main thread; elsewhere (some notebooks and servers) signals are left alone.
@@ -44,12 +49,13 @@ class StopSignal:
     def __enter__(self) -> StopSignal:
         self.earlier = {}
         if threading.current_thread() is threading.main_thread():
-            self.earlier = {number: signal.signal(number, self._request) for number in (signal.SIGTERM, signal.SIGINT)}
+            asking = [number for number in ASKING if signal.getsignal(number) != signal.SIG_IGN]
+            self.earlier = {number: signal.signal(number, self._request) for number in asking}
         return self
 
     def __exit__(self, *_exception) -> None:
         for number, handler in self.earlier.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not Python's own
 
     def _request(self, _number, _frame) -> None:
         self.requested = True

@@ -145,14 +145,15 @@ def test_what_cannot_be_used_gets_a_line(photos, tmp_path, capsys):
     (photos / "cat" / "text.jpg").write_text("hello")
     (photos / "cat" / "000.png").rename(photos / "cat" / "a b'\"#\n\u00e9.jpg")
     (photos / "dog" / "loop").symlink_to(photos)
-    (photos / "readme.txt").write_text("not a class")
+    (photos / "picture.jpg").write_text("not in a class")
+    (photos / "readme.txt").write_text("beside the pictures, which is fine")
     (photos / "empty").mkdir()
     strange = photos / os.fsdecode(b"\xffox")
     write_pictures(strange, 2)
     data = prepare.dataset(photos, tmp_path / "d", image_size=8)
     skipped = csv.DictReader((data.directory / "skipped.csv").read_text().splitlines())
     assert {row["source"]: row["reason"] for row in skipped} == {
-        "cat/text.jpg": "text, not a picture", "readme.txt": "not inside a class folder",
+        "cat/text.jpg": "text, not a picture", "picture.jpg": "not inside a class folder",
     }  # fmt: skip
     assert data.class_names == ["%FFox", "cat", "dog"] and "empty folder" in capsys.readouterr().out
     names = data.train.sources + data.validation.sources

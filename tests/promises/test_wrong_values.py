@@ -43,7 +43,7 @@ def refused(function, *arguments, **options):
 
 SEEDS, BATCHES, SIDES = whole(0, 2**32 - 1), whole(1, 2**24), whole(1, 4096)
 PREPARE = {
-    "image_size": st.one_of(SIDES.filter(lambda v: v is not None), st.lists(st.integers(1, 9), min_size=3, max_size=4), st.tuples(SIDES, SIDES)),
+    "image_size": st.one_of(SIDES.filter(lambda v: v is not None and not isinstance(v, list)), st.lists(st.integers(1, 9), min_size=3, max_size=4), st.tuples(SIDES, SIDES)),
     "validation_fraction": number(1e-6, 0.999999), "seed": SEEDS, "on_bad_image": things,
     "tfds_manual_dir": things.filter(lambda v: v is not None and not isinstance(v, str)),
 }  # fmt: skip

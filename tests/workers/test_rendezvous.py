@@ -190,6 +190,11 @@ PATTERN = {
         ({"TF_CONFIG": ""}, None),
         ({"TF_CONFIG": config(["a:1"], 0)}, None),  # one worker is no group
         ({"TF_CONFIG": config()}, (("a:1", "b:2"), 1)),
+        ({"TF_CONFIG": config(index=0, cluster={"chief": ["a:1"], "worker": ["b:2"]})}, (("a:1", "b:2"), 1)),
+        (
+            {"TF_CONFIG": config(cluster={"chief": ["a:1"], "worker": ["b:2"]}, task={"type": "chief", "index": 0})},
+            (("a:1", "b:2"), 0),
+        ),
         (PATTERN, (("train-0.train:12345", "train-1.train:12345", "train-2.train:12345"), 2)),
         (PATTERN | {"TFPAR_PORT": "1,2,3", "TFPAR_HOST_TEMPLATE": "h"}, (("h:1", "h:2", "h:3"), 2)),
         (PATTERN | {"TF_CONFIG": config([f"train-{i}.train:12345" for i in range(3)], 2)}, (..., 2)),
@@ -214,7 +219,10 @@ def test_the_environment_names_the_workers(monkeypatch, environment, expected):
         ({"TF_CONFIG": config(index=2)}, "worker 2 of 2; indices go from 0 to 1"),
         ({"TF_CONFIG": config(["a:1", "a:1"])}, "an address of its own"),
         ({"TF_CONFIG": config(["a", "b"])}, "as host:port"),
-        ({"TF_CONFIG": config(cluster={"chief": ["a:1"], "worker": ["b:2"]})}, "name all processes under worker"),
+        (
+            {"TF_CONFIG": config(cluster={"chief": ["a:1", "c:3"], "worker": ["b:2"]}, index=0)},
+            "name all processes under worker",
+        ),
         ({"TF_CONFIG": config(task={"type": "ps", "index": 0})}, "name all processes under worker"),
         (PATTERN | {"JOB_COMPLETION_INDEX": "3"}, "worker 3 of 3"),
         (PATTERN | {"TFPAR_PORT": "1,2"}, "one port or one for each worker"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import reprlib
 import sys
+import warnings
 
 import keras
 
@@ -84,11 +85,17 @@ def backbone(
     if image_shape[-1] not in (1, 3):
         raise errors.SettingsError(f"{name} with pictures {tuple(image_shape)}: give 1 or 3 channels")
     _check_weights_file(weights)
+    if freeze and weights is None:
+        raise errors.SettingsError(
+            f"{name} with freeze and random weights would train a head on a random network; give weights, or leave freeze out"
+        )
     inputs = keras.Input(image_shape, dtype="uint8", name="images")
     x = keras.layers.Concatenate()([inputs] * 3) if image_shape[-1] == 1 else inputs
     module = sys.modules[build.__module__]  # where its preprocess_input is
     try:
-        body = build(include_top=False, weights=weights, input_shape=(*image_shape[:2], 3), pooling="avg")
+        with warnings.catch_warnings():  # thousands, one for each variable of a file that does not fit
+            warnings.simplefilter("ignore")
+            body = build(include_top=False, weights=weights, input_shape=(*image_shape[:2], 3), pooling="avg")
     except ValueError as error:
         raise errors.SettingsError(
             f"{name} with pictures {image_shape} and weights {weights}: {errors.first_line(error)}"
@@ -131,7 +138,9 @@ def build(
         model = resnet(image_shape, num_classes, depth=int(name.removeprefix("resnet")))
     if weights is not None:
         try:
-            model.load_weights(weights)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                model.load_weights(weights)
         except (ValueError, OSError) as error:
             raise errors.SettingsError(
                 f"model {name} and weights {weights} do not fit: {errors.first_line(error)}"

@@ -238,6 +238,15 @@ def manifest_of(directory: Path) -> dict:
     return manifest
 
 
+def names_of(directory: Path, manifest: dict) -> set[str]:
+    """Return the names of all inputs of a prepared directory, those that were skipped included."""
+    found = set()
+    for path in [directory / "skipped.csv", *(directory / split / "examples.csv" for split in manifest["splits"])]:
+        with open(path, newline="", encoding="utf-8") as file:
+            found |= {row["source"] for row in csv.DictReader(file)}
+    return found
+
+
 def _split(directory: Path, examples: int, shape: tuple[int, int, int]) -> Split:
     with open(directory / "examples.csv", newline="", encoding="utf-8") as file:
         names = [row["source"] for row in csv.DictReader(file)]

@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from tfpar import errors, files, validate
-from tfpar.prepare import arrays, pictures, sources
+from tfpar.prepare import arrays, folders, pictures, sources
 from tfpar.prepare.arrays import Dataset, load
 
 MIXED_SIZE = (224, 224)  # what photographs of mixed sizes become, as most published backbones expect
@@ -38,6 +38,8 @@ def dataset(
     seed: int = 0,
     on_bad_image: str = "skip",
     tfds_manual_dir: str | None = None,
+    splits: bool | None = None,
+    fresh: bool = False,
     known: dict[str, list[int]] | None = None,
 ) -> Dataset:
     """Turn a source of labelled images into a prepared directory, or find it there already.
@@ -52,6 +54,8 @@ def dataset(
         seed: chooses the validation images.
         on_bad_image: `"skip"` writes a line into `skipped.csv`, `"fail"` stops.
         tfds_manual_dir: a folder with the files that TensorFlow Datasets would download.
+        splits: whether the folders of a folder are splits, such as `train` and `val`; None decides by their names.
+        fresh: prepare again; an earlier directory is kept beside as `DIRECTORY.1`, `DIRECTORY.2`, ...
         known: as for `load`, where the directory is found there already.
 
     Raises:
@@ -71,9 +75,15 @@ def dataset(
     if tfds_manual_dir is not None:
         validate.path("tfds_manual_dir", tfds_manual_dir)
     settings = {"source": sources.identity(source), "validation_fraction": validation_fraction, "seed": seed}
+    if splits is not None:
+        settings["splits"] = bool(splits)
+    if fresh and (directory / "dataset.json").exists():
+        print(f"the earlier directory is kept as {files.set_aside(directory)}")
     if (directory / "dataset.json").exists():
-        return _found(directory, settings, size, known)
-    _write(sources.find(source, tfds_manual_dir=tfds_manual_dir), directory, size, on_bad_image, settings)
+        return _found(directory, settings, size, known, source)
+    _write(
+        sources.find(source, tfds_manual_dir=tfds_manual_dir, splits=splits), directory, size, on_bad_image, settings
+    )
     return load(directory, verify=False)
 
 
@@ -128,15 +138,39 @@ def _checked_size(image_size) -> tuple[int, int] | None:
     return tuple(validate.integer("image_size", side, 1, 4096) for side in image_size)
 
 
-def _found(directory: Path, settings: dict, size, known) -> Dataset:
-    """Return what is there already, if it was prepared the same way."""
+def _found(directory: Path, settings: dict, size, known, source) -> Dataset:
+    """Return what is there already, if it was prepared the same way, and from what the source is now."""
     there = arrays.manifest_of(directory)
     wanted = settings | ({"image_size": list(size)} if size else {})
-    has = {"image_size": there["image_shape"][:2]} | {key: there[key] for key in settings}
+    has = {"image_size": there["image_shape"][:2], "splits": there.get("splits")} | {
+        key: there.get(key) for key in settings
+    }
+    if there["source"].startswith("folder:") and isinstance(source, (str, os.PathLike)):
+        place = Path(source)
+        moved_away = there["source"] != f"folder:{files.printable(os.path.abspath(place))}"
+        if not place.exists() and not moved_away:  # a source that is gone is no obstacle
+            wanted["source"] = there["source"]
+        elif place.is_dir() and "source_files" in there:
+            said = folders.changes(
+                place,
+                settings.get("splits"),
+                there["source_files"],
+                arrays.names_of(directory, there),
+                moved_away=moved_away,
+            )
+            if said and not moved_away:
+                raise errors.SettingsError(
+                    f"{directory} is older than its source {files.printable(os.fspath(source))}: {said}. Prepare it again: tfpar prepare "
+                    f"{files.printable(os.fspath(source))} {directory} --fresh (the old one is kept beside, for earlier runs), or use "
+                    f"what is there by its name: tfpar train {directory}"
+                )
+            if not said:
+                wanted["source"] = there["source"]
     differing = [f"{key} is {has[key]}, asked for {wanted[key]}" for key in wanted if wanted[key] != has[key]]
     if differing:
         raise errors.SettingsError(
-            f"{directory}: prepared otherwise: {'; '.join(differing)}. Name another directory, or remove this one"
+            f"{directory}: prepared otherwise: {'; '.join(differing)}. Name another directory, prepare it again with --fresh, or "
+            "remove it"
         )
     return load(directory, known=known)
 
@@ -159,7 +193,7 @@ def _make(source: sources.Source, work: Path, size, on_bad_image: str, settings:
         raise errors.DataError(
             f"{source.name}: {len(skipped)} of {total + len(skipped)} inputs cannot be used ({named}, ...)"
         )
-    class_names = _filled_classes(source.class_names, splits)
+    class_names = _filled_classes(source, splits)
     if "validation" not in splits:
         chosen = _stratified(splits["train"], settings, class_names)
         splits["validation"] = splits["train"].move(chosen, work / "validation")
@@ -170,7 +204,8 @@ def _make(source: sources.Source, work: Path, size, on_bad_image: str, settings:
     for writer in splits.values():
         writer.close()
     arrays.write_csv(work / "skipped.csv", ("source", "reason"), skipped)
-    return _described(source.name, work, shape, class_names, splits, len(skipped), settings)
+    described = _described(source.name, work, shape, class_names, splits, len(skipped), settings)
+    return described | ({"source_files": source.stamp} if source.stamp else {})
 
 
 def _fill(writer: arrays.SplitWriter, source: sources.Source, split: str, on_bad_image: str) -> list[tuple[str, str]]:
@@ -233,9 +268,9 @@ def _pixels_or_reason(picture, shape) -> np.ndarray | str:
         return str(reason)
 
 
-def _filled_classes(class_names: list[str], splits: dict[str, arrays.SplitWriter]) -> list[str]:
+def _filled_classes(source: sources.Source, splits: dict[str, arrays.SplitWriter]) -> list[str]:
     """Leave out the classes without an image, renumber the others, and return their names."""
-    counts = {split: Counter(writer.labels) for split, writer in splits.items()}
+    class_names, counts = source.class_names, {split: Counter(writer.labels) for split, writer in splits.items()}
     for split, count in counts.items():
         missing = [class_names[label] for label in sorted(set(count) - set(counts["train"]))]
         if missing:
@@ -247,7 +282,7 @@ def _filled_classes(class_names: list[str], splits: dict[str, arrays.SplitWriter
         print(f"class {class_names[label]}: no usable picture, left out")
     if len(filled) < 2:
         named = f"only class {class_names[filled[0]]}" if filled else "no class"
-        raise errors.DataError(f"{named} has pictures; a classifier needs at least two classes")
+        raise errors.DataError(f"{named} has pictures; a classifier needs at least two classes.{source.hint}")
     number = {old: new for new, old in enumerate(filled)}
     for writer in splits.values():
         writer.labels = [number[label] for label in writer.labels]

@@ -5,7 +5,7 @@
 | scikit-learn's digits | `digits` | train |
 | TensorFlow Datasets | `fashion_mnist`, or `tfds:NAME` to force it | train, validation, test as it has them |
 | a folder of class folders | its path | train |
-| a folder with split folders | its path | `train`, the first of `validation valid val test`, and `test` |
+| a folder with split folders, in any case | its path | `train` or `training`, the first of `validation valid val dev eval test`, and `test` |
 | arrays | `(images, labels)`, or what `keras.datasets.*.load_data()` returns | train, validation |
 """
 
@@ -21,8 +21,9 @@ from typing import NamedTuple
 import numpy as np
 
 from tfpar import errors, files, validate
+from tfpar.prepare import folders
 
-VALIDATION_FOLDERS = ("validation", "valid", "val", "test")
+_ROWS = 1024  # of an array, read at once
 
 
 class Input(NamedTuple):
@@ -43,9 +44,11 @@ class Source(NamedTuple):
     counts: dict[str, int]
     channels: int = 3
     size: tuple[int, int] | None = None  # height and width, where all pictures are known to share them
+    stamp: dict | None = None  # number, bytes and newest time of its files, where it is a folder
+    hint: str = ""  # where the classes may be, if there is only one
 
 
-def find(source, *, tfds_manual_dir: str | None = None) -> Source:
+def find(source, *, tfds_manual_dir: str | None = None, splits: bool | None = None) -> Source:
     """Find out what a source is, and say so in a line where two readings are possible.
 
     Raises:
@@ -65,7 +68,7 @@ def find(source, *, tfds_manual_dir: str | None = None) -> Source:
     if os.path.lexists(text):
         if re.fullmatch(r"\w+", text) and _is_tfds_name(text):
             print(f"{text}: the folder of that name; for the TensorFlow data set say tfds:{text}")
-        return _folder(Path(text))
+        return _folder(Path(text), splits)
     if re.fullmatch(r"[A-Za-z]\w*([/:][\w.*-]+)*", text) and _is_tfds_name(re.split("[/:]", text)[0]):
         return _tfds(text, tfds_manual_dir)
     raise errors.InputNotFound(
@@ -80,7 +83,11 @@ def identity(source) -> str:
         digest = hashlib.sha256()
         for pair in _pairs(source):
             for array in pair:
-                digest.update(f"{np.shape(array)}".encode() + np.ascontiguousarray(array).tobytes())
+                digest.update(f"{np.shape(array)}".encode())
+                for start in range(
+                    0, len(array), _ROWS
+                ):  # never a copy of the whole, which may be larger than the memory
+                    digest.update(np.ascontiguousarray(array[start : start + _ROWS]).tobytes())
         return f"arrays:{digest.hexdigest()}"
     text = _text(source)
     if text != "digits" and os.path.lexists(text):
@@ -151,34 +158,8 @@ def _pixels(images: np.ndarray) -> np.ndarray:
 # ---- folders
 
 
-def _folder(root: Path) -> Source:
-    if not root.is_dir():
-        raise errors.InputNotFound(
-            f"{files.printable(str(root))}: not a folder; give a folder with one folder per class inside"
-        )
-    try:
-        names = sorted(os.listdir(root))
-    except OSError as error:
-        raise errors.InputNotFound(
-            f"{files.printable(str(root))}: cannot be read ({error.strerror}). {files.remedy(error)}"
-        ) from error
-    folders = [name for name in names if (root / name).is_dir() and not name.startswith(".")]
-    roots = {"train": root}
-    if "train" in folders and (held_out := [name for name in VALIDATION_FOLDERS if name in folders]):
-        roots = {"train": root / "train", "validation": root / held_out[0]}
-        if "test" in held_out[1:]:
-            roots["test"] = root / "test"
-    listed = {split: list(_walk(path)) for split, path in roots.items()}
-    classes = sorted({name for found in listed.values() for name, _ in found if name is not None}, key=files.printable)
-    if not any(name is not None for name, _ in listed["train"]):
-        raise errors.DataError(
-            f"{files.printable(str(root))}: no pictures in it; give a folder with one folder per class and pictures in those"
-        )
-    for split, path in roots.items():
-        filled = {name for name, _ in listed[split]}
-        for name in sorted(os.listdir(path)):
-            if (path / name).is_dir() and not name.startswith(".") and name not in filled:
-                print(f"{files.printable(str(path / name))}: an empty folder, left out")
+def _folder(root: Path, splits: bool | None) -> Source:
+    classes, listed = folders.find(root, splits)
     index = {name: i for i, name in enumerate(classes)}
 
     def inputs(split):
@@ -189,32 +170,12 @@ def _folder(root: Path) -> Source:
 
     return Source(
         name=files.name_of(root),
-        class_names=[files.printable(name) for name in classes],
-        splits={split: lambda split=split: inputs(split) for split in roots},
+        class_names=classes,
+        splits={split: lambda split=split: inputs(split) for split in listed},
         counts={split: len(found) for split, found in listed.items()},
+        stamp=folders.stamp(listed),
+        hint=folders.superfluous(root) if len(classes) < 2 else "",
     )
-
-
-def _walk(root: Path) -> Iterator[tuple[str | None, Path]]:
-    """Yield (class folder or None, file) for every file below a folder, in a fixed order, each folder once."""
-    seen = set()
-
-    def unreadable(error: OSError):
-        raise errors.InputNotFound(
-            f"{files.printable(str(error.filename))}: cannot be read ({error.strerror}). {files.remedy(error)}"
-        ) from error
-
-    for folder, below, names in os.walk(root, followlinks=True, onerror=unreadable):
-        status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in seen:  # a link that leads back
-            below.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        below.sort(key=os.fsencode)
-        parts = Path(folder).relative_to(root).parts
-        hidden = any(part.startswith(".") for part in parts)
-        for name in sorted(names, key=os.fsencode):
-            yield (parts[0] if parts and not hidden else None), Path(folder) / name
 
 
 # ---- TensorFlow Datasets

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -35,18 +34,8 @@ def keep_earlier_run(directory: Path) -> None:
     """
     if not (directory / "run.json").exists():
         return
-    number = 1
-    whole = Path(os.path.abspath(directory))  # also where it was given as .
-    while (beside := whole.with_name(f"{whole.name}.{number}")).exists():
-        number += 1
     with files.locked(directory / ".lock", "another run"):
-        try:
-            whole.rename(beside)
-        except OSError as error:
-            raise errors.OutputError(
-                f"{directory}: cannot be renamed ({error.strerror}); name another --run"
-            ) from error
-    print(f"the earlier run is kept as {directory}.{number}")
+        print(f"the earlier run is kept as {files.set_aside(directory)}")
 
 
 def write_stage(directory: Path, stage: int, predictions: pa.Table, computed: dict, model) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import weakref
 
 import keras
+import tensorflow as tf
 
 from tfpar import errors
 from tfpar.settings import MOST_STEPS_PER_CALL
@@ -61,10 +63,33 @@ def install(
         keras_repairs.repair(model)
         model.train_function = train_function
 
+    def fit(*arguments, **options):
+        _check_fit(inspect.signature(type(model).fit).bind(model, *arguments, **options).arguments)
+        return type(model).fit(model, *arguments, **options)
+
     keras_repairs.repair(model)
     model.train_function = train_function
+    object.__setattr__(model, "fit", fit)
     object.__setattr__(model, "compile", compile_again)  # Keras' own drops the function without a message
     return step
+
+
+def _check_fit(given: dict) -> None:
+    """Refuse arguments of `fit` that the endless batches of the engine do not go with."""
+    if given.get("class_weight") is not None or given.get("sample_weight") is not None:
+        raise errors.SettingsError(
+            "fit was given class_weight or sample_weight, which Keras cannot apply to distributed batches; give "
+            "engine.train_batches(class_weights=[...]), one number for each class"
+        )
+    x = given.get("x")
+    cardinality = getattr(x, "cardinality", 0)
+    number = int(cardinality() if callable(cardinality) else cardinality)
+    endless = number == tf.data.INFINITE_CARDINALITY or number > 1 << 40
+    if endless and given.get("steps_per_epoch") is None:
+        raise errors.SettingsError(
+            "fit was given endless batches and no steps_per_epoch; give steps_per_epoch=engine.steps_per_epoch(split, "
+            "global_batch_size=...)"
+        )
 
 
 class _TrainFunction:

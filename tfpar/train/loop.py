@@ -28,6 +28,7 @@ from tfpar.train.inference import Inference
 from tfpar.workers.group import WorkerGroup
 
 CALL_SECONDS = 0.25  # how long one call into TensorFlow may last with "auto": a signal waits for its end
+SHARE_OF_START = 0.1  # of a running average: what may be left of its first value at the end of a run
 
 
 @dataclass
@@ -116,7 +117,7 @@ class Training:
                 self._finish_stage()
         except Interrupted:
             self._save()
-            raise Interrupted(self.step.counts.step) from None
+            raise Interrupted(self.step.counts.step, of=self._steps()) from None
         return self._finish()
 
     # ---- the run
@@ -129,6 +130,18 @@ class Training:
                 self.group.strategy, global_batch_size=self.settings.global_batch_size, shards=self.settings.shards
             )
         )
+        for layer in self.model._flatten_layers(include_self=False, recursive=True):
+            steps = self._steps()
+            if (
+                isinstance(layer, keras.layers.BatchNormalization)
+                and layer.trainable
+                and layer.momentum**steps > SHARE_OF_START
+            ):
+                self._print(
+                    f"layer {layer.name}: its running averages (momentum {layer.momentum:g}) need more than the {steps} steps of this run, "
+                    "so validation lags behind training; train longer, or build it with a smaller momentum"
+                )
+                break
         progress = self._restored(found)
         if progress:
             self.progress = Progress.of_json(progress, self.step.counts)
@@ -336,6 +349,11 @@ class Training:
         return schedule.rate(
             stage, step=number - self.progress.stage_start, steps=steps, warmup=warmup, factor=self.factor
         )
+
+    def _steps(self) -> int:
+        """Return the steps of the whole run, as far as no callback ends a stage."""
+        left = self.settings.stages[self.progress.stage :]
+        return self.progress.stage_start + sum(stage.epochs for stage in left) * self.epoch_steps
 
     def _epochs(self) -> int:
         """Return the epochs of the run up to the end of the present stage."""

@@ -289,13 +289,18 @@ def _of_tf_config() -> Cluster | None:
         jobs, task = config.get("cluster", {}), config.get("task", {})
         if not jobs:
             return None
-        addresses, index = tuple(jobs["worker"]), int(task["index"])
-        named = set(jobs) == {"worker"} and task["type"] == "worker" and all(isinstance(a, str) for a in addresses)
+        chief = tuple(jobs.get("chief", ()))  # TensorFlow counts it before the workers
+        addresses, index = (
+            (*chief, *jobs.get("worker", ())),
+            int(task["index"]) + len(chief) * (task["type"] == "worker"),
+        )
+        known = set(jobs) <= {"chief", "worker"} and task["type"] in jobs and len(chief) <= 1
+        named = known and all(isinstance(address, str) for address in addresses)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise errors.SettingsError(f"TF_CONFIG={text}: cannot be understood ({error}); {_REMEDY}") from error
     if not named:
         raise errors.SettingsError(
-            f"TF_CONFIG={text}: name all processes under worker, the first is the chief; {_REMEDY}"
+            f"TF_CONFIG={text}: name all processes under worker, or one under chief and the others under worker; {_REMEDY}"
         )
     return _checked(addresses, index, "TF_CONFIG")
 

@@ -1,0 +1,195 @@
+"""Folders of pictures: one folder per class, perhaps inside folders for train and validation."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections.abc import Iterator
+from pathlib import Path
+
+from tfpar import errors, files
+
+TRAIN = ("train", "training")
+HELD_OUT = ("validation", "valid", "val", "dev", "eval", "test")  # the first that is there becomes validation
+FOREIGN = (
+    ".json",
+    ".xml",
+    ".txt",
+    ".csv",
+    ".tsv",
+    ".md",
+    ".html",
+    ".yaml",
+    ".yml",
+    ".ini",
+    ".db",
+    ".pkl",
+    ".npy",
+    ".zip",
+)
+
+
+def find(root: Path, splits: bool | None) -> tuple[list[str], dict[str, list[tuple[str | None, Path]]]]:
+    """Return the names of the classes, and for each split (class or None, file) of every file, in a fixed order.
+
+    Args:
+        root: the folder.
+        splits: whether its folders are splits; None decides by their names.
+
+    Raises:
+        errors.InputNotFound: it is no folder, or cannot be read.
+        errors.DataError: there are no classes, or two readings are possible.
+    """
+    if not root.is_dir():
+        raise errors.InputNotFound(
+            f"{files.printable(str(root))}: not a folder; give a folder with one folder per class inside"
+        )
+    roots = _roots(root, _folders(root), splits)
+    listed = {split: list(_walk(path)) for split, path in roots.items()}
+    spelled: dict[str, set[str]] = {}
+    for name in (name for found in listed.values() for name, _ in found if name is not None):
+        spelled.setdefault(_composed(name), set()).add(name)
+    for name, spellings in spelled.items():
+        if len(spellings) > 1:
+            print(f"class {name}: its folders are spelled in composed and in decomposed Unicode, and are one class")
+    if not any(name is not None for name, _ in listed["train"]):
+        raise errors.DataError(_no_classes(root, roots["train"], listed["train"]))
+    for split, path in roots.items():
+        filled = {name for name, _ in listed[split]}
+        for name in _folders(path):
+            if name not in filled:
+                print(f"{files.printable(str(path / name))}: an empty folder, left out")
+    named = {
+        split: [(None if name is None else _composed(name), path) for name, path in found]
+        for split, found in listed.items()
+    }
+    return sorted(spelled), named
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", files.printable(name))
+
+
+def _folders(root: Path) -> list[str]:
+    try:
+        names = sorted(os.listdir(root))
+    except OSError as error:
+        raise errors.InputNotFound(
+            f"{files.printable(str(root))}: cannot be read ({error.strerror}). {files.remedy(error)}"
+        ) from error
+    return [name for name in names if (root / name).is_dir() and not _foreign(name)]
+
+
+def _foreign(name: str) -> bool:
+    """Tell whether a file or folder is hidden, or lies beside pictures without being one."""
+    return name.startswith(".") or name == "__MACOSX" or name.lower().endswith(FOREIGN)
+
+
+def _roots(root: Path, folders: list[str], splits: bool | None) -> dict[str, Path]:
+    """Return the folder of each split; the root alone where its folders are classes."""
+    by_name: dict[str, list[str]] = {}
+    for name in folders:
+        if name.lower() in TRAIN + HELD_OUT:
+            by_name.setdefault("train" if name.lower() in TRAIN else name.lower(), []).append(name)
+    if splits is False or (splits is None and not by_name):
+        return {"train": root}
+    twice = next((names for names in by_name.values() if len(names) > 1), None)
+    held_out = [name for name in HELD_OUT if name in by_name]
+    others = [name for name in folders if name.lower() not in TRAIN + HELD_OUT]
+    answers = "say --splits if they are splits, --no-splits if they are classes (splits=True or False in Python)"
+    shown = ", ".join(files.printable(name) for name in folders[:6])
+    if twice or (splits is None and others):
+        why = f"{' and '.join(twice)} are two folders for one split" if twice else "splits beside other folders"
+        raise errors.DataError(f"{files.printable(str(root))}: {why} ({shown}). Rename or move one, or {answers}")
+    if "train" not in by_name or not held_out:
+        if splits is None:  # such as test alone: a class
+            return {"train": root}
+        raise errors.DataError(
+            f"{files.printable(str(root))}: --splits, and no folder train with one of {', '.join(HELD_OUT)} ({shown}); say --no-splits"
+        )
+    found = {"train": root / by_name["train"][0], "validation": root / by_name[held_out[0]][0]}
+    if "test" in held_out[1:]:
+        found["test"] = root / by_name["test"][0]
+    left = [name for name in folders if root / name not in found.values()]
+    if left:
+        print(
+            f"{files.printable(str(root))}: {', '.join(map(files.printable, left))} left out; validation is {found['validation'].name}"
+        )
+    return found
+
+
+def _no_classes(root: Path, train: Path, listed: list) -> str:
+    """Return where the classes seem to be, for the message that there are none."""
+    place = files.printable(str(train))
+    if listed:
+        return (
+            f"{place}: {len(listed)} files lie directly in it; put each into a folder named after its class, such as "
+            f"{place}/cat/{files.printable(listed[0][1].name)}"
+        )
+    return f"{files.printable(str(root))}: no pictures in it; give a folder with one folder per class and pictures in those"
+
+
+def superfluous(root: Path) -> str:
+    """Return a hint where the one class of a folder holds folders that look like the classes; otherwise nothing."""
+    for name in _folders(root):
+        inside = _folders(root / name)
+        if len(inside) > 1:
+            shown = ", ".join(files.printable(each) for each in inside[:3])
+            return f" Its folder {files.printable(name)} holds {shown}: give {files.printable(str(root / name))} if those are the classes."
+    return ""
+
+
+def _walk(root: Path) -> Iterator[tuple[str | None, Path]]:
+    """Yield (class folder or None, file) for every file below a folder that may be a picture, in a fixed order, each folder once."""
+    seen = set()
+
+    def unreadable(error: OSError):
+        raise errors.InputNotFound(
+            f"{files.printable(str(error.filename))}: cannot be read ({error.strerror}). {files.remedy(error)}"
+        ) from error
+
+    for folder, below, names in os.walk(root, followlinks=True, onerror=unreadable):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in seen:  # a link that leads back
+            below.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        below[:] = sorted((name for name in below if not _foreign(name)), key=os.fsencode)
+        parts = Path(folder).relative_to(root).parts
+        for name in sorted(names, key=os.fsencode):
+            if not _foreign(name):
+                yield (parts[0] if parts else None), Path(folder) / name
+
+
+def stamp(listed: dict[str, list[tuple[str | None, Path]]]) -> dict:
+    """Return the number of the files that `find` has listed, their bytes, and the time of the newest."""
+    found = [path.stat() for entries in listed.values() for _, path in entries]
+    newest = max((status.st_mtime_ns for status in found), default=0)
+    return {"files": len(found), "bytes": sum(status.st_size for status in found), "newest": newest}
+
+
+def changes(root: Path, splits: bool | None, earlier: dict, names: set[str], *, moved_away: bool) -> str:
+    """Return what has changed in a folder since it was prepared; nothing where nothing has.
+
+    Args:
+        root, splits: as for `find`.
+        earlier: its `stamp` then.
+        names: the paths of its files then, relative to the folder.
+        moved_away: the folder lies elsewhere now, so the times of its files may be those of a copy.
+    """
+    _, listed = find(root, splits)
+    now = {files.printable(path.relative_to(root).as_posix()) for found in listed.values() for _, path in found}
+    new, gone = sorted(now - names), sorted(names - now)
+    ends = {name.rsplit("/", 1)[-1]: name for name in gone}
+    moved = [name for name in new if name.rsplit("/", 1)[-1] in ends]
+    left = {ends[name.rsplit("/", 1)[-1]] for name in moved}
+    kinds = {
+        "new": [name for name in new if name not in moved],
+        "removed": [name for name in gone if name not in left],
+        "moved to another folder": moved,
+    }
+    said = [f"{len(found)} {kind} ({', '.join(found[:3])})" for kind, found in kinds.items() if found]
+    there = stamp(listed)
+    if not said and (there["bytes"] != earlier["bytes"] or (there["newest"] != earlier["newest"] and not moved_away)):
+        said = ["pictures changed"]
+    return ", ".join(said)

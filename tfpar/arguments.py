@@ -17,7 +17,7 @@ from tfpar.settings import FIELDS, MOST_STEPS_PER_CALL
 
 # Settings that are options of `train` under their own names.
 SETTINGS = (
-    "global_batch_size", "shards", "seed", "augment", "all_reduce", "steps_per_call", "checkpoint_seconds", "fresh",
+    "global_batch_size", "shards", "seed", "augment", "class_weights", "all_reduce", "steps_per_call", "checkpoint_seconds", "fresh",
 )  # fmt: skip
 
 EXIT_CODES = """exit codes: 0 done, 2 wrong use, 42 stopped with its state saved, 65 data damaged, 66 input not there,
@@ -58,6 +58,10 @@ def _stage(text: str):
         return schedule.parse(text)
     except errors.SettingsError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _class_weights(text: str) -> str | list[float]:
+    return text if text == "balanced" else [_number(0, 1e9)(weight) for weight in text.split(",")]
 
 
 def _steps_per_call(text: str) -> int | str:
@@ -156,6 +160,12 @@ def _add_train(command) -> None:
         help="crossentropy with labels softened by S; default 0",
     )  # fmt: skip
     _add_setting(train, "augment")
+    train.add_argument(
+        "--class-weights",
+        type=_class_weights,
+        metavar="balanced|W,W,...",
+        help="of each class in the loss; default: all 1",
+    )
     precisions = ("float32", "mixed_bfloat16", "mixed_float16")
     train.add_argument("--precision", choices=precisions, default="float32", help="of the computing")
     _add_setting(train, "shards", "V")

@@ -20,6 +20,7 @@ from tfpar.prepare import arrays, folders, pictures, sources
 from tfpar.prepare.arrays import Dataset, load
 
 MIXED_SIZE = (224, 224)  # what photographs of mixed sizes become, as most published backbones expect
+UNBALANCED = 10  # times the images of the smallest class
 _AT_WORK = ".preparing"  # inside the directory while it is being made
 _PARTS = ("train", "validation", "test", "skipped.csv")  # what lies beside dataset.json
 _SPARE = 3  # descriptors kept until the work is removed, which opens every directory
@@ -194,6 +195,12 @@ def _make(source: sources.Source, work: Path, size, on_bad_image: str, settings:
             f"{source.name}: {len(skipped)} of {total + len(skipped)} inputs cannot be used ({named}, ...)"
         )
     class_names = _filled_classes(source, splits)
+    numbers = Counter(splits["train"].labels)
+    (most, largest), (least, smallest) = (numbers.most_common()[place] for place in (0, -1))
+    if largest >= UNBALANCED * smallest:
+        print(
+            f"class {class_names[most]} has {largest} images and {class_names[least]} has {smallest}: consider train --class-weights balanced"
+        )
     if "validation" not in splits:
         chosen = _stratified(splits["train"], settings, class_names)
         splits["validation"] = splits["train"].move(chosen, work / "validation")

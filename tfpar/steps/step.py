@@ -69,8 +69,8 @@ class Step:
         self.learning_rate, self.counts = learning_rate, Counts(first_step)
         self.exchange = _exchange(self.strategy, shards, all_reduce)
         accepted.check(model, sets_rate=learning_rate is not None)
-        self.loss = objective.build(model)
         accepted.check_placement(model)
+        self.loss = objective.build(model)
         metrics = [metric.name for metric in model._compile_metrics.metrics] if model._compile_metrics else []
         self.more_metrics = metrics not in ([], ["accuracy"])  # than what the step counts itself
         self.jit_compile = model._compile_config.config.get("jit_compile") is True  # "auto" is XLA in plain Keras alone

@@ -33,7 +33,7 @@ def fingerprint(model: keras.Model, data: Dataset, settings: Settings) -> dict:
     values = {
         "model": _without_count(model),
         "model_config": _model_fingerprint(model),
-        "optimizer": _plain(keras.optimizers.serialize(model.optimizer)) | _not_decayed(model),
+        "optimizer": _not_decayed(model) | _plain(keras.optimizers.serialize(model.optimizer)),
         "loss": _plain(objective.name_of(model)),
         "precision": keras.config.dtype_policy().name,
         "jit_compile": model._compile_config.config.get("jit_compile") is True,
@@ -84,6 +84,9 @@ def check_fit(model: keras.Model, data: Dataset, class_weights=None) -> list[flo
             f"the model takes {model.input_shape[1:]} and gives {model.output_shape[-1]} logits; "
             f"the data has {tuple(data.image_shape)} and {data.num_classes} classes"
         )
+    if isinstance(class_weights, str) and class_weights == "balanced":
+        counts = np.bincount(data.train.labels, minlength=data.num_classes)
+        class_weights = len(data.train.labels) / (data.num_classes * counts)
     return validate.class_weights(class_weights, data.num_classes)
 
 

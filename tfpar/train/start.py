@@ -32,7 +32,7 @@ def run(
     shards: int | None = None,
     seed: int = 0,
     augment: str = "none",
-    class_weights: Sequence[float] | None = None,
+    class_weights: Sequence[float] | dict[int, float] | str | None = None,
     scale_learning_rate: bool = True,
     warmup_epochs: float | None = None,
     all_reduce: str = "ordered",
@@ -57,7 +57,8 @@ def run(
         shards: parts the batch is computed in, whoever computes them (see `steps`); None is one per replica.
         seed: of the order, the augmentation and the random layers; from 0 to 2**32 - 1.
         augment: `"none"`, `"flip"` or `"crop-flip"`.
-        class_weights: one number per class, on the loss.
+        class_weights: one number per class, on the loss, also as a dictionary; `"balanced"` gives each class the same total weight
+            (images / (classes x images of the class)).
         scale_learning_rate: multiply the rates by `global_batch_size / 256` (SGD only).
         warmup_epochs: of the first stage; None is a tenth of it.
         all_reduce: `"ordered"`, or `"fast"`: TensorFlow's own, the same bits for the same number of replicas only.

@@ -1,0 +1,550 @@
+"""What a Keras user overrides or passes is honoured with the numbers of plain Keras, or refused before the first step.
+
+The table of `tfpar.steps.accepted` in tests. Each row is tried beside plain Keras on one device and one shard.
+"""
+
+import csv
+import os
+import signal
+import unicodedata
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from networks import LOSS
+from PIL import Image
+
+from tfpar import devices, engine, errors, prepare, results, signals, steps, train
+from tfpar.steps import accepted
+
+layers = keras.layers
+
+
+def network(*extra, kind=keras.Model, last=None, **options):
+    inputs = keras.Input((8, 8, 1), dtype="uint8")
+    x = layers.Flatten()(layers.Rescaling(1 / 255)(inputs))
+    for layer in extra:
+        x = layer(x)
+    x = layers.Dense(10, kernel_initializer="zeros", name="logits")(x)
+    return kind(inputs, last(x) if last else x, **options)
+
+
+def compiled(model, **options):
+    model.compile(
+        **{"optimizer": keras.optimizers.SGD(0.1, momentum=0.9), "loss": LOSS, "metrics": ["accuracy"]} | options
+    )
+    return model
+
+
+def fitted(build, data, *, ours, count=4, shards=1, **options):
+    """Return weights and logs of a few steps with plain Keras or with tfpar's step."""
+    keras.utils.set_random_seed(1)
+    model = build()
+    if ours:
+        steps.install(model, shards=shards)
+    batches = engine.train_batches(
+        (data.train.images, data.train.labels), devices.strategy(simulate=1), global_batch_size=64
+    )
+    history = model.fit(batches, steps_per_epoch=count, verbose=0, **options).history
+    return [np.asarray(w) for w in model.get_weights()], {name: values[-1] for name, values in history.items()}
+
+
+# ---- honoured
+
+
+class Penalized(layers.Layer):
+    def call(self, x):
+        self.add_loss(0.01 * keras.ops.mean(x**2))
+        return x
+
+
+class Averaging(layers.Layer):
+    def build(self, shape):
+        self.seen = self.add_weight(shape=(), initializer="zeros", trainable=False)
+
+    def call(self, x, training=None):
+        if training:
+            self.seen.assign(self.seen + 1)
+        return x
+
+
+class Unused(layers.Layer):
+    """Has a weight that the loss does not depend on: Keras leaves it alone, also its decay."""
+
+    def build(self, shape):
+        self.idle = self.add_weight(shape=(3,), initializer="ones")
+
+    def call(self, x):
+        return x
+
+
+class Doubled(keras.optimizers.SGD):
+    def apply_gradients(self, grads_and_vars):
+        return super().apply_gradients([(2 * gradient, variable) for gradient, variable in grads_and_vars])
+
+
+def named_by_a_list():
+    inputs = keras.Input((8, 8, 1), dtype="uint8")
+    return keras.Model(
+        [inputs], layers.Dense(10, kernel_initializer="zeros")(layers.Flatten()(layers.Rescaling(1 / 255)(inputs)))
+    )
+
+
+HONOURED = {
+    "add_loss": lambda: compiled(network(Penalized())),
+    "regularizer": lambda: compiled(network(layers.Dense(7, kernel_regularizer="l2", activity_regularizer="l1"))),
+    "float state": lambda: compiled(network(Averaging())),
+    "unused weight": lambda: compiled(network(Unused()), optimizer=keras.optimizers.SGD(0.1, weight_decay=0.1)),
+    "apply_gradients": lambda: compiled(network(), optimizer=Doubled(0.1)),
+    "excluded from decay": lambda: compiled(network(), optimizer=without_decay()),
+    "loss_weights": lambda: compiled(network(), loss_weights=0.5),
+    "input in a list": lambda: compiled(named_by_a_list()),
+    "sequential": lambda: compiled(
+        keras.Sequential([keras.Input((8, 8, 1), dtype="uint8"), layers.Rescaling(1 / 255), layers.Flatten(), layers.Dense(10, kernel_initializer="zeros")])
+    ),
+    "frozen layer": lambda: compiled(network(layers.Dense(9, trainable=False))),
+    "metrics": lambda: compiled(network(), metrics=["accuracy", keras.metrics.SparseTopKCategoricalAccuracy(3)]),
+    "clipping": lambda: compiled(network(), optimizer=keras.optimizers.Adam(0.01, global_clipnorm=0.1)),
+    "schedule": lambda: compiled(network(), optimizer=keras.optimizers.SGD(keras.optimizers.schedules.CosineDecay(0.1, 4))),
+}  # fmt: skip
+
+
+def without_decay():
+    optimizer = keras.optimizers.AdamW(0.01, weight_decay=0.5)
+    optimizer.exclude_from_weight_decay(var_names=["kernel"])
+    return optimizer
+
+
+@pytest.mark.parametrize("name", HONOURED)
+def test_honoured_with_the_numbers_of_keras(digits, name):
+    (weights, logs), (expected, theirs) = (fitted(HONOURED[name], digits, ours=ours) for ours in (True, False))
+    for ours, plain in zip(weights, expected, strict=True):
+        np.testing.assert_allclose(ours, plain, rtol=1e-4, atol=1e-6)
+    assert set(logs) == set(theirs)
+    for key, value in theirs.items():
+        assert logs[key] == pytest.approx(value, rel=1e-4, abs=1e-6), key
+
+
+class Unseeded(layers.Layer):
+    def call(self, x, training=None):
+        noise = keras.random.normal(keras.ops.shape(x))
+        return x + noise if training else x
+
+
+def test_random_numbers_without_a_seed_generator_are_new_in_every_step_and_the_same_on_two_replicas(digits):
+    found = []
+    for replicas in (1, 2):
+        strategy = devices.strategy(simulate=replicas)
+        keras.utils.set_random_seed(1)
+        with strategy.scope():
+            model = compiled(network(Unseeded(), layers.Dense(4)))
+        step = steps.Step(model, shards=2)
+        batches = engine.train_batches(digits.train, strategy, global_batch_size=32)
+        step(iter(batches), 3)
+        found.append([np.asarray(w).tobytes() for w in model.get_weights()])
+    assert found[0] == found[1]
+    image = digits.train.images[:2], digits.train.labels[:2]
+    first = step.gradient(image).numpy()
+    step.counts.step += 1
+    assert not np.array_equal(first, step.gradient(image).numpy())
+
+
+# ---- refused
+
+
+class OwnStep(keras.Model):
+    def train_step(self, data):
+        return super().train_step(data)
+
+
+class OwnLoss(keras.Model):
+    def compute_loss(self, *arguments, **options):
+        return super().compute_loss(*arguments, **options)
+
+
+class Subclassed(keras.Model):
+    def call(self, x):
+        return x
+
+
+class Measured(layers.Layer):
+    def __init__(self):
+        super().__init__()
+        self.size = keras.metrics.Mean(name="size")
+
+    def call(self, x):
+        self.size.update_state(x)
+        return x
+
+
+class Counting(Averaging):
+    def build(self, shape):
+        self.seen = self.add_weight(shape=(), initializer="zeros", dtype="int32", trainable=False)
+
+
+OUTSIDE = []
+
+
+class Outside(layers.Layer):
+    def call(self, x):
+        return x * OUTSIDE[0]
+
+
+class Stateful(layers.Layer):
+    def call(self, x):
+        return x + tf.random.normal(tf.shape(x))
+
+
+def two_outputs():
+    model = network()
+    return keras.Model(model.input, {"logits": model.output})
+
+
+def any_size():
+    inputs = keras.Input((None, None, 1), dtype="uint8")
+    return keras.Model(inputs, layers.Dense(10)(layers.GlobalAveragePooling2D()(layers.Rescaling(1 / 255)(inputs))))
+
+
+REFUSED = {
+    "train_step": (lambda: compiled(network(kind=OwnStep)), "overrides train_step"),
+    "compute_loss": (lambda: compiled(network(kind=OwnLoss)), "overrides compute_loss"),
+    "run_eagerly": (lambda: compiled(network(), run_eagerly=True), "run_eagerly"),
+    "steps_per_execution": (lambda: compiled(network(), steps_per_execution=2), "steps_per_execution"),
+    "weighted_metrics": (lambda: compiled(network(), weighted_metrics=["accuracy"]), "weighted_metrics"),
+    "subclassed": (lambda: compiled(Subclassed()), "make it functional"),
+    "sequential without input": (lambda: compiled(keras.Sequential([layers.Flatten(), layers.Dense(10)])), r"begin it with keras\.Input"),
+    "dictionary": (lambda: compiled(two_outputs()), "neither in a list nor in a dictionary"),
+    "any size": (lambda: compiled(any_size()), "give every side"),
+    "softmax": (lambda: compiled(network(last=keras.ops.softmax)), "give logits"),
+    "softmax before another layer": (
+        lambda: compiled(network(last=lambda x: layers.Reshape((10,))(layers.Softmax()(x)))), "give logits",
+    ),
+    "softmax in a Lambda": (lambda: compiled(network(last=layers.Lambda(lambda x: keras.ops.softmax(x)))), "give logits"),
+    "metric of a layer": (lambda: compiled(network(Measured())), "metric of its own"),
+    "integer state": (lambda: compiled(network(Counting())), "is int32 and changes"),
+    "variable of no layer": (lambda: compiled(network(Outside())), "belong to no layer"),
+    "stateful random": (lambda: compiled(network(Stateful())), "RandomStandardNormal"),
+    "accumulation": (lambda: compiled(network(), optimizer=keras.optimizers.SGD(0.1, gradient_accumulation_steps=2)), "more shards"),
+    "nothing to train": (lambda: compiled(frozen()), "no trainable variable"),
+}  # fmt: skip
+
+
+def frozen():
+    model = network()
+    model.trainable = False
+    return model
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_before_the_first_step_with_the_remedy(digits, name):
+    OUTSIDE[:] = [tf.Variable(2.0)]
+    build, said = REFUSED[name]
+    with pytest.raises(errors.SettingsError, match=said) as refused:
+        fitted(build, digits, ours=True)
+    assert "\n" not in str(refused.value)
+
+
+def test_the_table_names_what_is_refused():
+    for word in (
+        "train_step",
+        "compute_loss",
+        "run_eagerly",
+        "steps_per_execution",
+        "weighted_metrics",
+        "subclassed",
+        "softmax",
+    ):
+        assert word in accepted.__doc__, word
+
+
+def test_models_and_batches_of_different_strategies_are_refused(digits):
+    two = devices.strategy(simulate=2)
+    outside = compiled(network())
+    steps.install(outside, shards=2)
+    with pytest.raises(errors.SettingsError, match=r"batches are for 2 replicas, and the model was created for 1"):
+        outside.fit(engine.train_batches(digits.train, two, global_batch_size=32), steps_per_epoch=1, verbose=0)
+    layer = layers.Dense(10)
+    layer.build((None, 64))
+    with two.scope():
+        inputs = keras.Input((8, 8, 1), dtype="uint8")
+        mixed = keras.Model(inputs, layer(layers.Flatten()(layers.Rescaling(1 / 255)(inputs))))
+        compiled(mixed)
+    with pytest.raises(errors.SettingsError, match=r"created outside of strategy\.scope"):
+        steps.install(mixed, shards=2)
+
+
+def test_arguments_of_fit_that_would_be_lost_are_refused(digits):
+    model, one = compiled(network()), devices.strategy(simulate=1)
+    steps.install(model, shards=1)
+    batches = engine.train_batches(digits.train, one, global_batch_size=64)
+    with pytest.raises(errors.SettingsError, match="class_weights="):
+        model.fit(batches, steps_per_epoch=2, class_weight={0: 2.0})
+    with pytest.raises(errors.SettingsError, match="give steps_per_epoch"):
+        model.fit(batches)
+
+
+# ---- the learning rate
+
+
+class Rate(keras.callbacks.Callback):
+    def on_train_batch_end(self, batch, logs=None):
+        self.model.optimizer.learning_rate.assign(0.01 / (1 + batch))
+
+
+def test_fit_obeys_a_callback_from_the_next_step_and_refuses_one_within_a_call(digits):
+    (weights, _), (expected, _) = (
+        fitted(lambda: compiled(network()), digits, ours=ours, callbacks=[Rate()]) for ours in (True, False)
+    )
+    np.testing.assert_allclose(weights[0], expected[0], rtol=1e-4, atol=1e-6)
+    model = compiled(network())
+    steps.install(model, shards=1, steps_per_call=2, steps_per_epoch=4)
+    with pytest.raises(errors.SettingsError, match="within a call"):
+        model.fit(
+            engine.train_batches(digits.train, devices.strategy(simulate=1), global_batch_size=64),
+            steps_per_epoch=4,
+            verbose=0,
+            callbacks=[Rate()],
+        )
+
+
+@pytest.mark.parametrize(
+    "callback",
+    [
+        Rate(),
+        keras.callbacks.LearningRateScheduler(lambda epoch: 0.1),
+        keras.callbacks.ReduceLROnPlateau(),
+        keras.callbacks.BackupAndRestore("b"),
+    ],
+)
+def test_a_run_refuses_callbacks_that_do_what_it_does_itself(digits, tmp_path, callback):
+    with pytest.raises(errors.SettingsError):
+        trained(digits, tmp_path / "run", callbacks=[callback], steps_per_call=1)
+
+
+# ---- runs
+
+
+def trained(data, directory, *, model=None, stages=((2, 0.1), (1, 0.01)), **options):
+    keras.utils.set_random_seed(2)
+    model = model or compiled(network())
+    options = {"global_batch_size": 256, "verbose": 0} | options
+    return train.run(model, data, directory, stages=[train.Stage(*stage) for stage in stages], **options)
+
+
+class Watching(keras.callbacks.Callback):
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def on_train_begin(self, logs=None):
+        self.seen.append(("begin", self.params["stage"], self.params["resumed"]))
+
+    def on_train_end(self, logs=None):
+        self.seen.append(("end", self.params["stage"]))
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.logs = dict(logs)
+
+
+def squared(labels, logits):
+    return keras.ops.mean(keras.ops.square(logits), axis=-1)
+
+
+def test_custom_metrics_are_in_the_history_and_a_stage_is_one_fit(digits, tmp_path):
+    watching, logger = Watching(), keras.callbacks.CSVLogger(str(tmp_path / "log.csv"))
+    metrics = ["accuracy", squared, keras.metrics.SparseTopKCategoricalAccuracy(2, name="top2")]
+    run = trained(digits, tmp_path / "run", model=compiled(network(), metrics=metrics), callbacks=[watching, logger])
+    assert watching.seen == [("begin", 1, False), ("end", 1), ("begin", 2, False), ("end", 2)]
+    table = run.history
+    assert {"squared", "val_squared", "top2", "val_top2"} <= set(table.column_names)
+    logits = run.model(compile=False).predict(digits.validation.images, verbose=0)
+    assert table["val_squared"].to_pylist()[-1] == pytest.approx(float(np.square(logits).mean()), rel=1e-4)
+    top = (np.argsort(-logits, axis=1)[:, :2] == digits.validation.labels[:, np.newaxis]).any(axis=1).mean()
+    assert table["val_top2"].to_pylist()[-1] == watching.logs["val_top2"] == pytest.approx(top)
+    with open(tmp_path / "log.csv", newline="") as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["0", "1", "2"]
+
+
+def test_the_same_cell_twice_continues_and_a_finished_run_gives_its_weights(digits, tmp_path):
+    def cell():
+        model = keras.Sequential(
+            [keras.Input((8, 8, 1), dtype="uint8"), layers.Rescaling(1 / 255), layers.Flatten(), layers.Dense(10)]
+        )
+        return compiled(model), trained(digits, tmp_path / "run", model=compiled(model))
+
+    first, _ = cell()
+    second, run = cell()
+    assert first.name != second.name
+    for ours, theirs in zip(second.get_weights(), run.model().get_weights(), strict=True):
+        assert np.array_equal(ours, theirs)
+
+
+class Softened(keras.losses.Loss):
+    """Without get_config: its temperature is in no configuration."""
+
+    def __init__(self, temperature):
+        super().__init__()
+        self.temperature = temperature
+
+    def call(self, labels, logits):
+        return keras.losses.sparse_categorical_crossentropy(labels, logits / self.temperature, from_logits=True)
+
+
+def test_state_that_does_not_serialize_is_a_setting_too(digits, tmp_path):
+    trained(digits, tmp_path / "loss", model=compiled(network(), loss=Softened(2.0)))
+    with pytest.raises(errors.SettingsError, match="loss_gives"):
+        trained(digits, tmp_path / "loss", model=compiled(network(), loss=Softened(3.0)))
+    trained(digits, tmp_path / "decay", model=compiled(network(), optimizer=without_decay()))
+    with pytest.raises(errors.SettingsError, match="excluded_from_weight_decay"):
+        trained(
+            digits,
+            tmp_path / "decay",
+            model=compiled(network(), optimizer=keras.optimizers.AdamW(0.01, weight_decay=0.5)),
+        )
+
+
+def test_a_run_with_an_own_layer_says_which_class_it_needs(digits, tmp_path):
+    run = trained(digits, tmp_path / "run", model=compiled(network(Penalized())))
+    with pytest.raises(errors.SettingsError, match=r"Penalized.*custom_objects"):
+        run.model()
+    assert run.model(custom_objects={"Penalized": Penalized}).count_params()
+
+
+def test_class_weights_in_every_form(digits, tmp_path):
+    numbers = np.bincount(digits.train.labels)
+    balanced = (len(digits.train.labels) / (10 * numbers)).tolist()
+    found = [
+        trained(digits, tmp_path / str(i), class_weights=given, stages=[(1, 0.1)]).settings["class_weights"]
+        for i, given in enumerate(("balanced", dict(enumerate(balanced)), balanced))
+    ]
+    assert found[0] == found[1] == found[2] == balanced
+
+
+# ---- sources
+
+
+def pictures(folder, count=6, shade=0):
+    Path(folder).mkdir(parents=True)
+    for i in range(count):
+        Image.fromarray(np.full((9, 9, 3), 20 * i + shade, np.uint8)).save(f"{folder}/{i}.png")
+
+
+@pytest.mark.parametrize(
+    "names", [("Train", "VAL"), ("training", "validation"), ("train", "dev"), ("Training", "Eval"), ("train", "test")]
+)
+def test_folders_of_splits_under_their_usual_names(tmp_path, names):
+    for split in names:
+        for name in ("cat", "dog"):
+            pictures(tmp_path / "in" / split / name)
+    data = prepare.dataset(tmp_path / "in", tmp_path / "out")
+    assert data.class_names == ["cat", "dog"] and len(data.train.labels) == len(data.validation.labels) == 12
+
+
+def test_doubtful_folders_are_refused_and_both_answers_work(tmp_path):
+    for name in ("train", "val", "Val"):
+        for kind in ("cat", "dog"):
+            pictures(tmp_path / "twice" / name / kind)
+    with pytest.raises(errors.DataError, match=r"two folders for one split .*--splits.*--no-splits"):
+        prepare.dataset(tmp_path / "twice", tmp_path / "a")
+    for name in ("car", "train"):
+        pictures(tmp_path / "vehicles" / name)
+    with pytest.raises(errors.DataError, match="--no-splits"):
+        prepare.dataset(tmp_path / "vehicles", tmp_path / "b")
+    assert prepare.dataset(tmp_path / "vehicles", tmp_path / "b", splits=False).class_names == ["car", "train"]
+    with pytest.raises(errors.DataError, match="no folder train"):
+        prepare.dataset(tmp_path / "vehicles", tmp_path / "c", splits=True)
+
+
+def test_foreign_files_and_spellings_do_not_matter(tmp_path, capsys):
+    pictures(tmp_path / "in" / "train" / unicodedata.normalize("NFC", "crème"))
+    pictures(tmp_path / "in" / "val" / unicodedata.normalize("NFD", "crème"))
+    for split in ("train", "val"):
+        pictures(tmp_path / "in" / split / "tea")
+        for i in range(6):
+            (tmp_path / "in" / split / "tea" / f"._{i}.png").write_bytes(b"\0\5\x16\7")
+            (tmp_path / "in" / split / "tea" / f"{i}.json").write_text("{}")
+        (tmp_path / "in" / split / "__MACOSX").mkdir()
+    data = prepare.dataset(tmp_path / "in", tmp_path / "out")
+    assert data.class_names == [unicodedata.normalize("NFC", "crème"), "tea"] and len(data.train.labels) == 12
+    assert "one class" in capsys.readouterr().out and (data.directory / "skipped.csv").read_text() == "source,reason\n"
+
+
+def test_a_level_of_folders_too_few_or_too_many_is_explained(tmp_path):
+    pictures(tmp_path / "flat")
+    with pytest.raises(errors.DataError, match="lie directly in it; put each into a folder named after its class"):
+        prepare.dataset(tmp_path / "flat", tmp_path / "a")
+    for name in ("cat", "dog"):
+        pictures(tmp_path / "deep" / "images" / name)
+    with pytest.raises(errors.DataError, match=r"holds cat, dog: give .*deep/images"):
+        prepare.dataset(tmp_path / "deep", tmp_path / "b")
+
+
+def test_a_source_that_changed_moved_or_went_away(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("cat", "dog"):
+        pictures(f"photos/{name}")
+    before = prepare.dataset("photos", "data")
+    os.rename("photos/cat/0.png", "photos/dog/renamed.png")
+    os.rename("photos/dog/1.png", "photos/cat/of_dog_1.png")
+    os.mkdir("photos/hen")
+    for i in (2, 3):
+        os.rename(f"photos/dog/{i}.png", f"photos/hen/{i}.png")
+    with pytest.raises(errors.SettingsError, match=r"older than its source photos: 2 new .*2 removed .*2 moved .*--fresh"):
+        prepare.dataset("photos", "data")
+    assert prepare.dataset("photos", "data", fresh=True).class_names == ["cat", "dog", "hen"]
+    assert prepare.load("data.1").fingerprint == before.fingerprint
+    os.mkdir("project")
+    os.rename("photos", "project/photos")
+    os.rename("data", "project/data")
+    monkeypatch.chdir("project")
+    moved = prepare.dataset("photos", "data")
+    assert moved.class_names == ["cat", "dog", "hen"]
+    with open("photos/hen/2.png", "ab") as file:
+        file.write(b"more")
+    with pytest.raises(errors.SettingsError):
+        prepare.dataset("photos", "data")
+
+
+def test_a_source_that_is_gone_is_no_obstacle(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("cat", "dog"):
+        pictures(f"photos/{name}")
+    first = prepare.dataset("photos", "data")
+    os.rename("photos", "elsewhere")
+    assert prepare.dataset("photos", "data").fingerprint == first.fingerprint
+
+
+# ---- signals
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGUSR1", "SIGXCPU"])
+def test_signals_of_batch_systems_ask_for_the_end(name):
+    with signals.StopSignal(deferred=True) as stop:
+        signal.raise_signal(getattr(signal, name))
+    assert stop.requested
+
+
+def test_a_signal_that_is_ignored_stays_ignored():
+    earlier = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with signals.StopSignal(deferred=True) as stop:
+            signal.raise_signal(signal.SIGHUP)
+        assert not stop.requested
+    finally:
+        signal.signal(signal.SIGHUP, earlier)
+
+
+def test_a_run_says_how_many_steps_it_was_stopped_after(digits, tmp_path):
+    stopping = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: batch == 1 and signal.raise_signal(signal.SIGHUP)
+    )
+    with pytest.raises(train.Interrupted, match="stopped after step 2 of 21, state saved"):
+        trained(digits, tmp_path / "run", callbacks=[stopping], steps_per_call=1)
+    with pytest.raises(errors.SettingsError, match=r"this run has 1 shard, which 2 replicas cannot share"):
+        two = devices.strategy(simulate=2)
+        with two.scope():
+            model = compiled(network())
+        trained(digits, tmp_path / "run", model=model, steps_per_call=1)
+    assert not results.Run(tmp_path / "run").finished

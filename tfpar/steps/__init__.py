@@ -1,30 +1,32 @@
 """The training step under a strategy: the arithmetic is fixed first, devices are assigned to it afterwards.
 
-Floating-point addition is not associative, and "the same up to rounding" does not stay so. Six convolutions without
-BatchNorm, in 1 and in 4 shards: weights apart by 3e-9 of their length after 1 step, 8e-5 after 26, 0.14 after 80. The
-small CNN in 4 shards, added in the tree below and one after the other: 2e-8, 2e-7, 2e-3 (digits, SGD; the picture is in
-tutorial/en/05_replicas.md). The step here gives the same bits on any number of replicas, because the
-replicas have no say in the arithmetic:
+Floating-point addition is not associative, and a difference in rounding does not stay small. A network of six convolutions, trained with
+1 and with 4 shards: the relative difference of the weights (L2 norm) is 3e-9 after 1 step, 8e-5 after 26 and 0.14 after 80
+(tutorial/en/05_replicas.md draws it). With the same `shards`, this step gives the same bits on any number of replicas that divides
+`shards`, on one kind of processor and with one version of TensorFlow, because the replicas have no say in the arithmetic:
 
-1. The global batch of `B` rows is always `V` **shards** of `B/V` consecutive rows. Replica `r` of `R` computes the
-   shards `[rV/R, (r+1)V/R)`, one after the other.
-2. A shard is one pure function: weights, state, rows, labels, random key in; gradient, new state, logits out. It
-   does not know how many replicas there are.
-3. The `V` results are added in one order, a binary tree over the shard numbers, whatever `R` is.
-4. Every replica applies the same update to its copy of the weights.
+1. The global batch of `B` rows always consists of `V` **shards** of `B/V` consecutive rows. Replica `r` of `R` computes the
+   shards `[rV/R, (r+1)V/R)`, one after the other. By default `V` is the number of replicas.
+2. A shard is one pure function of the weights, the state, its images and two numbers, of the step and of the shard (`shard`).
+3. The `V` vectors of gradients and state are added in one order, a binary tree over the shard numbers, and the sum is divided by
+   `V` (`exchange`). Losses and logits are not added; they are collected in the order of the images.
+4. Every replica applies the same update to its copy of the weights (`step`).
 
-        rows of the global batch      shards        the tree (V = 4)        replicas may be 1, 2 or 4
+The tree over four shards, on 1, 2 or 4 replicas:
+
+        rows of the global batch      shards        the tree
         [0 .. B/4)                    shard 0  --+
         [B/4 .. B/2)                  shard 1  --+-- sum --+
         [B/2 .. 3B/4)                 shard 2  --+         +-- sum -> update
         [3B/4 .. B)                   shard 3  --+-- sum --+
 
-The idea of fixed virtual shards is that of virtual nodes (VirtualFlow, Or et al. 2022) and of accuracy-consistent
-elasticity (EasyScale, Li et al. 2023). Batch normalization sees its own shard (ghost batch norm, Hoffer et al. 2017).
+The idea of fixed virtual shards is that of virtual nodes (VirtualFlow, Or et al. 2022) and of accuracy-consistent elasticity
+(EasyScale, Li et al. 2023). `BatchNormalization` normalizes each shard with that shard's own statistics (ghost batch norm, Hoffer et
+al. 2017). Comments that begin with "data-parallel:" mark the lines that exist only because there are several replicas.
 
 Example:
     >>> steps.install(model, shards=4)          # from here on fit takes this step
-    >>> model.fit(batches, steps_per_epoch=epoch, epochs=3)
+    >>> model.fit(batches, steps_per_epoch=10, epochs=3)
 """
 
 from tfpar.steps.fit import install

@@ -1,17 +1,16 @@
 """The one exchange of a step: it adds the vectors of all shards in one order, on any number of replicas and workers.
 
-shards      the tree (V = 4)        replicas may be 1, 2 or 4
-0  --+
-1  --+-- sum --+
-2  --+         +-- sum
-3  --+-- sum --+
+The order is the binary tree over the shard numbers that `tfpar.steps` draws. How the replicas compute it:
 
-Between workers each node of the tree is a round of **pairs**: a replica that has the left sum and one that has the right sum
-reduce the two between them, and both have the node's sum. Since a + b is b + a, neither the order within a pair nor the names of
-the workers matter. R replicas take log2(R) rounds (one more on a level that does not split evenly), and each sends its vector
-once a round; to gather everything would send R - 1 vectors.
+- In one process every replica gathers all vectors and adds the tree itself.
+- Between workers each node of the tree is a round of **pairs**: a replica that has the left sum and one that has the right sum reduce
+  the two between them, and then both have the node's sum. Neither the order within a pair nor the names of the workers matter. If the
+  number of replicas `R` is a power of two, the sum takes log2(R) rounds, and each replica sends its vector once a round; to gather
+  everything would send R - 1 vectors. Other numbers take at most twice the rounds.
+- Two replicas that send one vector each, and `"fast"`, take one all-reduce.
 
-Losses and logits travel in the same vector, each at its own position. The others add -0.0 there, which changes no bit.
+The rows (loss, penalty, label and logits of each image) travel in the same message. Where the message is summed, each replica puts its
+rows at its own position and -0.0 elsewhere, because adding -0.0 changes no bit.
 """
 
 from __future__ import annotations
@@ -23,18 +22,19 @@ from dataclasses import dataclass
 
 import tensorflow as tf
 
-# A function of its own, which the graph rewriter must not open: it would fuse operations across the border between
-# shard and update, and it does so differently for one replica than for several (seen with ResNet-20).
+# Decorator for a tf.function that TensorFlow's graph optimizer (Grappler) must not inline. After inlining, it would fuse operations of
+# the shard with those of the update, differently for one replica than for several (seen with ResNet-20).
 not_inlined = tf.function(experimental_attributes={"_noinline": True}, autograph=False)
 
-# Every single addition is not inlined: the graph rewriter would turn a chain of them into one that adds from left to right.
+# Each addition is its own function. Otherwise Grappler could replace the tree of additions by one AddN, which has no fixed order.
 _add = not_inlined(lambda a, b: a + b)
 
-FIRST_GROUP = 1 << 20  # TensorFlow numbers its own groups of devices from 1
-PIECES = (
-    24  # of a vector at most, each of 4 MB or more: with TensorFlow's 2 a pair held 1.2 gradients more, and took longer
-)
-_uses = collections.defaultdict(itertools.count)  # of each pair by each replica: all replicas trace the same program
+FIRST_GROUP = 1 << 20  # TensorFlow uses the lower keys for its own groups of devices, from 1 on
+# The most pieces, of 4 MB or more, into which a vector is split for one collective. With TensorFlow's 2 a replica held 1.2 gradients
+# more, and the exchange took longer.
+PIECES = 24
+# The next instance key of each (replica, a, b). Every replica must count alike, so all trace the same program.
+_uses = collections.defaultdict(itertools.count)
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Exchange:
     """What a replica sends and holds, and the sum over all shards.
 
     Attributes:
-        shards, replicas: of the run; `shards` is a multiple of `replicas`.
+        shards, replicas: their numbers; `shards` is a multiple of `replicas`.
         all_reduce: `"ordered"`, or `"fast"`, which is TensorFlow's own sum.
         several_workers: whether the replicas belong to several processes.
     """
@@ -64,12 +64,13 @@ class Exchange:
 
     @property
     def holds(self) -> int:
-        """The vectors that a replica holds at most at once, each as long as a gradient: those of its shards, those that it
-        sends, those that it receives, and the sum.
+        """The vectors, each as long as gradient and averaged state, that a replica holds at most at once: those of its shards,
+        those that it sends, those that it receives, the sum and the mean."""
+        return self.own + self.sends + (self.replicas * self.sends if self._gathers else 1) + 2
 
-        Between workers it receives one at a time. Within a process `"ordered"` gathers all (`replicas * sends`)."""
-        gathers = self.replicas > 1 and not (self.several_workers or self._one_sum_of_all)
-        return self.own + self.sends + (self.replicas * self.sends if gathers else 1) + 2
+    @property
+    def _gathers(self) -> bool:
+        return self.replicas > 1 and not (self.several_workers or self._one_sum_of_all)
 
     @property
     def _one_sum_of_all(self) -> bool:
@@ -92,12 +93,12 @@ class Exchange:
             `float32[size]` and `float32[replicas * images, width]`.
         """
         if self.replicas == 1:
-            return tree(sums), rows
+            return sums[0], rows
         size, (images, width) = sums[0].shape[0], rows.shape
-        if self.several_workers or self._one_sum_of_all:
+        if not self._gathers:
             placed = tf.reshape(_placed(context, rows), [-1])
             vectors = [tf.concat([part, placed if k == 0 else _nothing(placed)], axis=0) for k, part in enumerate(sums)]
-            # data-parallel: the one moment in a step when replicas exchange anything.
+            # data-parallel: the only communication between replicas in a step.
             if self._one_sum_of_all:
                 total = context.all_reduce(tf.distribute.ReduceOp.SUM, vectors[0])
             else:
@@ -110,7 +111,7 @@ class Exchange:
             total, placed = tf.split(total, [size, -1])
             return total, tf.reshape(placed, [self.replicas * images, width])
         vector = tf.concat([*sums, tf.reshape(rows, [-1])], axis=0)
-        # data-parallel: the same moment in a single process, where copying is cheap: everybody gets everything.
+        # data-parallel: the same in a single process, where copying is cheap: every replica gets everything.
         gathered = tf.ensure_shape(context.all_gather(vector[tf.newaxis], axis=0), [self.replicas, *vector.shape])
         of_shards, of_images = tf.split(gathered, [len(sums) * size, -1], axis=1)
         parts = tf.unstack(tf.reshape(of_shards, [self.replicas * len(sums), size]))
@@ -137,7 +138,7 @@ def tree(parts: list[tf.Tensor]) -> tf.Tensor:
 
 
 def whole_subtrees(shards: int, replicas: int) -> bool:
-    """Tell whether cutting the tree over the shards in halves ends exactly at the replicas' shares."""
+    """Tell whether halving the tree gives each replica one of its nodes; not for 3 shards on 3 replicas, where `sends` is 1 anyway."""
     while replicas > 1 and shards > 1 and shards % 2 == 0 and replicas % 2 == 0:
         shards, replicas = shards // 2, replicas // 2
     return replicas == 1
@@ -174,12 +175,9 @@ def sum_in_pairs(own: Sequence, *, replica: int, replicas: int, reduce: Callable
         met = min(len(have_left), len(have_right))
         done += have_left[:met] + have_right[:met]
         rest = have_left[met:] + have_right[met:]
-        while rest:  # a level that does not split evenly: who has the sum tells it to who has not
-            for a, b in zip(list(done), rest, strict=False):
-                if replica in (a, b):
-                    total = reduce(total if replica == a else _nothing(own[0]), min(a, b), max(a, b))
-            met = min(len(done), len(rest))
-            done, rest = done + rest[:met], rest[met:]
+        for a, b in zip(done, rest, strict=False):  # a level that does not split evenly: a has the sum, b gets it
+            if replica in (a, b):
+                total = reduce(total if replica == a else _nothing(own[0]), min(a, b), max(a, b))
         return total
 
     return node(0, count * replicas)
@@ -188,8 +186,8 @@ def sum_in_pairs(own: Sequence, *, replica: int, replicas: int, reduce: Callable
 def _pairs_one_by_one(replica: int) -> Callable:
     """Return a function that returns the sum of the vectors of the replicas `a < b`, on both.
 
-    A replica takes its pairs in the order of its calls: on a GPU, collectives wait for each other, and two replicas that began with
-    different ones would wait forever."""
+    A replica runs its collectives in the order in which they were created. On a GPU, two replicas that start different ones first
+    would deadlock."""
     before: list[tf.Tensor] = []
 
     def reduce(vector: tf.Tensor, a: int, b: int) -> tf.Tensor:
@@ -211,7 +209,7 @@ def _number(context) -> int:
 
 def _placed(context, rows: tf.Tensor) -> tf.Tensor:
     """Return `float32[replicas, images, width]`: this replica's rows at its position, nothing at the others'."""
-    own = tf.one_hot(context.replica_id_in_sync_group, context.num_replicas_in_sync, True, False, dtype=tf.bool)
+    own = tf.equal(tf.range(context.num_replicas_in_sync), context.replica_id_in_sync_group)
     rows = rows[tf.newaxis]
     return tf.where(own[:, tf.newaxis, tf.newaxis], rows, _nothing(rows))
 

@@ -57,7 +57,8 @@ def install(
     train_function = _TrainFunction(step, steps_per_call, steps_per_epoch)
 
     def compile_again(*arguments, **options):
-        type(model).compile(model, *arguments, **options)
+        with model.distribute_strategy.scope():  # an optimizer that is named as text is created here
+            type(model).compile(model, *arguments, **options)
         counts, train_function.step = train_function.step.counts, Step(model, shards=shards, seed=seed)
         train_function.step.counts = counts
         keras_repairs.repair(model)

@@ -50,8 +50,8 @@ class Step:
 
     Attributes:
         counts: steps done, and loss and correct answers of their images, added in the order of the steps.
-        exchange: between the replicas.
-        loss: of each image.
+        exchange: how the replicas exchange vectors.
+        loss: returns the loss of each image.
     """
 
     def __init__(
@@ -64,7 +64,19 @@ class Step:
         learning_rate: Callable[[int], float] | None = None,
         all_reduce: str = "ordered",
     ):
-        """Build everything the step needs. `learning_rate` gives the rate of a step; None leaves the optimizer's alone."""
+        """Build everything that the step needs.
+
+        Args:
+            model: compiled.
+            shards: number of shards in the global batch; None is one per replica.
+            seed: seed of the run, from which random layers draw.
+            first_step: number of the first step.
+            learning_rate: function from the number of a step to its learning rate. If None, the optimizer's own is used.
+            all_reduce: `"ordered"` or `"fast"`.
+
+        Raises:
+            errors.SettingsError: the model, its loss or its optimizer is refused (see `accepted`), or the numbers do not fit.
+        """
         self.model, self.strategy, self.seed = model, model.distribute_strategy, seed
         self.learning_rate, self.counts = learning_rate, Counts(first_step)
         self.exchange = _exchange(self.strategy, shards, all_reduce)
@@ -72,8 +84,9 @@ class Step:
         accepted.check_placement(model)
         self.loss = objective.build(model)
         metrics = [metric.name for metric in model._compile_metrics.metrics] if model._compile_metrics else []
-        self.more_metrics = metrics not in ([], ["accuracy"])  # than what the step counts itself
-        self.jit_compile = model._compile_config.config.get("jit_compile") is True  # "auto" is XLA in plain Keras alone
+        self.more_metrics = metrics not in ([], ["accuracy"])  # besides those that the step counts itself
+        # Keras resolves "auto" to XLA without a strategy and to no XLA under one, which would change the bits.
+        self.jit_compile = model._compile_config.config.get("jit_compile") is True
         self.shard = self.spec = None
         self.last_rate: np.float32 | None = None  # that this step has assigned
         self.run = tf.function(self._run, autograph=True, reduce_retracing=True)
@@ -113,7 +126,7 @@ class Step:
             raise errors.SettingsError(RATE_OF_STAGES.format(who="a callback", what=f"assigned learning_rate={rate:g}"))
 
     def trace(self, element_spec) -> Shard:
-        """Return the shard for the batches of one replica with this `element_spec`; traced again for another one only."""
+        """Return the shard for the batches of one replica; traced on the first call, and again if `element_spec` changes."""
         if self.shard is None or element_spec != self.spec:
             members = element_spec if isinstance(element_spec, tuple) else (element_spec,)
             batch = [_of_one_shard(member, self.exchange.own) for member in members]
@@ -122,10 +135,10 @@ class Step:
         return self.shard
 
     def gradient(self, batch: tuple, *, shard: int = 0) -> tf.Tensor:
-        """Return what one shard of the present step finds, on one device: its gradient and averaged state, `float32[size]`.
+        """Compute one shard with the present weights on one device, and return its vector `float32[size]`: gradient, then state.
 
         Args:
-            batch: `uint8[rows, height, width, channels]` images and `int32[rows]` labels of this shard.
+            batch: images `[rows, height, width, channels]` in the dtype of the model's input, and labels `int32[rows]`.
             shard: its number.
         """
         own = self.exchange.own
@@ -181,7 +194,8 @@ class Step:
         context.merge_call(_write, args=([v.value for v in self.shard.averaged], state))
 
     def _update_metrics(self, context, losses, labels, logits) -> None:
-        """Show the whole global batch to Keras' metrics, on one replica: they are read as the sum over all of them."""
+        """Update Keras' metrics with the whole global batch, on replica 0 only: Keras sums metric variables over the replicas when
+        it reads them, so updating on every replica would count each image `R` times."""
         compiled = self.model._compile_metrics
 
         def update():
@@ -221,8 +235,8 @@ def _of_one_shard(spec, own: int) -> tf.TensorSpec:
 
 @contextlib.contextmanager
 def all_reduce_left_to_the_step(optimizer: keras.optimizers.Optimizer):
-    """Let this one optimizer take its gradients as they are, for they are summed already; only while the step is traced,
-    or a plain `fit` with the same optimizer afterwards would add up nothing."""
+    """Disable the optimizer's own all-reduce during a step, because the gradients are summed already. It is restored afterwards;
+    otherwise a plain `fit` with the same optimizer would no longer sum the gradients."""
     inner = getattr(optimizer, "inner_optimizer", optimizer)  # on the wrapper of mixed_float16 it would do nothing
     inner._all_reduce_sum_gradients = lambda gradients_and_variables: gradients_and_variables
     try:

@@ -468,7 +468,10 @@ def test_foreign_files_and_spellings_do_not_matter(tmp_path, capsys):
         (tmp_path / "in" / split / "__MACOSX").mkdir()
     data = prepare.dataset(tmp_path / "in", tmp_path / "out")
     assert data.class_names == [unicodedata.normalize("NFC", "crème"), "tea"] and len(data.train.labels) == 12
-    assert "one class" in capsys.readouterr().out and (data.directory / "skipped.csv").read_text() == "source,reason\n"
+    assert "one class" in capsys.readouterr().out
+    with open(data.directory / "skipped.csv", newline="") as file:
+        reasons = {row["reason"] for row in csv.DictReader(file)}
+    assert reasons == {"hidden, or of a kind that lies beside pictures"}
 
 
 def test_a_level_of_folders_too_few_or_too_many_is_explained(tmp_path):
@@ -491,7 +494,9 @@ def test_a_source_that_changed_moved_or_went_away(tmp_path, monkeypatch):
     os.mkdir("photos/hen")
     for i in (2, 3):
         os.rename(f"photos/dog/{i}.png", f"photos/hen/{i}.png")
-    with pytest.raises(errors.SettingsError, match=r"older than its source photos: 2 new .*2 removed .*2 moved .*--fresh"):
+    with pytest.raises(
+        errors.SettingsError, match=r"older than its source photos: 2 new .*2 removed .*2 moved .*--fresh"
+    ):
         prepare.dataset("photos", "data")
     assert prepare.dataset("photos", "data", fresh=True).class_names == ["cat", "dog", "hen"]
     assert prepare.load("data.1").fingerprint == before.fingerprint

@@ -189,11 +189,10 @@ def _make(source: sources.Source, work: Path, size, on_bad_image: str, settings:
         splits[split] = arrays.SplitWriter(work / split, shape, opened)
         skipped += _fill(splits[split], source, split, on_bad_image)
     total = sum(len(writer.labels) for writer in splits.values())
-    if len(skipped) > total:
-        named = "; ".join(f"{source}: {reason}" for source, reason in skipped[:3])
-        raise errors.DataError(
-            f"{source.name}: {len(skipped)} of {total + len(skipped)} inputs cannot be used ({named}, ...)"
-        )
+    bad = [entry for entry in skipped if entry[1] != folders.BESIDE]
+    if len(bad) > total:
+        named = "; ".join(f"{source}: {reason}" for source, reason in bad[:3])
+        raise errors.DataError(f"{source.name}: {len(bad)} of {total + len(bad)} inputs cannot be used ({named}, ...)")
     class_names = _filled_classes(source, splits)
     numbers = Counter(splits["train"].labels)
     (most, largest), (least, smallest) = (numbers.most_common()[place] for place in (0, -1))
@@ -223,7 +222,7 @@ def _fill(writer: arrays.SplitWriter, source: sources.Source, split: str, on_bad
         read += 1
         if isinstance(picture, np.ndarray):
             writer.add(picture, item.label, item.source)
-        elif on_bad_image == "fail":
+        elif on_bad_image == "fail" and picture != folders.BESIDE:
             raise errors.DataError(
                 f"{item.source}: {picture}. Remove it, or skip such pictures with --on-bad-image skip"
             )

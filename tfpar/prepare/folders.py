@@ -11,6 +11,7 @@ from tfpar import errors, files
 
 TRAIN = ("train", "training")
 HELD_OUT = ("validation", "valid", "val", "dev", "eval", "test")  # the first that is there becomes validation
+BESIDE = "hidden, or of a kind that lies beside pictures"  # why a file is skipped without counting as a bad picture
 FOREIGN = (
     ".json",
     ".xml",
@@ -47,12 +48,14 @@ def find(root: Path, splits: bool | None) -> tuple[list[str], dict[str, list[tup
     roots = _roots(root, _folders(root), splits)
     listed = {split: list(_walk(path)) for split, path in roots.items()}
     spelled: dict[str, set[str]] = {}
-    for name in (name for found in listed.values() for name, _ in found if name is not None):
+    for name in (
+        name for found in listed.values() for name, path in found if name is not None and not foreign(path.name)
+    ):
         spelled.setdefault(_composed(name), set()).add(name)
     for name, spellings in spelled.items():
         if len(spellings) > 1:
             print(f"class {name}: its folders are spelled in composed and in decomposed Unicode, and are one class")
-    if not any(name is not None for name, _ in listed["train"]):
+    if not any(name is not None and not foreign(path.name) for name, path in listed["train"]):
         raise errors.DataError(_no_classes(root, roots["train"], listed["train"]))
     for split, path in roots.items():
         filled = {name for name, _ in listed[split]}
@@ -77,10 +80,10 @@ def _folders(root: Path) -> list[str]:
         raise errors.InputNotFound(
             f"{files.printable(str(root))}: cannot be read ({error.strerror}). {files.remedy(error)}"
         ) from error
-    return [name for name in names if (root / name).is_dir() and not _foreign(name)]
+    return [name for name in names if (root / name).is_dir() and not foreign(name)]
 
 
-def _foreign(name: str) -> bool:
+def foreign(name: str) -> bool:
     """Tell whether a file or folder is hidden, or lies beside pictures without being one."""
     return name.startswith(".") or name == "__MACOSX" or name.lower().endswith(FOREIGN)
 
@@ -120,11 +123,14 @@ def _roots(root: Path, folders: list[str], splits: bool | None) -> dict[str, Pat
 
 def _no_classes(root: Path, train: Path, listed: list) -> str:
     """Return where the classes seem to be, for the message that there are none."""
-    place = files.printable(str(train))
-    if listed:
+    place, flat = (
+        files.printable(str(train)),
+        [path.name for name, path in listed if name is None and not foreign(path.name)],
+    )
+    if flat:
         return (
-            f"{place}: {len(listed)} files lie directly in it; put each into a folder named after its class, such as "
-            f"{place}/cat/{files.printable(listed[0][1].name)}"
+            f"{place}: {len(flat)} files lie directly in it; put each into a folder named after its class, such as "
+            f"{place}/cat/{files.printable(flat[0])}"
         )
     return f"{files.printable(str(root))}: no pictures in it; give a folder with one folder per class and pictures in those"
 
@@ -140,7 +146,7 @@ def superfluous(root: Path) -> str:
 
 
 def _walk(root: Path) -> Iterator[tuple[str | None, Path]]:
-    """Yield (class folder or None, file) for every file below a folder that may be a picture, in a fixed order, each folder once."""
+    """Yield (class folder or None, file) for every file below a folder, in a fixed order, each folder once."""
     seen = set()
 
     def unreadable(error: OSError):
@@ -154,16 +160,15 @@ def _walk(root: Path) -> Iterator[tuple[str | None, Path]]:
             below.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
-        below[:] = sorted((name for name in below if not _foreign(name)), key=os.fsencode)
+        below[:] = sorted((name for name in below if not foreign(name)), key=os.fsencode)
         parts = Path(folder).relative_to(root).parts
         for name in sorted(names, key=os.fsencode):
-            if not _foreign(name):
-                yield (parts[0] if parts else None), Path(folder) / name
+            yield (parts[0] if parts else None), Path(folder) / name
 
 
 def stamp(listed: dict[str, list[tuple[str | None, Path]]]) -> dict:
     """Return the number of the files that `find` has listed, their bytes, and the time of the newest."""
-    found = [path.stat() for entries in listed.values() for _, path in entries]
+    found = [path.stat() for entries in listed.values() for _, path in entries if not foreign(path.name)]
     newest = max((status.st_mtime_ns for status in found), default=0)
     return {"files": len(found), "bytes": sum(status.st_size for status in found), "newest": newest}
 
@@ -178,7 +183,9 @@ def changes(root: Path, splits: bool | None, earlier: dict, names: set[str], *, 
         moved_away: the folder lies elsewhere now, so the times of its files may be those of a copy.
     """
     _, listed = find(root, splits)
-    now = {files.printable(path.relative_to(root).as_posix()) for found in listed.values() for _, path in found}
+    names = {name for name in names if not foreign(name.rsplit("/", 1)[-1])}
+    pictures = [path for found in listed.values() for _, path in found if not foreign(path.name)]
+    now = {files.printable(path.relative_to(root).as_posix()) for path in pictures}
     new, gone = sorted(now - names), sorted(names - now)
     ends = {name.rsplit("/", 1)[-1]: name for name in gone}
     moved = [name for name in new if name.rsplit("/", 1)[-1] in ends]

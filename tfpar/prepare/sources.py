@@ -166,6 +166,7 @@ def _folder(root: Path, splits: bool | None) -> Source:
         for name, path in listed[split]:
             source = files.printable(path.relative_to(root).as_posix())
             reason = "" if name is not None else "not inside a class folder"
+            reason = folders.BESIDE if folders.foreign(path.name) else reason
             yield Input(source, index.get(name), path, reason)
 
     return Source(

@@ -168,6 +168,11 @@ def _add_train(command) -> None:
     )
     precisions = ("float32", "mixed_bfloat16", "mixed_float16")
     train.add_argument("--precision", choices=precisions, default="float32", help="of the computing")
+    _add_how(train)
+
+
+def _add_how(train) -> None:
+    """Add what decides how a training is computed, saved and looked at, but not what is trained."""
     _add_setting(train, "shards", "V")
     _add_setting(train, "all_reduce")
     train.add_argument("--xla", action="store_true", help="compile each shard by XLA; it pays on GPUs")

@@ -9,9 +9,8 @@ import signal
 import threading
 
 # Terminals and batch systems send these before they end a process by force.
-ASKING = [
-    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGXCPU") if hasattr(signal, name)
-]
+ALWAYS = (signal.SIGTERM, signal.SIGINT)
+UNLESS_HANDLED = [getattr(signal, name) for name in ("SIGHUP", "SIGUSR1", "SIGXCPU") if hasattr(signal, name)]
 
 
 class Interrupted(KeyboardInterrupt):
@@ -49,7 +48,8 @@ class StopSignal:
     def __enter__(self) -> StopSignal:
         self.earlier = {}
         if threading.current_thread() is threading.main_thread():
-            asking = [number for number in ASKING if signal.getsignal(number) != signal.SIG_IGN]
+            asking = [number for number in ALWAYS if signal.getsignal(number) != signal.SIG_IGN]
+            asking += [number for number in UNLESS_HANDLED if _free(signal.getsignal(number))]
             self.earlier = {number: signal.signal(number, self._request) for number in asking}
         return self
 
@@ -61,3 +61,8 @@ class StopSignal:
         self.requested = True
         if not self.deferred:
             raise Interrupted()
+
+
+def _free(handler) -> bool:
+    """Tell whether a signal has its default effect, or belongs to a StopSignal around this one."""
+    return handler == signal.SIG_DFL or isinstance(getattr(handler, "__self__", None), StopSignal)

@@ -227,6 +227,9 @@ REFUSED = {
     "variable of no layer": (lambda: compiled(network(Outside())), "belong to no layer"),
     "stateful random": (lambda: compiled(network(Stateful())), "RandomStandardNormal"),
     "accumulation": (lambda: compiled(network(), optimizer=keras.optimizers.SGD(0.1, gradient_accumulation_steps=2)), "more shards"),
+    "reduction of the loss": (
+        lambda: compiled(network(), loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="sum")), "leave reduction out",
+    ),
     "nothing to train": (lambda: compiled(frozen()), "no trainable variable"),
 }  # fmt: skip
 
@@ -553,3 +556,108 @@ def test_a_run_says_how_many_steps_it_was_stopped_after(digits, tmp_path):
             model = compiled(network())
         trained(digits, tmp_path / "run", model=model, steps_per_call=1)
     assert not results.Run(tmp_path / "run").finished
+
+
+# ---- found by a review
+
+
+class Ready(keras.callbacks.Callback):
+    def on_train_begin(self, logs=None):
+        self.model.optimizer.learning_rate = 5.0
+
+
+def one_hot_loss(labels, logits):
+    return -tf.reduce_sum(labels * tf.nn.log_softmax(logits), axis=1) * (labels.shape[1] / 10)
+
+
+def test_a_rate_before_the_first_step_a_vector_metric_and_a_loss_that_reads_shapes(digits, tmp_path):
+    with pytest.raises(errors.SettingsError, match="Stage"):
+        trained(digits, tmp_path / "a", callbacks=[Ready()])
+    model = compiled(network(), loss=one_hot_loss, metrics=["accuracy", keras.metrics.F1Score(average=None)])
+    watching = Watching()
+    run = trained(digits, tmp_path / "b", model=model, callbacks=[watching])
+    assert watching.logs["val_f1_score"].shape == (10,) and "f1_score" not in run.history.column_names
+    more = compiled(network(), loss=one_hot_loss, metrics=["accuracy", "mse"])
+    assert trained(digits, tmp_path / "b", model=more).finished  # metrics are no setting of a run
+    assert np.array_equal(more.get_weights()[0], model.get_weights()[0])
+
+
+def test_a_log_that_holds_other_runs_is_left_alone(digits, tmp_path):
+    (tmp_path / "log.csv").write_text("epoch,accuracy\n" + "0,0.5\n" * 20)
+    logger = keras.callbacks.CSVLogger(str(tmp_path / "log.csv"), append=True)
+    trained(digits, tmp_path / "run", callbacks=[logger])
+    assert len((tmp_path / "log.csv").read_text().splitlines()) == 24 and logger.append
+
+
+def test_answers_about_splits_are_remembered_and_fresh_loses_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("train/cat", "train/dog", "val/cat", "val/dog", "more/cat"):
+        pictures(f"photos/{folder}")
+    os.symlink("/nonexistent", "photos/train/cat/link.png")
+    first = prepare.dataset("photos", "data", splits=True)
+    assert prepare.dataset("photos", "data", splits=True).fingerprint == prepare.dataset("photos", "data").fingerprint
+    with pytest.raises(errors.InputNotFound):
+        prepare.dataset("no_such_source", "data", fresh=True)
+    with pytest.raises(errors.DataError):
+        prepare.dataset("photos/train/cat", "data", fresh=True)
+    assert prepare.load("data").fingerprint == first.fingerprint and not os.path.exists("data.1")
+
+
+def test_digits_is_not_a_folder_of_that_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        pictures(f"digits/{name}")
+    assert prepare.dataset("./digits", "data").num_classes == 2
+    with pytest.raises(errors.SettingsError, match="source is folder:"):
+        prepare.dataset("digits", "data")
+
+
+def test_after_a_refused_compile_fit_does_not_train_with_another_step(digits):
+    model, one = compiled(network()), devices.strategy(simulate=1)
+    step = steps.install(model, shards=1, steps_per_call=2, steps_per_epoch=4)
+    batches = engine.train_batches(digits.train, one, global_batch_size=64)
+    with pytest.raises(errors.SettingsError, match="give both the same"):
+        model.fit(batches, steps_per_epoch=3, verbose=0)
+    with pytest.raises(errors.SettingsError, match="probabilities"):
+        model.compile("sgd", keras.losses.SparseCategoricalCrossentropy())
+    before = model.get_weights()
+    with pytest.raises(errors.SettingsError, match="probabilities"):
+        model.fit(batches, steps_per_epoch=4, verbose=0)
+    assert all(map(np.array_equal, before, model.get_weights())) and step.counts.step == 0
+    model.compile("sgd", LOSS)
+    model.make_train_function(force=True)
+    model.fit(digits.train.images, digits.train.labels, class_weight={0: 2.0}, verbose=0)
+
+
+class Restless(layers.Layer):
+    def call(self, x):
+        return x + keras.random.normal(keras.ops.shape(x))
+
+
+def test_inference_is_repeatable_where_a_layer_draws(digits):
+    from tfpar.train.inference import Inference
+
+    infer = Inference(compiled(network(Restless(), layers.Dense(5), layers.Dense(10, name="more"))))
+    first = infer(digits.validation)[0]
+    keras.random.normal((3,))
+    assert np.array_equal(first, infer(digits.validation)[0])
+
+
+def test_a_run_of_the_first_version_with_counted_names_continues(digits, tmp_path):
+    from tfpar.results import writing
+    from tfpar.train import identity
+
+    def build():
+        return compiled(
+            keras.Sequential(
+                [keras.Input((8, 8, 1), dtype="uint8"), layers.Rescaling(1 / 255), layers.Flatten(), layers.Dense(10)]
+            )
+        )
+
+    build()
+    model = build()
+    run = trained(digits, tmp_path / "run", model=model)
+    old = run.settings | {"model": model.name, "model_config": identity._model_fingerprint(model, counted=True)}
+    del old["excluded_from_weight_decay"]
+    writing.write_facts(run.directory, run.facts | {"settings": old})
+    assert trained(digits, tmp_path / "run", model=model).finished

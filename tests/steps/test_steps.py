@@ -336,7 +336,7 @@ def test_fast_is_close_and_not_the_same(digits):
 def test_a_step_depends_on_its_number_and_random_layers_on_the_shard(digits):
     state = tf.constant([7, 0], tf.uint32)
     keys = {
-        tuple(shard._seed_state(state, s, tf.constant(n, tf.int64), tf.constant(v)).numpy())
+        tuple(shard.seed_state(state, s, tf.constant(n, tf.int64), tf.constant(v)).numpy())
         for s in (0, 1)
         for n in range(4)
         for v in range(4)

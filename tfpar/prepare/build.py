@@ -77,14 +77,20 @@ def dataset(
         validate.path("tfds_manual_dir", tfds_manual_dir)
     settings = {"source": sources.identity(source), "validation_fraction": validation_fraction, "seed": seed}
     if splits is not None:
-        settings["splits"] = bool(splits)
-    if fresh and (directory / "dataset.json").exists():
-        print(f"the earlier directory is kept as {files.set_aside(directory)}")
-    if (directory / "dataset.json").exists():
+        settings["folders_are_splits"] = bool(splits)
+    there = (directory / "dataset.json").exists()
+    if there and not fresh:
         return _found(directory, settings, size, known, source)
-    _write(
-        sources.find(source, tfds_manual_dir=tfds_manual_dir, splits=splits), directory, size, on_bad_image, settings
-    )
+    found = sources.find(source, tfds_manual_dir=tfds_manual_dir, splits=splits)
+    beside = files.set_aside(directory) if there else None
+    try:
+        _write(found, directory, size, on_bad_image, settings)
+    except BaseException:
+        if beside:
+            Path(beside).rename(directory)
+        raise
+    if beside:
+        print(f"the earlier directory is kept as {beside}")
     return load(directory, verify=False)
 
 
@@ -143,10 +149,12 @@ def _found(directory: Path, settings: dict, size, known, source) -> Dataset:
     """Return what is there already, if it was prepared the same way, and from what the source is now."""
     there = arrays.manifest_of(directory)
     wanted = settings | ({"image_size": list(size)} if size else {})
-    has = {"image_size": there["image_shape"][:2], "splits": there.get("splits")} | {
-        key: there.get(key) for key in settings
-    }
-    if there["source"].startswith("folder:") and isinstance(source, (str, os.PathLike)):
+    has = {
+        "image_size": there["image_shape"][:2],
+    } | {key: there.get(key) for key in settings}
+    of_folder = settings["source"].startswith("folder:")
+    gone = isinstance(source, (str, os.PathLike)) and os.fspath(source) != "digits" and not Path(source).exists()
+    if there["source"].startswith("folder:") and (of_folder or gone):
         place = Path(source)
         moved_away = there["source"] != f"folder:{files.printable(os.path.abspath(place))}"
         if not place.exists() and not moved_away:  # a source that is gone is no obstacle
@@ -154,7 +162,7 @@ def _found(directory: Path, settings: dict, size, known, source) -> Dataset:
         elif place.is_dir() and "source_files" in there:
             said = folders.changes(
                 place,
-                settings.get("splits"),
+                settings.get("folders_are_splits", there.get("folders_are_splits")),
                 there["source_files"],
                 arrays.names_of(directory, there),
                 moved_away=moved_away,

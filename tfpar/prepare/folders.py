@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import unicodedata
 from collections.abc import Iterator
@@ -80,12 +81,16 @@ def _folders(root: Path) -> list[str]:
         raise errors.InputNotFound(
             f"{files.printable(str(root))}: cannot be read ({error.strerror}). {files.remedy(error)}"
         ) from error
-    return [name for name in names if (root / name).is_dir() and not foreign(name)]
+    return [name for name in names if (root / name).is_dir() and not _hidden(name)]
 
 
 def foreign(name: str) -> bool:
-    """Tell whether a file or folder is hidden, or lies beside pictures without being one."""
-    return name.startswith(".") or name == "__MACOSX" or name.lower().endswith(FOREIGN)
+    """Tell whether a file is hidden, or lies beside pictures without being one."""
+    return _hidden(name) or name.lower().endswith(FOREIGN)
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"
 
 
 def _roots(root: Path, folders: list[str], splits: bool | None) -> dict[str, Path]:
@@ -160,7 +165,7 @@ def _walk(root: Path) -> Iterator[tuple[str | None, Path]]:
             below.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
-        below[:] = sorted((name for name in below if not foreign(name)), key=os.fsencode)
+        below[:] = sorted((name for name in below if not _hidden(name)), key=os.fsencode)
         parts = Path(folder).relative_to(root).parts
         for name in sorted(names, key=os.fsencode):
             yield (parts[0] if parts else None), Path(folder) / name
@@ -168,7 +173,10 @@ def _walk(root: Path) -> Iterator[tuple[str | None, Path]]:
 
 def stamp(listed: dict[str, list[tuple[str | None, Path]]]) -> dict:
     """Return the number of the files that `find` has listed, their bytes, and the time of the newest."""
-    found = [path.stat() for entries in listed.values() for _, path in entries if not foreign(path.name)]
+    found = []
+    for path in (path for entries in listed.values() for _, path in entries if not foreign(path.name)):
+        with contextlib.suppress(OSError):  # such as a link to nowhere, which gets its line when it is decoded
+            found.append(path.stat())
     newest = max((status.st_mtime_ns for status in found), default=0)
     return {"files": len(found), "bytes": sum(status.st_size for status in found), "newest": newest}
 

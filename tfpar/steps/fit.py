@@ -59,13 +59,19 @@ def install(
     def compile_again(*arguments, **options):
         with model.distribute_strategy.scope():  # an optimizer that is named as text is created here
             type(model).compile(model, *arguments, **options)
-        counts, train_function.step = train_function.step.counts, Step(model, shards=shards, seed=seed)
+        counts = train_function.step.counts
+        try:
+            train_function.step = Step(model, shards=shards, seed=seed)
+        except errors.SettingsError as error:
+            model.train_function = _raising(error)
+            raise
         train_function.step.counts = counts
         keras_repairs.repair(model)
         model.train_function = train_function
 
     def fit(*arguments, **options):
-        _check_fit(inspect.signature(type(model).fit).bind(model, *arguments, **options).arguments)
+        if model.train_function is train_function:
+            _check_fit(inspect.signature(type(model).fit).bind(model, *arguments, **options).arguments, train_function)
         return type(model).fit(model, *arguments, **options)
 
     keras_repairs.repair(model)
@@ -75,12 +81,26 @@ def install(
     return step
 
 
-def _check_fit(given: dict) -> None:
+def _raising(error: errors.SettingsError):
+    """Return a train function that refuses: after a `compile` that was refused, `fit` must not train with Keras' own step."""
+
+    def refuse(_iterator):
+        raise error
+
+    return refuse
+
+
+def _check_fit(given: dict, train_function: _TrainFunction) -> None:
     """Refuse arguments of `fit` that the endless batches of the engine do not go with."""
     if given.get("class_weight") is not None or given.get("sample_weight") is not None:
         raise errors.SettingsError(
             "fit was given class_weight or sample_weight, which Keras cannot apply to distributed batches; give "
             "engine.train_batches(class_weights=[...]), one number for each class"
+        )
+    if train_function.steps_per_call > 1 and given.get("steps_per_epoch") != train_function.steps_per_epoch:
+        raise errors.SettingsError(
+            f"fit was given steps_per_epoch={given.get('steps_per_epoch')}, and the step was installed for "
+            f"{train_function.steps_per_epoch}, with several steps per call; give both the same"
         )
     x = given.get("x")
     cardinality = getattr(x, "cardinality", 0)

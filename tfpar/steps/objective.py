@@ -81,6 +81,8 @@ def name_of(model: keras.Model) -> dict | str:
     return {"loss": known, "weights": weights} if weights else known
 
 
+# What a loss raises that takes the labels in another form.
+MISTAKES = (ValueError, TypeError, LookupError, AttributeError, AssertionError, tf.errors.OpError)
 _PROBABILITIES = (
     "compile with SparseCategoricalCrossentropy(from_logits=True), or CategoricalCrossentropy(from_logits=True)"
 )
@@ -104,6 +106,11 @@ def _image_loss(model: keras.Model, integers, logits, classes: int) -> ImageLoss
     if len(losses) != 1:
         raise errors.SettingsError(f"compile with one loss; this model has {len(losses)}")
     loss, weight = losses[0].loss, losses[0].loss_weights
+    if loss.reduction not in ("sum_over_batch_size", "mean") or type(loss).__call__ is not keras.losses.Loss.__call__:
+        raise errors.SettingsError(
+            f"loss {loss.name} has reduction={loss.reduction!r} or a __call__ of its own; the step takes the mean over the images, so "
+            "leave reduction out, and give the loss of each image in call(y_true, y_pred)"
+        )
     function = getattr(loss, "fn", None)  # of a loss that wraps a function, as all that Keras names do
     if _takes_probabilities(function, getattr(loss, "_fn_kwargs", {})):
         raise errors.SettingsError(
@@ -139,7 +146,7 @@ def _check_per_image(loss: ImageLoss, classes: int) -> None:
         alone = [loss(labels[i : i + 1], logits[i : i + 1]) for i in range(4)]
     # So all of Keras' losses refuse other labels or shapes. A mistake in a loss of the user's own looks the same; the
     # stack trace of the cause shows where.
-    except (ValueError, TypeError, tf.errors.InvalidArgumentError) as error:
+    except MISTAKES as error:
         why, cause = f"does not take labels and logits [batch, {classes}] ({_said(error)})", error
     else:
         if together.shape != (4,) or any(each.shape != (1,) for each in alone):

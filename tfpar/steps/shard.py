@@ -103,11 +103,11 @@ class Shard:
         images, labels, *weights = batch
         variables = self.model.non_trainable_variables
         given = [
-            _seed_state(value, self.seed, step, shard) if id(variable) in self.seed_states else value
+            seed_state(value, self.seed, step, shard) if id(variable) in self.seed_states else value
             for variable, value in zip(variables, state, strict=True)
         ]
-        unseeded = _seed_state(tf.zeros([2], tf.uint32), self.seed, step, shard)
-        with tf.GradientTape() as tape, _drawn_from(unseeded):
+        unseeded = seed_state(tf.zeros([2], tf.uint32), self.seed, step, shard)
+        with tf.GradientTape() as tape, drawn_from(unseeded):
             tape.watch(trainable)
             logits, changed, penalties = self.model.stateless_call(
                 trainable, given, images, training=True, return_losses=True
@@ -176,7 +176,7 @@ def seed_generators(model: keras.Model) -> list[keras.random.SeedGenerator]:
     return list({id(generator): generator for layer in layers for generator in layer._seed_generators}.values())
 
 
-def _seed_state(layer_seed: tf.Tensor, seed: int, step: tf.Tensor, shard: tf.Tensor) -> tf.Tensor:
+def seed_state(layer_seed: tf.Tensor, seed: int, step: tf.Tensor, shard: tf.Tensor) -> tf.Tensor:
     """Return the seed state `uint32[2]` of a random layer: a hash of layer seed, run seed, step and shard, and a counter of 0.
 
     Keras increments the counter at each draw, so step and shard go into the hash and not into the counter.
@@ -201,7 +201,7 @@ class _Draws:
 
 
 @contextlib.contextmanager
-def _drawn_from(state: tf.Tensor) -> Iterator[None]:
+def drawn_from(state: tf.Tensor) -> Iterator[None]:
     """Let `keras.random` draw from this state where it is given no seed."""
     draws = _Draws(state)
     with mock.patch.object(seed_generator, "global_seed_generator", lambda: draws):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import keras
+import numpy as np
 
 from tfpar import errors, files, validate
 from tfpar.steps.step import RATE_OF_STAGES
@@ -52,16 +54,38 @@ def restore(callbacks: Sequence[keras.callbacks.Callback], earlier: dict) -> lis
     return anew
 
 
-def keep_rows(callbacks: Sequence[keras.callbacks.Callback], epochs: int) -> None:
-    """Let each `CSVLogger` go on behind the rows of the epochs that are finished, which it would delete at the start of a stage."""
-    for callback in callbacks:
-        if isinstance(callback, keras.callbacks.CSVLogger) and epochs and os.path.exists(callback.filename):
-            callback.append = True
-            with open(callback.filename, encoding="utf-8") as file:
+@contextlib.contextmanager
+def rows_kept(callbacks: Sequence[keras.callbacks.Callback], epochs: int, *, chief: bool) -> Iterator[None]:
+    """Let each `CSVLogger` go on behind the rows of the finished epochs, which it would delete when a stage begins.
+
+    One that the user gave `append=True` is left alone: its file holds other runs too.
+    """
+    loggers = [each for each in callbacks if isinstance(each, keras.callbacks.CSVLogger) and not each.append]
+    for logger in loggers if epochs else ():
+        logger.append = True
+        if chief and os.path.exists(logger.filename):
+            with open(logger.filename, encoding="utf-8") as file:
                 lines = file.readlines()
-            files.write(
-                callback.filename, "".join(lines[: epochs + 1])
-            )  # a killed run may have logged an epoch too many
+            files.write(logger.filename, "".join(lines[: epochs + 1]))  # a killed run may have logged an epoch too many
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.append = False
+
+
+class Scalars(keras.callbacks.TensorBoard):
+    """TensorBoard without the metrics that give a vector, which it cannot draw."""
+
+    def on_train_batch_end(self, batch, logs=None):
+        super().on_train_batch_end(batch, _scalars(logs))
+
+    def on_epoch_end(self, epoch, logs=None):
+        super().on_epoch_end(epoch, _scalars(logs))
+
+
+def _scalars(logs: dict | None) -> dict:
+    return {name: value for name, value in (logs or {}).items() if np.ndim(value) == 0}
 
 
 class EpochEnd(keras.callbacks.Callback):

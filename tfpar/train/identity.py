@@ -33,7 +33,8 @@ def fingerprint(model: keras.Model, data: Dataset, settings: Settings) -> dict:
     values = {
         "model": _without_count(model),
         "model_config": _model_fingerprint(model),
-        "optimizer": _not_decayed(model) | _plain(keras.optimizers.serialize(model.optimizer)),
+        "optimizer": _plain(keras.optimizers.serialize(model.optimizer)),
+        "excluded_from_weight_decay": _not_decayed(model),
         "loss": _plain(objective.name_of(model)),
         "precision": keras.config.dtype_policy().name,
         "jit_compile": model._compile_config.config.get("jit_compile") is True,
@@ -48,15 +49,20 @@ def fingerprint(model: keras.Model, data: Dataset, settings: Settings) -> dict:
     return json.loads(json.dumps(values, default=_number))
 
 
-def agree(earlier: dict, now: dict) -> None:
+def agree(earlier: dict, now: dict, model: keras.Model) -> None:
     """Refuse to continue a run with other settings; stages may be added at the end.
+
+    A run of version 0.1.0 holds the name of the model, and a hash of it, with the number that Keras had counted.
 
     Raises:
         errors.SettingsError: names each setting that differs, with both values.
     """
     there = len(earlier["stages"])
     comparable = now | {"stages": now["stages"][:there]}
-    differing = [key for key in earlier if earlier[key] != comparable.get(key)]
+    counted = {"model": model.name, "model_config": _model_fingerprint(model, counted=True)}
+    differing = [
+        key for key in earlier if earlier[key] not in (comparable.get(key), counted.get(key, comparable.get(key)))
+    ]
     if differing:
         named = "; ".join(
             f"{WORDS.get(key, key)} is {_short(earlier[key])} in the run, {_short(now.get(key))} now"
@@ -177,7 +183,7 @@ def _test_computation() -> dict[str, str]:
     return {name: hashlib.sha256(value.numpy().tobytes()).hexdigest()[:8] for name, value in found.items()}
 
 
-def _model_fingerprint(model: keras.Model) -> str:
+def _model_fingerprint(model: keras.Model, *, counted: bool = False) -> str:
     """Return a hash of what a model is made of; the names Keras counts up within a process do not matter."""
     try:
         config = model.get_config()
@@ -186,10 +192,11 @@ def _model_fingerprint(model: keras.Model) -> str:
             f"model {model.name} cannot be saved: {errors.first_line(error)}; add get_config to this class, as Keras' guide on "
             "serialization shows"
         ) from error
-    text = json.dumps(config | {"name": _without_count(model)}, sort_keys=True, default=_number)
+    text = json.dumps(config | ({} if counted else {"name": _without_count(model)}), sort_keys=True, default=_number)
     for number, name in enumerate(dict.fromkeys(_operation_names(model))):
         text = text.replace(json.dumps(name), f'"#{number}"')
-    text = re.sub(r'"input_layer_\d+"', '"input_layer"', text)  # of a Sequential, whose list of layers lacks it
+    if not counted:
+        text = re.sub(r'"input_layer_\d+"', '"input_layer"', text)  # of a Sequential, whose list of layers lacks it
     weights = [[list(v.shape), v.dtype, v.trainable] for v in model.variables]
     return hashlib.sha256((text + json.dumps(weights)).encode()).hexdigest()[:16]
 
@@ -200,11 +207,10 @@ def _without_count(model: keras.Model) -> str:
     return own if re.fullmatch(rf"{own}_\d+", model.name) else model.name
 
 
-def _not_decayed(model: keras.Model) -> dict:
+def _not_decayed(model: keras.Model) -> list[int]:
     """Return the numbers of the variables that `exclude_from_weight_decay` names, which no configuration holds."""
     optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
-    found = [i for i, v in enumerate(model.trainable_variables) if not optimizer._use_weight_decay(v)]
-    return {"excluded_from_weight_decay": found} if found else {}
+    return [i for i, v in enumerate(model.trainable_variables) if not optimizer._use_weight_decay(v)]
 
 
 def _value_of(loss, classes: int) -> str:
@@ -215,7 +221,7 @@ def _value_of(loss, classes: int) -> str:
     for given in (labels, tf.one_hot(labels, classes)):
         try:
             found.append(f"{float(tf.reduce_mean(loss(given, logits))):.3e}")
-        except (TypeError, ValueError, tf.errors.InvalidArgumentError):  # it takes the labels in the other form
+        except objective.MISTAKES:  # it takes the labels in the other form
             found.append("")
     return " ".join(found)
 

@@ -142,7 +142,7 @@ class Training:
                     "so validation lags behind training; train longer, or build it with a smaller momentum"
                 )
                 break
-        progress = self._restored(found)
+        progress = self._restored(found, self.variables)
         if progress:
             self.progress = Progress.of_json(progress, self.step.counts)
             self.callback_states = progress["callbacks"]
@@ -151,20 +151,22 @@ class Training:
                 epoch = min(len(self.progress.rows) + 1, epochs)
                 print(f"continuing after step {self.step.counts.step}, in epoch {epoch} of {epochs}")
 
-    def _restored(self, found: tuple[dict, list] | None) -> dict | None:
-        """Write the values of a checkpoint that the chief has found into the variables of all workers; return its progress."""
+    def _restored(self, found: tuple[dict, list] | None, variables: list[keras.Variable]) -> dict | None:
+        """Write the first values of a checkpoint that the chief has found into these variables of all workers; return its progress."""
         if self.group.size > 1:
             known = self.group.from_chief(found and (found[0], [entry for entry, _ in found[1]]))
             content = self.group.bytes_from_chief(b"".join(piece for _, piece in found[1]) if found else b"")
             found = known and (known[0], checkpoint.cut(content, known[1]))
         if not found:
             return None
-        checkpoint.restore(self.variables, found[1], self.group.strategy)
+        values = found[1] if variables is self.variables else found[1][: len(variables)]
+        checkpoint.restore(variables, values, self.group.strategy)
         return found[0]
 
     def restore(self) -> None:
         """Give the model the weights of a finished run; nothing is written, unless a checkpoint is damaged."""
-        if not self._restored(checkpoint.newest(self.directory / "checkpoints") if self.group.chief else None):
+        found = checkpoint.newest(self.directory / "checkpoints") if self.group.chief else None
+        if not self._restored(found, [*self.model.trainable_variables, *self.model.non_trainable_variables]):
             self.model.load_weights(self.directory / "model.keras")
 
     def _open(self) -> tuple[dict, list] | None:
@@ -174,7 +176,7 @@ class Training:
         environment = identity.environment()
         if (self.directory / "run.json").exists():
             there = results.Run(self.directory)  # read again: another process may have been faster to the lock
-            identity.agree(there.settings, self.fingerprint)
+            identity.agree(there.settings, self.fingerprint, self.model)
             if not found and (there.finished or there.stages > 1):
                 raise errors.DataError(
                     f"{self.directory / 'checkpoints'}: none is valid, so the run cannot continue; start over with --fresh"
@@ -220,7 +222,7 @@ class Training:
         stage, batch = settings.stages[progress.stage], settings.global_batch_size
         described = schedule.describe(stage, epoch_steps=self.epoch_steps, factor=self.factor, global_batch_size=batch)
         self._print(f"stage {progress.stage + 1} of {len(settings.stages)}: {described}")
-        logs = [keras.callbacks.TensorBoard(self.directory / "tensorboard", write_graph=False)] * self.group.chief
+        logs = [callbacks_of.Scalars(self.directory / "tensorboard", write_graph=False)] * self.group.chief
         callbacks = keras.callbacks.CallbackList(
             [callbacks_of.EpochEnd(self._finish_epoch), *self.callbacks, *logs],
             add_progbar=self.verbose != 0, model=self.model, verbose=self.verbose, epochs=self._epochs(), steps=self.epoch_steps,
@@ -234,9 +236,13 @@ class Training:
         callbacks.set_params(
             callbacks.params | {"stage": progress.stage + 1, "resumed": self.callback_states is not None}
         )
-        callbacks_of.keep_rows(self.callbacks, len(progress.rows))
+        if (
+            self.step.last_rate is None
+        ):  # so that a callback that assigns another one before the first step is noticed, too
+            self.step.last_rate = np.float32(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
         self._restore_callbacks("stage")
-        callbacks.on_train_begin()
+        with callbacks_of.rows_kept(self.callbacks, len(progress.rows), chief=self.group.chief):
+            callbacks.on_train_begin()
         self._restore_callbacks("epoch")
         while progress.inside_epoch or (not progress.ending and progress.stage_epochs < stage.epochs):
             self._train_epoch(callbacks, batches)

@@ -97,7 +97,7 @@ def run(
         settings = settings.resolved(group.strategy.num_replicas_in_sync, earlier and earlier["settings"])
         fingerprint = identity.fingerprint(model, data, settings)
         if earlier:
-            identity.agree(earlier["settings"], fingerprint)
+            identity.agree(earlier["settings"], fingerprint, model)
             if earlier["finished"] and len(earlier["settings"]["stages"]) == len(settings.stages):
                 Training(model, data, directory, settings, fingerprint, callbacks, group).restore()
                 return results.Run(directory)  # nothing is written

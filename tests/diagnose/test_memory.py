@@ -48,7 +48,9 @@ print(json.dumps([found.parts, peak_after(batch) - before]))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "side", "batch"), [("small_cnn", 96, 128), ("resnet20", 32, 512)])
+@pytest.mark.parametrize(
+    ("name", "side", "batch"), [("small_cnn", 96, 128), pytest.param("resnet20", 32, 512, marks=pytest.mark.by_hand)]
+)
 def test_the_estimate_is_near_the_measured_peak(name, side, batch, tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, name, str(side), str(batch), str(tmp_path / "d")], capture_output=True, text=True, timeout=300

@@ -67,6 +67,7 @@ def weights(run):
     return [np.asarray(value) for value in run.model().get_weights()]
 
 
+@pytest.mark.slow
 def test_a_run_of_an_earlier_version_continues(tmp_path):
     """On the processor that made it with the same bits; on another one the last bits may differ from the start."""
     shutil.copytree(EARLIER, tmp_path / "earlier")

@@ -117,6 +117,7 @@ def without_decay():
     return optimizer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HONOURED)
 def test_honoured_with_the_numbers_of_keras(digits, name):
     (weights, logs), (expected, theirs) = (fitted(HONOURED[name], digits, ours=ours) for ours in (True, False))

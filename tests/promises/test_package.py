@@ -45,6 +45,7 @@ def test_a_users_program_is_clean_of_type_errors():
     done([sys.executable, "-m", "mypy", *options, str(program)], ROOT)
 
 
+@pytest.mark.slow
 def test_the_users_program_runs(tmp_path):
     from user_program import main
 

@@ -103,7 +103,7 @@ with open(f"{group.index}.json", "w") as file:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [3, 11])
+@pytest.mark.parametrize("count", [pytest.param(3, marks=pytest.mark.by_hand), 11])
 def test_between_processes(tmp_path, count):
     """Eleven: TensorFlow sorts workers by name as text, so worker 10 would come after worker 1."""
     together(tmp_path, ["-c", PROGRAM], count=count)

@@ -208,7 +208,9 @@ class Counting(keras.callbacks.Callback):
         self.counted.append(batch)
 
 
-@pytest.mark.parametrize("replicas", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "replicas", [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.by_hand)]
+)
 def test_fit_with_several_steps_per_call_takes_exactly_the_steps_of_the_epoch(digits, replicas):
     results = []
     for per_call in (1, 4):
@@ -245,6 +247,7 @@ def test_a_fit_that_was_ended_inside_a_call_does_not_shift_the_next(digits):
     assert step.counts.step == 14 and calls == [4, 4, 4, 2]
 
 
+@pytest.mark.slow
 def test_compiling_again_puts_the_step_back(digits):
     results = []
     for replicas in (1, 2):

@@ -271,7 +271,9 @@ class Counting(keras.callbacks.Callback):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("calls", [2, 4, 8])
+@pytest.mark.parametrize(
+    "calls", [pytest.param(2, marks=pytest.mark.by_hand), 4, pytest.param(8, marks=pytest.mark.by_hand)]
+)
 def test_callbacks_with_a_state_are_carried_exactly(small, tmp_path, calls, capsys):
     whole = Counting()
     run(small, tmp_path / "a", steps_per_call=1, callbacks=[whole])
@@ -325,8 +327,10 @@ def test_another_environment_is_named_item_by_item(small, tmp_path, capsys):
     [
         ({"TF_NUM_INTRAOP_THREADS": "7"}, "intra_op_threads"),
         ({"TF_ENABLE_ONEDNN_OPTS": "0"}, "oneDNN"),
-        ({"ONEDNN_MAX_CPU_ISA": "SSE41"}, "instructions"),
-        ({"TF_XLA_FLAGS": "--tf_xla_auto_jit=2 --tf_xla_cpu_global_jit"}, "XLA flags"),
+        pytest.param({"ONEDNN_MAX_CPU_ISA": "SSE41"}, "instructions", marks=pytest.mark.by_hand),
+        pytest.param(
+            {"TF_XLA_FLAGS": "--tf_xla_auto_jit=2 --tf_xla_cpu_global_jit"}, "XLA flags", marks=pytest.mark.by_hand
+        ),
     ],
 )
 def test_what_changes_bits_changes_the_environment(variable, named):

@@ -123,6 +123,7 @@ def test_evaluate_refuses_a_split_without_images(tfpar, place, monkeypatch):
     assert code == 65 and "its split test has no image" in err
 
 
+@pytest.mark.slow
 def test_xla_is_a_setting_of_the_run(tfpar):
     assert tfpar("train", "digits", "--run", "xla", "--xla", *QUICK)[0] == 0
     code, _, err = tfpar("train", "digits", "--run", "xla", *QUICK)

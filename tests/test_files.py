@@ -84,6 +84,7 @@ def test_a_full_disk_leaves_nothing(photos, tmp_path):
     assert not (tmp_path / "d").exists()
 
 
+@pytest.mark.slow
 def test_too_few_descriptors_is_one_line_and_leaves_nothing(photos, tmp_path):
     said = {n: command("prepare", "photos", f"d{n}", cwd=tmp_path, RLIMIT_NOFILE=n) for n in (5, 6, 7, 8, 10, 12, 30)}
     for n, (code, line) in said.items():

@@ -129,7 +129,7 @@ def class_weights(value, classes: int, *, exactly: bool = True) -> list[float] |
         return None
     rule = f"{classes} numbers, one for each class"
     if isinstance(value, dict):  # as Keras' class_weight: 1 where a class is missing
-        if not all(isinstance(label, numbers.Integral) and 0 <= label < classes for label in value):
+        if not value or not all(isinstance(label, numbers.Integral) and 0 <= label < classes for label in value):
             reject("class_weights", value, f"labels from 0 to {classes - 1} as keys, or {rule}")
         value = [value.get(label, 1.0) for label in range(classes)]
     try:

@@ -14,6 +14,7 @@ def one(findings, name):
     return next(finding for finding in findings if finding.name == name)
 
 
+@pytest.mark.slow
 def test_it_finds_this_machine_fit_and_says_so_in_80_columns():
     done = subprocess.run(
         [sys.executable, "-m", "tfpar", "doctor", "--json"], capture_output=True, text=True, timeout=300

@@ -79,6 +79,7 @@ def oracle(digits):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.arithmetic
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 def test_mixed_precision_with_adamw(digits, policy):
@@ -184,6 +185,7 @@ def test_one_shard_is_plain_keras_training(digits, class_weights):
     assert not np.allclose(make().get_weights()[0], ours.get_weights()[0], atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.arithmetic
 def test_under_fit_any_strategy_gives_the_same_history(digits):
     histories = []
@@ -302,6 +304,7 @@ def test_a_plain_fit_afterwards_is_keras_own_again(digits):
     assert all(len(copies) == 1 for copies in trainable)
 
 
+@pytest.mark.slow
 def test_a_frozen_network_is_neither_sent_nor_changed(digits):
     from tfpar import models
 

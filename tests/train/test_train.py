@@ -99,7 +99,7 @@ def test_two_replicas_give_the_same_files(unbroken, small, tmp_path):
     assert same_files(unbroken, run(small, tmp_path / "r", replicas=2, steps_per_call=3))
 
 
-@pytest.mark.parametrize("calls", [1, 5, 8])
+@pytest.mark.parametrize("calls", [pytest.param(1, marks=pytest.mark.slow), 5, pytest.param(8, marks=pytest.mark.slow)])
 def test_interrupted_anywhere_it_ends_the_same(unbroken, small, tmp_path, calls):
     """One step per call and four steps an epoch: inside an epoch, at its end, at the end of a stage."""
     with pytest.raises(train.Interrupted) as stopped:
@@ -125,6 +125,7 @@ def test_interrupted_at_every_step_it_ends_the_same(small, tmp_path, policy):
         assert same_files(whole, run(small, tmp_path / str(calls), model=adamw(1)))
 
 
+@pytest.mark.slow
 def test_a_new_stage_traces_nothing_again(small, tmp_path, monkeypatch):
     traced = []
     monkeypatch.setattr(loop.Training, "_finish", _counting(loop.Training._finish, traced))

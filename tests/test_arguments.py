@@ -120,6 +120,7 @@ def brief(monkeypatch):
 FIVE_HUNDRED = [pytest.param(seed, 50, marks=[pytest.mark.by_hand, pytest.mark.timeout(1200)]) for seed in range(1, 11)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("seed", "count"), [(0, 25), *FIVE_HUNDRED])
 def test_every_command_line_ends_with_a_code_of_the_table(place, brief, seed, count, capsys):
     random = np.random.default_rng(seed)

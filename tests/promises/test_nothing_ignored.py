@@ -396,6 +396,7 @@ class Softened(keras.losses.Loss):
         return keras.losses.sparse_categorical_crossentropy(labels, logits / self.temperature, from_logits=True)
 
 
+@pytest.mark.slow
 def test_state_that_does_not_serialize_is_a_setting_too(digits, tmp_path):
     trained(digits, tmp_path / "loss", model=compiled(network(), loss=Softened(2.0)))
     with pytest.raises(errors.SettingsError, match="loss_gives"):
@@ -416,6 +417,7 @@ def test_a_run_with_an_own_layer_says_which_class_it_needs(digits, tmp_path):
     assert run.model(custom_objects={"Penalized": Penalized}).count_params()
 
 
+@pytest.mark.slow
 def test_class_weights_in_every_form(digits, tmp_path):
     numbers = np.bincount(digits.train.labels)
     balanced = (len(digits.train.labels) / (10 * numbers)).tolist()
@@ -571,6 +573,7 @@ def one_hot_loss(labels, logits):
     return -tf.reduce_sum(labels * tf.nn.log_softmax(logits), axis=1) * (labels.shape[1] / 10)
 
 
+@pytest.mark.slow
 def test_a_rate_before_the_first_step_a_vector_metric_and_a_loss_that_reads_shapes(digits, tmp_path):
     with pytest.raises(errors.SettingsError, match="Stage"):
         trained(digits, tmp_path / "a", callbacks=[Ready()])

@@ -60,7 +60,13 @@ def train_several(digits, *, replicas, shards, per_calls, count=7, optimizer=Non
 @pytest.mark.arithmetic
 @pytest.mark.parametrize(
     ("shards", "replicas", "per_call"),
-    [(1, 1, 3), (4, 2, 1), (4, 4, 3), (6, 3, 8), (12, 3, 1)],
+    [
+        (1, 1, 3),
+        (4, 2, 1),
+        (4, 4, 3),
+        pytest.param(6, 3, 8, marks=pytest.mark.slow),
+        pytest.param(12, 3, 1, marks=pytest.mark.slow),
+    ],
 )
 def test_replicas_and_steps_per_call_change_no_bit(digits, shards, replicas, per_call, oracle):
     assert train(digits, replicas=replicas, shards=shards, per_call=per_call) == oracle(shards)

@@ -64,7 +64,7 @@ def _check_weights(name: str, value) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What a run is made with, beside model and data; see `train.run`.
+    """The settings of a run; `train.run` describes each of them.
 
     Raises:
         errors.SettingsError: a value that is not of its kind or out of its range.

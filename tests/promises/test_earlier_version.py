@@ -3,6 +3,8 @@
 `earlier/` was made by version 0.1.0 (commit 59af0d8), in which all modules still lay in one folder:
 
     cd tests/promises && python -c "import test_earlier_version as t; t.make('earlier')"
+
+The directory in `run.json` was shortened afterwards, since it named the machine.
 """
 
 import shutil

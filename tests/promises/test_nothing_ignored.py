@@ -1,4 +1,4 @@
-"""What a Keras user overrides or passes is honoured with the numbers of plain Keras, or refused before the first step.
+"""Every hook and argument of Keras gives the numbers of plain Keras, or raises an error before the first step.
 
 The table of `tfpar.steps.accepted` in tests. Each row is tried beside plain Keras on one device and one shard.
 """

@@ -1,4 +1,4 @@
-"""What is installed is whole: a wheel works without the checkout, and its types help a user's program."""
+"""The installed package is complete: a wheel works without the checkout, and type checkers accept a user's program."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""The exchange gives the bits of the tree for every number of replicas, in as many rounds as promised."""
+"""On any number of replicas, the exchange returns the sum of the tree, bit for bit, within the documented number of rounds."""
 
 import collections
 import json

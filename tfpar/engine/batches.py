@@ -10,7 +10,7 @@ from tfpar.engine import augmentation, permutation
 from tfpar.engine.distribute import for_replicas
 from tfpar.settings import AUGMENTATIONS
 
-INFERENCE_CHUNK = 64  # images; the same for every number of replicas, so that inference gives the same bits
+INFERENCE_CHUNK = 64  # images; independent of the number of replicas, so that inference gives the same bits
 
 
 def steps_per_epoch(split, *, global_batch_size: int) -> int:
@@ -85,7 +85,7 @@ def train_batches(
 
 
 def inference_batches(split, strategy: tf.distribute.Strategy):
-    """Return the images of a split once, in their order, as chunks of the same size for every number of replicas.
+    """Return each image of a split once, in order, in chunks whose size does not depend on the number of replicas.
 
     The last chunk repeats the last image until it is full, and so do whole chunks where the replicas outnumber
     those that are left: whoever collects the results keeps the first N rows. So nothing is dropped, no replica is

@@ -151,7 +151,7 @@ def superfluous(root: Path) -> str:
 
 
 def _walk(root: Path) -> Iterator[tuple[str | None, Path]]:
-    """Yield (class folder or None, file) for every file below a folder, in a fixed order, each folder once."""
+    """Yield (class folder or None, path) of every file below a folder, in a fixed order; visit each folder once."""
     seen = set()
 
     def unreadable(error: OSError):

@@ -6,9 +6,9 @@ RUN/history.csv                     one row per epoch
 RUN/stages/01/predictions.parquet   one row per validation image
 RUN/stages/01/metrics.json          computed from the predictions, so exact
 RUN/stages/01/model.keras           the model at the end of the stage
-RUN/checkpoints/                    see checkpoint.py
+RUN/checkpoints/                    see train/checkpoint.py
 RUN/model.keras                     the final model
-RUN/report.html                     see report.py
+RUN/report.html                     see results/report.py
 RUN/tensorboard/                    what TensorBoard shows
 ```
 

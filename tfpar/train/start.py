@@ -45,8 +45,11 @@ def run(
 ) -> results.Run:
     """Train a compiled model in stages, or continue where an earlier call was stopped.
 
-    The learning rate is set for every step (see `schedule`); a callback that changes it has no effect. A callback that
-    sets `model.stop_training` ends its stage after that epoch.
+    A stage is one `fit` for callbacks: `on_train_begin` and `on_train_end` are called once for each stage, and once more when an
+    interrupted stage continues, so `EarlyStopping` starts afresh in each stage, and `restore_best_weights` takes effect before the
+    stage's inference. `params["stage"]` and `params["resumed"]` tell a callback where it is. The run sets the learning rate of every
+    step (see `schedule`) and refuses a callback that changes it. A callback that sets `model.stop_training` ends its stage after that
+    epoch.
 
     Args:
         model: compiled under its strategy; takes `uint8` images, gives logits `[batch, classes]`.

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import functools
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -14,11 +16,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tfpar import errors
-
-try:
-    import fcntl
-except ImportError:  # Windows proper: there TensorFlow runs through WSL2 only
-    fcntl = None
 
 # What network disks answer that can do without: git and borg go on there too.
 UNSUPPORTED = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
@@ -100,14 +97,9 @@ def sha256(path: str | os.PathLike, progress: Callable[[int], None] = lambda _by
     return digest.hexdigest()
 
 
-def canonical(value) -> str:
-    """Return JSON text that is the same for equal values: sorted keys, no spaces, plain ASCII."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"))
-
-
 def fingerprint(value) -> str:
-    """Return the SHA-256 of a value's canonical JSON text."""
-    return hashlib.sha256(canonical(value).encode()).hexdigest()
+    """Return the SHA-256 of a value's canonical JSON text: sorted keys, no spaces, plain ASCII."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def make_directory(path: str | os.PathLike) -> Path:
@@ -121,13 +113,9 @@ def make_directory(path: str | os.PathLike) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
-            raise errors.InputOutputFailed(
-                f"{path}: cannot make this directory ({error.strerror}). {remedy(error)}"
-            ) from error
-        raise errors.OutputError(
-            f"{path}: cannot make this directory ({error.strerror}); name another place"
-        ) from error
+        failed = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+        kind, todo = (errors.InputOutputFailed, remedy(error)) if failed else (errors.OutputError, "Name another place")
+        raise kind(f"{path}: cannot make this directory ({error.strerror}). {todo}") from error
     if not os.access(path, os.W_OK | os.X_OK):
         raise errors.OutputError(f"{path}: this directory is not writable; name another place")
     return path
@@ -140,11 +128,9 @@ def set_aside(path: str | os.PathLike) -> str:
         errors.OutputError: it cannot be renamed.
     """
     whole = Path(os.path.abspath(path))  # also where it was given as .
-    number = 1
-    while (beside := whole.with_name(f"{whole.name}.{number}")).exists():
-        number += 1
+    number = next(n for n in itertools.count(1) if not whole.with_name(f"{whole.name}.{n}").exists())
     try:
-        whole.rename(beside)
+        whole.rename(whole.with_name(f"{whole.name}.{number}"))
     except OSError as error:
         raise errors.OutputError(f"{path}: cannot be renamed ({error.strerror}); name another place") from error
     return f"{path}.{number}"
@@ -161,22 +147,16 @@ def locked(path: str | os.PathLike, owner: str) -> Iterator[None]:
         file = open(path, "ab")  # noqa: SIM115 - closed below
     except OSError as error:
         raise errors.OutputError(f"{path}: cannot be written ({error.strerror}); name another place") from error
+    place = Path(path).parent
     with file:
-        if fcntl:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                if error.errno in UNSUPPORTED:
-                    _print_once(
-                        f"this file system cannot lock files: see to it that nothing else writes into {Path(path).parent}"
-                    )
-                    yield
-                    return
-                if not isinstance(error, BlockingIOError):
-                    raise
-                raise errors.OutputError(
-                    f"{Path(path).parent}: {owner} is at work here; wait for it or stop it"
-                ) from error
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise errors.OutputError(f"{place}: {owner} is at work here; wait for it or stop it") from error
+        except OSError as error:
+            if error.errno not in UNSUPPORTED:
+                raise
+            _print_once(f"this file system cannot lock files: see to it that nothing else writes into {place}")
         yield
 
 

@@ -10,7 +10,7 @@ import threading
 
 # Terminals and batch systems send these before they end a process by force.
 ALWAYS = (signal.SIGTERM, signal.SIGINT)
-UNLESS_HANDLED = [getattr(signal, name) for name in ("SIGHUP", "SIGUSR1", "SIGXCPU") if hasattr(signal, name)]
+UNLESS_HANDLED = (signal.SIGHUP, signal.SIGUSR1, signal.SIGXCPU)
 
 
 class Interrupted(KeyboardInterrupt):
@@ -23,22 +23,17 @@ class Interrupted(KeyboardInterrupt):
     exit_code = 42
 
     def __init__(self, step: int | None = 0, *, of: int | None = None):
-        done = (
-            "with all workers"
-            if step is None
-            else f"after step {step}{f' of {of}' if of else ''}, state saved"
-            if step
-            else "before the first step"
-        )
-        super().__init__(f"stopped {done}; the same command continues")
+        done = f"after step {step}{f' of {of}' if of else ''}, state saved" if step else "before the first step"
+        super().__init__(f"stopped {'with all workers' if step is None else done}; the same command continues")
         self.step = step
 
 
 class StopSignal:
-    """Catch the signals that ask for the end. A signal that was ignored at the start stays ignored, as `nohup` does. While `deferred`, a signal only sets `requested`; otherwise it raises `Interrupted`
-    immediately, because there is no state to save.
+    """Catch the signals that ask for the end.
 
-    Only in the main thread; elsewhere (some notebooks and servers) signals are left alone.
+    While `deferred`, a signal only sets `requested`; otherwise it raises `Interrupted` immediately, because there is no
+    state to save. A signal that was ignored at the start stays ignored, as `nohup` wants it. Outside of the main thread
+    (some notebooks and servers) signals are left alone.
     """
 
     def __init__(self, *, deferred: bool = False):

@@ -13,10 +13,9 @@ from __future__ import annotations
 import errno
 import math
 import numbers
-import operator
 import os
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,14 +42,9 @@ def integer(name: str, value, lowest: int, highest: int) -> int:
     Raises:
         errors.SettingsError: with the value and the range.
     """
-    rule = f"a whole number from {lowest} to {highest}"
-    if isinstance(value, bool):
-        reject(name, value, rule)
-    try:
-        found = operator.index(value)
-    except TypeError:
-        reject(name, value, rule)
-    return found if lowest <= found <= highest else reject(name, value, rule)
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not lowest <= value <= highest:
+        reject(name, value, f"a whole number from {lowest} to {highest}")
+    return int(value)
 
 
 def number(name: str, value, lowest: float, highest: float) -> float:
@@ -71,9 +65,9 @@ def choice(name: str, value, words: Sequence[str]) -> str:
     Raises:
         errors.SettingsError: with the value and the words.
     """
-    if isinstance(value, str) and value in words:
-        return value
-    return reject(name, value, f"one of {', '.join(words)}" if len(words) > 2 else " or ".join(words))
+    if not isinstance(value, str) or value not in words:
+        reject(name, value, " or ".join(words))
+    return value
 
 
 def path(name: str, value) -> Path:
@@ -82,20 +76,17 @@ def path(name: str, value) -> Path:
     Raises:
         errors.SettingsError: it is no text, is empty, holds a zero byte, or is too long.
     """
-    rule = "the path of a file or folder, as text"
-    try:
-        text = os.fspath(value)
-        if not isinstance(text, str) or not text:
-            reject(name, value, rule)
-        os.lstat(text)
-    except (TypeError, UnicodeError):
+    rule = "the path of a file or folder, as text without zero bytes"
+    if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
         reject(name, value, rule)
-    except ValueError as error:  # a zero byte
-        raise errors.SettingsError(f"{name}={reprlib.repr(value)}: {error}; give {rule}") from error
+    try:
+        os.lstat(value)
+    except ValueError:  # a zero byte, or half a character
+        reject(name, value, rule)
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             reject(name, value, "a shorter path")
-    return Path(text)
+    return Path(value)
 
 
 def split(value) -> tuple[np.ndarray, np.ndarray]:
@@ -107,9 +98,7 @@ def split(value) -> tuple[np.ndarray, np.ndarray]:
     import numpy as np  # not above: `tfpar --help` needs the limits, and is immediate
 
     rule = "(images, labels): uint8 [N, height, width, channels] and whole numbers [N], N at least 1"
-    if not isinstance(value, (tuple, list)) or len(value) < 2:
-        reject("split", value, rule)
-    images, labels = value[:2]
+    images, labels = value[:2] if isinstance(value, (tuple, list)) and len(value) > 1 else (None, None)
     if not (isinstance(images, np.ndarray) and isinstance(labels, np.ndarray)):
         reject("split", value, rule)
     right = images.dtype == np.uint8 and images.ndim == 4 and images.size and labels.dtype.kind in "iu"
@@ -132,10 +121,9 @@ def class_weights(value, classes: int, *, exactly: bool = True) -> list[float] |
         if not value or not all(isinstance(label, numbers.Integral) and 0 <= label < classes for label in value):
             reject("class_weights", value, f"labels from 0 to {classes - 1} as keys, or {rule}")
         value = [value.get(label, 1.0) for label in range(classes)]
-    try:
-        weights = reject("class_weights", value, rule) if isinstance(value, (str, bytes)) else list(value)
-    except TypeError:
+    if not isinstance(value, Iterable) or isinstance(value, (str, bytes)):
         reject("class_weights", value, rule)
+    weights = [number("class_weights", weight, 0, 1e9) for weight in value]
     if len(weights) < classes or (exactly and len(weights) > classes):
         raise errors.SettingsError(f"{len(weights)} class weights for {classes} classes; give one for each")
-    return [number("class_weights", weight, 0, 1e9) for weight in weights]
+    return weights

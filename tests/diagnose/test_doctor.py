@@ -83,7 +83,7 @@ def config(index=0, workers=("localhost:9",), kind="worker"):
     [
         ("{", "cannot be understood"),
         ("[]", "cannot be understood"),
-        (config(workers=["localhost"]), "an address of its own, as host:port"),
+        (config(workers=["localhost"]), "its own address, as host:port"),
         (config(index=1), "worker 1 of 1"),
         (config(kind="evaluator"), "name all processes under worker"),
         (config(workers=["no-such-host.invalid:9", "localhost:9"]), "does not resolve: no-such-host.invalid"),

@@ -217,7 +217,7 @@ def test_the_environment_names_the_workers(monkeypatch, environment, expected):
         ({"TF_CONFIG": "{"}, "cannot be understood"),
         ({"TF_CONFIG": "[]"}, "cannot be understood"),
         ({"TF_CONFIG": config(index=2)}, "worker 2 of 2; indices go from 0 to 1"),
-        ({"TF_CONFIG": config(["a:1", "a:1"])}, "an address of its own"),
+        ({"TF_CONFIG": config(["a:1", "a:1"])}, "its own address"),
         ({"TF_CONFIG": config(["a", "b"])}, "as host:port"),
         (
             {"TF_CONFIG": config(cluster={"chief": ["a:1", "c:3"], "worker": ["b:2"]}, index=0)},

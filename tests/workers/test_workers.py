@@ -264,7 +264,7 @@ class Ended:
 
 
 def gang_of(looks, codes):
-    gang = object.__new__(launcher._Gang)
+    gang = object.__new__(launcher._WorkerProcesses)
     gang.processes, gang.cause = [Ended(*one) for one in zip(looks, codes, strict=True)], ""
     gang.readers = [threading.Thread() for _ in codes]
     for reader in gang.readers:
@@ -288,7 +288,7 @@ def test_the_first_cause_is_the_exit_code(looks, codes, told, expected, cause, m
     monkeypatch.setattr(launcher, "POLL", 0.001)
     gang, stop = gang_of(looks, codes), signals.StopSignal()
     stop.requested = told
-    assert gang.end_of(stop) == expected and gang.cause == cause
+    assert gang.wait(stop) == expected and gang.cause == cause
 
 
 @pytest.mark.parametrize(("code", "killed"), [(42, False), (75, True), (-9, True)])
@@ -296,7 +296,7 @@ def test_who_saves_is_given_time_and_who_hangs_is_not(code, killed, monkeypatch)
     monkeypatch.setattr(launcher, "POLL", 0.001)
     monkeypatch.setattr(launcher, "GRACE", 0.0)
     gang = gang_of((20, 1), (42, code))
-    gang.end_of(signals.StopSignal())
+    gang.wait(signals.StopSignal())
     assert (signal.SIGKILL in gang.processes[0].signals) == killed
 
 

@@ -8,7 +8,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -17,8 +17,6 @@ from tensorflow.python.eager import context
 from tfpar import errors
 from tfpar.workers import rendezvous
 from tfpar.workers.rendezvous import Cluster, cluster
-
-__all__ = ["Cluster", "WorkerGroup", "check_connection", "cluster", "strategy"]
 
 SECONDS = 300.0  # how long workers wait for each other; TFPAR_WAIT_SECONDS says otherwise
 
@@ -32,9 +30,7 @@ LOST = (tf.errors.DeadlineExceededError, tf.errors.UnavailableError, tf.errors.A
 LOST_IF_NAMED = (
     tf.errors.CancelledError, tf.errors.InternalError, tf.errors.UnknownError, tf.errors.FailedPreconditionError,
 )  # fmt: skip
-NAMES = re.compile(
-    r"\b(socket|collective|connection|coordination|heartbeats?|barrier|by peer|nccl|rpc)\b", re.IGNORECASE
-)
+NAMES = re.compile(r"(?i)\b(socket|collective|connection|coordination|heartbeats?|barrier|by peer|nccl|rpc)\b")
 
 
 def strategy(*, command: Sequence[str] = ()) -> tf.distribute.Strategy:
@@ -63,16 +59,12 @@ def _strategy(found: Cluster, command: tuple[str, ...]) -> tf.distribute.Strateg
         heartbeat_timeout_in_ms=int(1000 * HEARTBEAT_SECONDS), cluster_register_timeout_in_ms=int(1000 * REGISTER_SECONDS),
         coordinated_jobs=[context.coordination_config_pb2.CoordinatedJob(name="worker", num_tasks=len(found.addresses))],
     )  # fmt: skip
-    try:
-        return tf.distribute.MultiWorkerMirroredStrategy()
-    except RuntimeError as error:
-        raise errors.SettingsError(
-            "TensorFlow has already started in this process; call devices.strategy() before anything else uses it"
-        ) from error
-    except tf.errors.OpError as error:
-        if not is_loss(error):
-            raise
-        raise _not_connected(found.addresses, error) from error
+    with _loss_raises(_not_connected):
+        try:
+            return tf.distribute.MultiWorkerMirroredStrategy()
+        except RuntimeError as error:
+            why = "TensorFlow has already started in this process"
+            raise errors.SettingsError(f"{why}; call devices.strategy() before anything else uses it") from error
 
 
 @functools.cache
@@ -85,27 +77,31 @@ def check_connection(strategy: tf.distribute.Strategy) -> None:
     Raises:
         errors.Unavailable: the all-reduce failed; the message names the workers that cannot be reached.
     """
-    group = WorkerGroup(strategy)
+    with _loss_raises(_not_connected):
+        WorkerGroup(strategy).wait()
+
+
+@contextlib.contextmanager
+def _loss_raises(error_of: Callable[[str], Exception]) -> Iterator[None]:
+    """Where TensorFlow reports that another worker cannot be reached, raise the error that `error_of` makes of the reason."""
     try:
-        group.wait()
+        yield
     except tf.errors.OpError as error:
-        if not is_loss(error):
+        message = re.sub(
+            r"\{\{.*?\}\}", "", str(error)
+        )  # without the places in the graph, which name devices of workers
+        if not isinstance(error, LOST) and not (isinstance(error, LOST_IF_NAMED) and NAMES.search(message)):
             raise
-        found = cluster()
-        raise _not_connected(found.addresses if found else (), error) from error
+        # TensorFlow says it after the places in the program.
+        reason = errors.first_line(str(error).strip().split("\n\n")[-1] or error)
+        raise error_of(reason) from error
 
 
-def is_loss(error: tf.errors.OpError) -> bool:
-    """Tell whether TensorFlow reports with this error that another worker cannot be reached."""
-    message = re.sub(r"\{\{.*?\}\}", "", str(error))  # without the places in the graph, which name devices of workers
-    return isinstance(error, LOST) or (isinstance(error, LOST_IF_NAMED) and NAMES.search(message) is not None)
-
-
-def _not_connected(addresses: Sequence[str], error: Exception) -> errors.Unavailable:
-    closed = [
-        f"worker {index} ({address})" for index, address in enumerate(addresses) if rendezvous.unreachable(address)
-    ]
-    where = f"{', '.join(closed)} does not accept connections from here" if closed else _reason(error)
+def _not_connected(reason: str) -> errors.Unavailable:
+    found = cluster()
+    addresses = found.addresses if found else ()
+    closed = [f"worker {i} ({address})" for i, address in enumerate(addresses) if rendezvous.unreachable(address)]
+    where = f"{', '.join(closed)} does not accept connections from here" if closed else reason
     return errors.Unavailable(
         f"the {len(addresses) or 'other'} workers met, but TensorFlow could not exchange a number between them ({where}). Open the "
         "workers' ports in the firewall, and on GPUs look at what NCCL_DEBUG=INFO prints"
@@ -168,18 +164,12 @@ class WorkerGroup:
         if self.chief:
             self.wait()
 
-    @contextlib.contextmanager
-    def worker_loss_as_error(self) -> Iterator[None]:
-        """Turn what TensorFlow raises when another worker has gone into `errors.WorkerLost`."""
-        try:
-            yield
-        except tf.errors.OpError as error:
-            if self.size == 1 or not is_loss(error):
-                raise
-            raise errors.WorkerLost(
-                f"another of the {self.size} workers was lost ({_reason(error)}); start all workers again, and they "
-                "continue"
-            ) from error
+    def worker_loss_as_error(self) -> contextlib.AbstractContextManager[None]:
+        """Turn what TensorFlow raises in this context when another worker has gone into `errors.WorkerLost`."""
+        if self.size == 1:
+            return contextlib.nullcontext()
+        lost, todo = f"another of the {self.size} workers was lost", "start all workers again, and they continue"
+        return _loss_raises(lambda reason: errors.WorkerLost(f"{lost} ({reason}); {todo}"))
 
     def _sum(self, numbers: tf.Tensor) -> tf.Tensor:
         def on_replica(numbers):
@@ -190,13 +180,8 @@ class WorkerGroup:
         return self.strategy.experimental_local_results(self.strategy.run(on_replica, args=(numbers,)))[0]
 
 
-def _reason(error: Exception) -> str:
-    """Return what TensorFlow says after the places in the program."""
-    return errors.first_line(str(error).strip().split("\n\n")[-1] or error)
-
-
 def _seconds() -> float:
-    text = os.environ.get("TFPAR_WAIT_SECONDS", str(SECONDS))
+    text = os.environ.get("TFPAR_WAIT_SECONDS", SECONDS)
     try:
         return float(text)
     except ValueError as error:

@@ -38,6 +38,7 @@ STOPPED = (
     errors.WorkerLost.exit_code,
     128 + signal.SIGTERM,
 )  # how workers end that were told to
+FINAL = (0, Interrupted.exit_code, *errors.FINAL)  # after these no start follows
 
 
 def launch(
@@ -72,61 +73,49 @@ def launch(
     with files.locked(logs / ".lock", "another launch"), StopSignal() as stop:
         stop.deferred = True
         for restart in range(restarts + 1):
-            gang = _Gang(command, cores, logs, restart)
+            workers = _WorkerProcesses(command, cores, logs, restart)
             if restart == 0 and (line := open_to_others()):
                 print(line, flush=True)
-            code = gang.end_of(stop)
+            code = workers.wait(stop)
             if stop.requested and code in STOPPED:
                 raise Interrupted(None)
-            if stop.requested and code not in (
-                0,
-                Interrupted.exit_code,
-                *errors.FINAL,
-            ):  # who ended with one of those has said why
-                print(f"{gang.cause} while all were told to stop; the same command continues", flush=True)
-            if stop.requested or code == 0 or code in (Interrupted.exit_code, *errors.FINAL):
+            if code in FINAL:
+                return code
+            if stop.requested:
+                print(f"{workers.cause} while all were told to stop; the same command continues", flush=True)
                 return code
             if restart < restarts:
-                _pause(
-                    min(2.0**restart, LONGEST_PAUSE),
-                    f"{gang.cause}; all start again ({restart + 1} of {restarts})",
-                    stop,
-                )
-        print(f"{gang.cause}; it was started {restarts + 1} times, the same command continues", flush=True)
+                again = f"{workers.cause}; all start again ({restart + 1} of {restarts})"
+                _pause(min(2.0**restart, LONGEST_PAUSE), again, stop)
+        print(f"{workers.cause}; it was started {restarts + 1} times, the same command continues", flush=True)
     return code
 
 
-class _Gang:
-    """One start of all workers."""
+class _WorkerProcesses:
+    """The processes of one start of all workers."""
 
     def __init__(self, command: Sequence[str], cores: list[set[int] | None], logs: Path, restart: int):
         ports = _free_ports(len(cores))
-        self.processes, self.readers, self.cause = [], [], ""
+        environment = os.environ | {
+            "TFPAR_NUM_WORKERS": str(len(cores)), "TFPAR_HOST_TEMPLATE": LOOPBACK, "TFPAR_PORT": ",".join(map(str, ports)),
+            "PYTHONUNBUFFERED": "1",
+        }  # fmt: skip
+        environment.pop("TF_CONFIG", None)
+        self.processes, self.readers, self.cause, known = [], [], "", []
         try:
-            self._start(command, cores, logs, restart, ports)
+            for index, (own, port) in enumerate(zip(cores, ports, strict=True)):
+                process = _started(command, environment | {"JOB_COMPLETION_INDEX": str(index)}, own)
+                self.processes.append(process)
+                log = logs / f"{index}.log"
+                self.readers.append(threading.Thread(target=_copy, args=(process.stdout, log, index), daemon=True))
+                self.readers[-1].start()
+                known.append({"index": index, "pid": process.pid, "port": port, "log": str(log)})
+            files.write(logs / "launch.json", json.dumps({"workers": known, "restarts": restart}, indent=1) + "\n")
         except BaseException:
             self._send(signal.SIGKILL)  # those that had started
             raise
 
-    def _start(self, command, cores, logs: Path, restart: int, ports: list[int]) -> None:
-        for index, own in enumerate(cores):
-            environment = os.environ | {
-                "TFPAR_NUM_WORKERS": str(len(cores)), "JOB_COMPLETION_INDEX": str(index), "TFPAR_HOST_TEMPLATE": LOOPBACK,
-                "TFPAR_PORT": ",".join(map(str, ports)), "PYTHONUNBUFFERED": "1",
-            }  # fmt: skip
-            environment.pop("TF_CONFIG", None)
-            process = _started([sys.executable, "-m", "tfpar", *command], environment, own)
-            self.processes.append(process)
-            reader = threading.Thread(target=_copy, args=(process.stdout, logs / f"{index}.log", index), daemon=True)
-            reader.start()
-            self.readers.append(reader)
-        known = [
-            {"index": index, "pid": process.pid, "port": port, "log": str(logs / f"{index}.log")}
-            for index, (process, port) in enumerate(zip(self.processes, ports, strict=True))
-        ]
-        files.write(logs / "launch.json", json.dumps({"workers": known, "restarts": restart}, indent=1) + "\n")
-
-    def end_of(self, stop: StopSignal) -> int:
+    def wait(self, stop: StopSignal) -> int:
         """Wait for the end of all workers, and return the first cause's code."""
         deadline, told, failed = float("inf"), False, {}
         try:
@@ -157,11 +146,8 @@ class _Gang:
             return 0
         codes = {index: 128 - code if code < 0 else code for index, code in failed.items()}
         index = next((index for index, code in codes.items() if code not in merely), next(iter(codes)))
-        how = (
-            f"was killed by {signal.Signals(-failed[index]).name}"
-            if failed[index] < 0
-            else f"ended with {codes[index]}"
-        )
+        killed = failed[index] < 0
+        how = f"was killed by {signal.Signals(-failed[index]).name}" if killed else f"ended with {codes[index]}"
         self.cause = f"worker {index} {how}"
         return codes[index]
 
@@ -179,28 +165,24 @@ def open_to_others() -> str:
             probe.connect(("192.0.2.1", 9))  # an address of no host; a datagram socket sends nothing when it connects
         except OSError:
             return ""
+    rule = "close them in this machine's firewall"
     with contextlib.suppress(OSError), open("/proc/sys/net/ipv4/ip_local_port_range", encoding="ascii") as file:
         low, high = file.read().split()
-        return (
-            "the workers' ports accept connections from other hosts without a password (TensorFlow's server listens on every "
-            f"address); to close them: iptables -I INPUT ! -i lo -p tcp --syn --dport {low}:{high} -j DROP"
-        )
-    return "the workers' ports accept connections from other hosts without a password; close them in this machine's firewall"
+        rule = f"to close them: iptables -I INPUT ! -i lo -p tcp --syn --dport {low}:{high} -j DROP"
+    return f"the workers' ports accept connections from other hosts without a password; {rule}"
 
 
-def _started(command: list[str], environment: dict, cores: set[int] | None) -> subprocess.Popen:
-    """Start a process in a session of its own, for a Ctrl-C is passed on by this one, on the given cores."""
-    before = os.sched_getaffinity(0) if cores else None
-    try:
-        if cores:
-            os.sched_setaffinity(0, cores)  # what this thread starts inherits it
-        return subprocess.Popen(
-            command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )  # fmt: skip
-    finally:
-        if cores:
-            os.sched_setaffinity(0, before)
+def _started(command: Sequence[str], environment: dict, cores: set[int] | None) -> subprocess.Popen:
+    """Start a worker in a new session, pinned to `cores`. Ctrl-C does not reach it directly; the launcher forwards it."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tfpar", *command], env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, start_new_session=True,
+    )  # fmt: skip
+    if cores:
+        os.sched_setaffinity(
+            process.pid, cores
+        )  # its only thread, which is still starting Python; the others inherit it
+    return process
 
 
 def _copy(stream, log: Path, index: int) -> None:
@@ -214,11 +196,9 @@ def _copy(stream, log: Path, index: int) -> None:
 
 
 def _free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server((LOOPBACK, 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server((LOOPBACK, 0))) for _ in range(count)]
+        return [each.getsockname()[1] for each in sockets]
 
 
 def _cores_of_workers(workers: int, cores_per_worker: int | None) -> list[set[int] | None]:
@@ -228,10 +208,8 @@ def _cores_of_workers(workers: int, cores_per_worker: int | None) -> list[set[in
     there = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     validate.integer("cores_per_worker", cores_per_worker, 1, 10**6)
     if workers * cores_per_worker > len(there):
-        raise errors.SettingsError(
-            f"{workers} workers of {cores_per_worker} cores each: this system offers {len(there)} cores to choose from; take "
-            "fewer, or leave cores_per_worker out"
-        )
+        wanted = f"{workers} workers of {cores_per_worker} cores each"
+        raise errors.SettingsError(f"{wanted}: there are {len(there)} cores; take fewer, or leave cores_per_worker out")
     return [set(there[i * cores_per_worker : (i + 1) * cores_per_worker]) for i in range(workers)]
 
 

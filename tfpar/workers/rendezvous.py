@@ -5,7 +5,7 @@ tries to connect to every other one, as TensorFlow will on the same ports. The c
 the outcome, so all go on together or end with the same message.
 
 Example:
-    >>> meeting.meet(("127.0.0.1:41001", "127.0.0.1:41002"), 0, same={"tensorflow": tf.__version__}, seconds=60)
+    >>> rendezvous.meet(("127.0.0.1:41001", "127.0.0.1:41002"), 0, same={"tensorflow": tf.__version__}, seconds=60)
 """
 
 from __future__ import annotations
@@ -54,10 +54,7 @@ def cluster() -> Cluster | None:
     """
     written, patterned = _of_tf_config(), _of_pattern()
     if written and patterned and written != patterned:
-        raise errors.SettingsError(
-            f"TF_CONFIG says worker {written.index} of {', '.join(written.addresses)}, the TFPAR_ variables say worker "
-            f"{patterned.index} of {', '.join(patterned.addresses)}; unset one of them"
-        )
+        raise errors.SettingsError(f"TF_CONFIG says {written}, TFPAR_ variables say {patterned}; unset one of them")
     found = written or patterned
     return found if found and len(found.addresses) > 1 else None
 
@@ -75,66 +72,54 @@ def meet(addresses: Sequence[str], index: int, *, same: dict, seconds: float) ->
         errors.SettingsError: the workers were started with different lists or settings.
     """
     deadline = time.monotonic() + seconds
-    word = {"index": index, "same": {"workers": list(addresses), **same}}
-    with contextlib.closing(_listening(addresses[index], index, deadline)) as listener:
+    hello = {"index": index, "same": {"workers": list(addresses), **same}}
+    with _listening(addresses[index], index, deadline) as listener:
         if index:
-            _say_and_hear(addresses, word, deadline, seconds)
+            _join(addresses, hello, deadline, seconds)
         else:
-            _gather(listener, addresses, word, deadline, seconds)
+            _gather(listener, addresses, hello, deadline, seconds)
+
+
+def _place(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
 
 
 def _listening(address: str, index: int, deadline: float) -> socket.socket:
-    family, place = _resolved(address, index, deadline)
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what met here before may still be closing
-    try:
-        listener.bind(place)
-        listener.listen(BACKLOG)
-    except OSError as error:
-        listener.close()
-        raise errors.Unavailable(
-            f"worker {index} cannot listen on {address} ({error.strerror}); give it a free port of its own machine"
-        ) from error
-    return listener
-
-
-def _resolved(address: str, index: int, deadline: float):
-    """Return family and address of a worker; the name of a pod may come later than the pod."""
-    host, _, port = address.rpartition(":")
+    """Return a socket that listens on a worker's address; the name of a pod may come later than the pod."""
+    host, port = _place(address)
     while True:
         try:
-            family, _, _, _, place = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
-            return family, place
+            family, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+            return socket.create_server(place, family=family, backlog=BACKLOG)
         except socket.gaierror as error:
             if time.monotonic() > deadline:
-                raise errors.Unavailable(
-                    f"worker {index}: the name {host} does not resolve ({error.strerror}); fix the list of workers or the "
-                    "name service"
-                ) from error
+                why = f"worker {index}: the name {host} does not resolve ({error.strerror})"
+                raise errors.Unavailable(f"{why}. Fix the list of workers or the name service.") from error
             time.sleep(PAUSE)
+        except OSError as error:
+            why = f"worker {index} cannot listen on {address} ({os.strerror(error.errno)})"
+            raise errors.Unavailable(f"{why}. Give it a free port of its own machine.") from error
 
 
-def _say_and_hear(addresses: Sequence[str], word: dict, deadline: float, seconds: float) -> None:
+def _join(addresses: Sequence[str], hello: dict, deadline: float, seconds: float) -> None:
     """Tell the chief who this is, try to connect to the others when it asks for it, and hear the outcome."""
     why = "it does not answer"
     while time.monotonic() < deadline:
-        family, place = _resolved(addresses[0], 0, deadline)
-        with socket.socket(family, socket.SOCK_STREAM) as line:
-            line.settimeout(max(PAUSE, deadline - time.monotonic()))
-            try:
-                line.connect(place)
-                _send(line, word)
+        try:
+            with socket.create_connection(_place(addresses[0]), max(PAUSE, deadline - time.monotonic())) as line:
+                _send(line, hello)
                 line.settimeout(max(PAUSE, deadline - time.monotonic()) + MARGIN)
                 answer = _heard(line)
                 if answer == _TRY:
-                    _send(line, {"closed": _closed(addresses, word["index"])})
+                    _send(line, {"closed": _closed(addresses, hello["index"])})
                     line.settimeout(TRIAL + MARGIN)
                     answer = _heard(line)
-            except OSError as error:
-                why = error.strerror or str(error)
-                answer = None
+        except OSError as error:
+            why, answer = error.strerror or str(error), None
+        if answer:
+            raise {kind.__name__: kind for kind in errors.KINDS}[answer["kind"]](answer["message"])
         if answer is not None:
-            _take(answer)
             return
         time.sleep(PAUSE)
     raise errors.Unavailable(
@@ -142,30 +127,28 @@ def _say_and_hear(addresses: Sequence[str], word: dict, deadline: float, seconds
     )
 
 
-def _gather(listener: socket.socket, addresses: Sequence[str], word: dict, deadline: float, seconds: float) -> None:
+def _gather(listener: socket.socket, addresses: Sequence[str], hello: dict, deadline: float, seconds: float) -> None:
     """Wait for all, compare, let each try to reach the others, and tell everybody the outcome."""
     lines: dict[int, socket.socket] = {}
-    answer: dict = {}
     with contextlib.ExitStack() as stack:
-        with _arriving(listener) as arrivals:
-            while not answer and len(lines) < len(addresses) - 1:
-                try:
-                    line, said = arrivals.get(timeout=max(PAUSE, deadline - time.monotonic()))
-                except queue.Empty:
-                    missing = [i for i in range(1, len(addresses)) if i not in lines]
-                    named = ", ".join(f"worker {i} ({addresses[i]})" for i in missing)
-                    why = f"{named} did not come within {seconds:g} seconds; start all workers"
-                    answer = _no(errors.Unavailable, why)
-                    break
-                stack.enter_context(line)
-                if said.get("index") in range(1, len(addresses)):
-                    lines[said["index"]] = line
-                    answer = _difference(word, said)
-        answer = answer or _trials(addresses, lines)
-        for line in lines.values():
-            with contextlib.suppress(OSError):  # it has gone: TensorFlow will notice
-                _send(line, answer)
-    _take(answer)
+        try:
+            with _arriving(listener) as arrivals:
+                while missing := [i for i in range(1, len(addresses)) if i not in lines]:
+                    try:
+                        line, said = arrivals.get(timeout=max(PAUSE, deadline - time.monotonic()))
+                    except queue.Empty:
+                        named = ", ".join(f"worker {i} ({addresses[i]})" for i in missing)
+                        why = f"{named} did not come within {seconds:g} seconds; start all workers"
+                        raise errors.Unavailable(why) from None
+                    stack.enter_context(line)
+                    if said.get("index") in range(1, len(addresses)):
+                        lines[said["index"]] = line
+                        _compare(hello["same"], said)
+            _try_connections(addresses, lines)
+        except errors.KINDS as error:
+            _tell(lines, {"kind": type(error).__name__, "message": str(error)})
+            raise
+        _tell(lines, {})
 
 
 @contextlib.contextmanager
@@ -191,8 +174,7 @@ def _arriving(listener: socket.socket):
         listener.settimeout(PAUSE)
         while not over.is_set():
             with contextlib.suppress(OSError):  # nobody came, or has gone again
-                line, place = listener.accept()
-                threading.Thread(target=hear, args=(line, place), daemon=True).start()
+                threading.Thread(target=hear, args=listener.accept(), daemon=True).start()
 
     thread = threading.Thread(target=accept, daemon=True)
     thread.start()
@@ -203,23 +185,17 @@ def _arriving(listener: socket.socket):
         thread.join()
 
 
-def _trials(addresses: Sequence[str], lines: dict[int, socket.socket]) -> dict:
-    """Let all workers try to connect to all others, and return a refusal that names the first pair that cannot."""
-    for line in lines.values():
-        with contextlib.suppress(OSError):
-            _send(line, _TRY)
+def _try_connections(addresses: Sequence[str], lines: dict[int, socket.socket]) -> None:
+    """Let all workers try to connect to all others; raise an error that names the first pair that cannot."""
+    _tell(lines, _TRY)
     found = {0: _closed(addresses, 0)}
     for index, line in lines.items():
         line.settimeout(TRIAL)
         found[index] = (_heard(line) or {}).get("closed", [])  # it has gone: TensorFlow will notice
     for index, closed in sorted(found.items()):
         for other, why in closed:
-            return _no(
-                errors.Unavailable,
-                f"worker {other} is there, but worker {index} cannot reach it at {addresses[other]} ({why}); open this port "
-                "between the workers, and check that the name resolves there",
-            )
-    return {}
+            reached = f"worker {other} is there, but worker {index} cannot reach it at {addresses[other]} ({why})"
+            raise errors.Unavailable(f"{reached}; open this port between the workers, and check that the name resolves")
 
 
 def _closed(addresses: Sequence[str], index: int) -> list[tuple[int, str]]:
@@ -238,34 +214,26 @@ def _closed(addresses: Sequence[str], index: int) -> list[tuple[int, str]]:
 
 def unreachable(address: str) -> str:
     """Return why `host:port` does not accept a connection; empty where it does."""
-    host, _, port = address.rpartition(":")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=MARGIN).close()
+        socket.create_connection(_place(address), timeout=MARGIN).close()
     except OSError as error:
         return error.strerror or str(error)
     return ""
 
 
-def _difference(own: dict, said: dict) -> dict:
-    """Return a refusal where another worker was started otherwise than the chief."""
-    for key in own["same"]:
-        mine, theirs = own["same"][key], said["same"].get(key)
+def _compare(own: dict, said: dict) -> None:
+    """Raise an error where another worker was started otherwise than the chief."""
+    for key, mine in own.items():
+        theirs = said["same"].get(key)
         if mine != theirs:
-            return _no(
-                errors.SettingsError,
-                f"{key} is {json.dumps(mine)} for worker 0 and {json.dumps(theirs)} for worker {said['index']}; start all "
-                "workers alike",
-            )
-    return {}
+            both = f"{json.dumps(mine)} for worker 0 and {json.dumps(theirs)} for worker {said['index']}"
+            raise errors.SettingsError(f"{key} is {both}; start all workers alike")
 
 
-def _no(kind: type[Exception], message: str) -> dict:
-    return {"kind": kind.__name__, "message": message}
-
-
-def _take(answer: dict) -> None:
-    if answer:
-        raise {kind.__name__: kind for kind in errors.KINDS}[answer["kind"]](answer["message"])
+def _tell(lines: dict[int, socket.socket], message: dict) -> None:
+    for line in lines.values():
+        with contextlib.suppress(OSError):  # it has gone: TensorFlow will notice
+            _send(line, message)
 
 
 def _send(line: socket.socket, message: dict) -> None:
@@ -282,26 +250,19 @@ def _heard(line: socket.socket) -> dict | None:
 
 def _of_tf_config() -> Cluster | None:
     text = os.environ.get("TF_CONFIG", "").strip()
-    if not text:
-        return None
     try:
-        config = json.loads(text)
-        jobs, task = config.get("cluster", {}), config.get("task", {})
+        config = json.loads(text or "{}")
+        jobs, task = config.get("cluster"), config.get("task")
         if not jobs:
             return None
         chief = tuple(jobs.get("chief", ()))  # TensorFlow counts it before the workers
-        addresses, index = (
-            (*chief, *jobs.get("worker", ())),
-            int(task["index"]) + len(chief) * (task["type"] == "worker"),
-        )
+        addresses = (*chief, *jobs.get("worker", ()))
+        index = int(task["index"]) + len(chief) * (task["type"] == "worker")
         known = set(jobs) <= {"chief", "worker"} and task["type"] in jobs and len(chief) <= 1
-        named = known and all(isinstance(address, str) for address in addresses)
+        if not known or not all(isinstance(address, str) for address in addresses):
+            raise ValueError("name all processes under worker, or one under chief and the others under worker")
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise errors.SettingsError(f"TF_CONFIG={text}: cannot be understood ({error}); {_REMEDY}") from error
-    if not named:
-        raise errors.SettingsError(
-            f"TF_CONFIG={text}: name all processes under worker, or one under chief and the others under worker; {_REMEDY}"
-        )
     return _checked(addresses, index, "TF_CONFIG")
 
 
@@ -309,30 +270,28 @@ _REMEDY = 'write {"cluster": {"worker": ["host:port", ...]}, "task": {"type": "w
 
 
 def _of_pattern() -> Cluster | None:
-    count = os.environ.get("TFPAR_NUM_WORKERS")
+    given = {name: os.environ.get(name, "") for name in _PATTERN}
+    count, index, template, port = given.values()
     if not count:
         return None
-    index, template = os.environ.get("JOB_COMPLETION_INDEX", ""), os.environ.get("TFPAR_HOST_TEMPLATE", "")
-    ports = os.environ.get("TFPAR_PORT", "").split(",")
-    numbers = [count, index, *ports]
-    if not all(number.isdecimal() for number in numbers) or not template or len(ports) not in (1, int(count)):
-        raise errors.SettingsError(
-            f"TFPAR_NUM_WORKERS={count}, JOB_COMPLETION_INDEX={index}, TFPAR_HOST_TEMPLATE={template}, "
-            f"TFPAR_PORT={','.join(ports)}; give numbers, a host name with {{i}}, and one port or one for each worker"
-        )
-    each = ports * int(count) if len(ports) == 1 else ports
+    ports = port.split(",")
+    numbers = all(number.isdecimal() for number in (count, index, *ports))
+    if not numbers or not template or len(ports) not in (1, int(count)):
+        told = ", ".join(f"{name}={value}" for name, value in given.items())
+        raise errors.SettingsError(f"{told}; give numbers, a host name with {{i}}, and one port or one for each worker")
+    each = ports * (int(count) // len(ports))
     addresses = tuple(f"{template.replace('{i}', str(i))}:{port}" for i, port in enumerate(each))
     return _checked(addresses, int(index), "TFPAR_NUM_WORKERS")
 
 
+_PATTERN = ("TFPAR_NUM_WORKERS", "JOB_COMPLETION_INDEX", "TFPAR_HOST_TEMPLATE", "TFPAR_PORT")
+
+
 def _checked(addresses: tuple[str, ...], index: int, name: str) -> Cluster:
-    if not 0 <= index < len(addresses):
-        raise errors.SettingsError(
-            f"{name}: worker {index} of {len(addresses)}; indices go from 0 to {len(addresses) - 1}"
-        )
+    size = len(addresses)
+    if not 0 <= index < size:
+        raise errors.SettingsError(f"{name}: worker {index} of {size}; indices go from 0 to {size - 1}")
     ports = [address.rpartition(":")[2] for address in addresses]
-    if not all(port.isdecimal() and 0 < int(port) < 65536 for port in ports) or len(set(addresses)) < len(addresses):
-        raise errors.SettingsError(
-            f"{name}: {', '.join(addresses)}; give each worker an address of its own, as host:port"
-        )
+    if not all(port.isdecimal() and 0 < int(port) < 65536 for port in ports) or len(set(addresses)) < size:
+        raise errors.SettingsError(f"{name}: {', '.join(addresses)}; give each worker its own address, as host:port")
     return Cluster(addresses, index)

@@ -16,7 +16,7 @@ import itertools
 import re
 from collections.abc import Iterator, Sequence
 
-from tfpar.kubernetes import IMAGE, LABEL, SUBDOMAIN, amount
+from tfpar.kubernetes import IMAGE, LABEL, QUANTITY, SUBDOMAIN, UNITS
 
 AT_LEAST_TO_SAVE = 30  # seconds
 
@@ -89,6 +89,12 @@ def _at(value, path: str, default=None):
         else:
             value = value.get(key) if isinstance(value, dict) else None
     return default if value is None or (default is not None and type(value) is not type(default)) else value
+
+
+def amount(value) -> float | None:
+    """Return the number that a quantity such as `"16Gi"` stands for; None where it is none."""
+    written = re.fullmatch(QUANTITY, value, re.ASCII) if isinstance(value, str) else None
+    return float(written[1]) * UNITS[written[2]] if written else None
 
 
 def _differences(value, wanted: dict) -> Iterator[str]:

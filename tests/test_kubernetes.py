@@ -176,8 +176,8 @@ WRONG_WORDS = {
     "train ../x": "give a path in the volume, such as data", "train photos/cats": "such as data", "train /data": "such as data",
     "train data/../x/y": "such as data", "train data/x --run x": "such as runs/NAME", "train data/x --run runs": "such as runs/NAME",
     "train data/x --run runs/../y": "such as runs/NAME", "train data/x --run data/y": "such as runs/NAME", "train data/x --weights w.h5": "data/FILE",
-    "train data/x --shards 3": "multiple of 2", "train data/x --global-batch-size 63": "multiple of the shards",
-    "train data/x --shards 4 --global-batch-size 6": "multiple of the shards", "train data/\udcff": "valid Unicode",
+    "train data/x --shards 3": "multiple of 2", "train data/x --global-batch-size 63": "2 equal shards",
+    "train data/x --shards 4 --global-batch-size 6": "4 equal shards", "train data/\udcff": "valid Unicode",
 }  # fmt: skip
 
 

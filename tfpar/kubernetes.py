@@ -23,6 +23,7 @@ from collections.abc import Sequence
 
 from tfpar import errors, files, validate
 from tfpar.arguments import parser
+from tfpar.settings import Settings
 from tfpar.signals import Interrupted
 from tfpar.yaml import text
 
@@ -31,15 +32,9 @@ __all__ = ["dockerfile", "manifests", "text"]
 LABEL = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
 SUBDOMAIN = rf"{LABEL}(\.{LABEL})*"
 IMAGE = rf"([\w.-]+(:\d+)?/)?{SUBDOMAIN}([_/]+{SUBDOMAIN})*(:\w[\w.-]{{0,127}})?(@sha256:[0-9a-f]{{64}})?"
-QUANTITY = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)(|m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)", re.ASCII)
-UNITS = (
-    {"": 1, "m": 1e-3}
-    | {u: 1000**i for i, u in enumerate("kMGTP", 1)}
-    | {f"{u}i": 1024**i for i, u in enumerate("KMGTP", 1)}
-)
+UNITS = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+QUANTITY = rf"(\d{{1,15}}(?:\.\d{{1,9}})?)({'|'.join(UNITS)})"
 PLACE = "/tfpar"  # where the command runs; the claims are mounted below it
-TARGETS = ("job", "jobset")
-CONTAINER = "tfpar"
 USER = 1000
 RESTARTS = 10  # failures that count; as `tfpar launch`
 # Pauses between the pods of a failing Job grow to ten minutes; those who are there wait longer for those who are not.
@@ -86,7 +81,7 @@ def manifests(
         ['Service', 'Job', 'NetworkPolicy']
     """
     workers, gpus = validate.integer("workers", workers, 1, 256), validate.integer("gpus", gpus, 0, 64)
-    target = validate.choice("target", target, TARGETS)
+    target = validate.choice("target", target, ("job", "jobset"))
     name = _job_name(name, workers, target)
     port, deadline = validate.integer("port", port, 1024, 65535), validate.integer("deadline", deadline, 60, 2**31 - 1)
     pod = _pod(
@@ -119,17 +114,15 @@ def manifests(
 
 def dockerfile() -> str:
     """Return a Dockerfile that installs a checkout of tfpar with the versions that are installed here."""
-    pins = []
-    for requirement in importlib.metadata.requires("tfpar") or ():
-        if "extra ==" not in requirement:
-            package = re.match(r"[\w.-]+", requirement)[0]
-            pins.append(f'"{package}=={importlib.metadata.version(package)}"')
+    needed = [line for line in importlib.metadata.requires("tfpar") if "extra ==" not in line]
+    packages = sorted(re.match(r"[\w.-]+", line)[0] for line in needed)
+    pins = " \\\n    ".join(f'"{package}=={importlib.metadata.version(package)}"' for package in packages)
     return f"""# In a checkout of tfpar: tfpar kubernetes --dockerfile > Dockerfile; docker build -t registry.example/tfpar:1 .
 FROM python:{sys.version_info.major}.{sys.version_info.minor}-slim
 COPY . /opt/tfpar
 # and-cuda brings the libraries for NVIDIA GPUs, some gigabytes; without it the image is for CPUs.
 RUN pip install --no-cache-dir "/opt/tfpar[and-cuda]" \\
-    {(" " + chr(92) + chr(10) + "    ").join(sorted(pins))}
+    {pins}
 RUN useradd --uid {USER} --create-home tfpar && mkdir {PLACE} && chown {USER}:{USER} {PLACE}
 USER {USER}:{USER}
 WORKDIR {PLACE}
@@ -152,35 +145,25 @@ class _Refusing(argparse.ArgumentParser):
 
 def _words(command: Sequence[str], *, replicas: int) -> list[str]:
     """Return the container's command, after everything was refused that could only fail in the cluster."""
-    if isinstance(command, str) or not all(isinstance(word, str) for word in command):
-        validate.reject("command", command, 'a list of words, such as ["train", "data/fashion"]')
+    if isinstance(command, str) or not all(isinstance(word, str) and not _SURROGATE.search(word) for word in command):
+        validate.reject("command", command, 'a list of words in valid Unicode, such as ["train", "data/fashion"]')
     given = parser({}, kind=_Refusing).parse_args(command)
     if given.command != "train":
-        raise errors.SettingsError(
-            f"command={' '.join(command)}: a manifest runs tfpar train; give train and its words"
-        )
+        validate.reject("command", given.command, "train and its words: a manifest runs tfpar train")
     for option, why in _NOT_THERE.items():
         if getattr(given, option):
             raise errors.SettingsError(f"--{option}: {why}")
-    shards = given.shards or replicas
-    if shards % replicas or (given.global_batch_size or 0) % shards:
-        raise errors.SettingsError(
-            f"{replicas} replicas, {shards} shards, global batch {given.global_batch_size or 'by default'}: take shards "
-            f"that are a multiple of {replicas}, and a batch that is a multiple of the shards"
-        )
+    Settings(shards=given.shards, global_batch_size=given.global_batch_size).resolved(replicas)
     # A source's name alone is found where `tfpar prepare` or the first `tfpar train` would put it.
     data = given.data if "/" in given.data or given.data == "data" else f"data/{files.name_of(given.data)}"
     _in_volume("DATA", data, "data", f"{PLACE}/data")
     _in_volume("--run", given.run or f"runs/{files.name_of(given.data)}", "runs/NAME", f"{PLACE}/runs/")
     if given.weights not in (None, "imagenet"):
         _in_volume("--weights", given.weights, "data/FILE", f"{PLACE}/data/")
-    try:
-        "".join(command).encode()
-    except UnicodeEncodeError:
-        validate.reject("command", command, "words that are valid Unicode: a manifest is a text")
     return ["tfpar", *(word.replace("$", "$$") for word in command)]  # Kubernetes puts variables in for $(NAME)
 
 
+_SURROGATE = re.compile("[\ud800-\udfff]")  # half a character: no text can hold it
 _NOT_THERE = {
     "fresh": "every restart of a pod would start over; leave it out and give another --run",
     "simulate": "replicas are simulated on one machine; give --workers instead",
@@ -189,11 +172,9 @@ _NOT_THERE = {
 
 
 def _in_volume(option: str, path: str, example: str, volume: str) -> None:
-    full = posixpath.normpath(posixpath.join(PLACE, path))
-    if not f"{full}/".startswith(f"{volume.rstrip('/')}/") or f"{full}/" == volume:
-        validate.reject(
-            option, path, f"a path in the volume, such as {example} (it is mounted at {volume.rstrip('/')})"
-        )
+    full, mounted = posixpath.normpath(posixpath.join(PLACE, path)), volume.rstrip("/")
+    if not f"{full}/".startswith(f"{mounted}/") or f"{full}/" == volume:
+        validate.reject(option, path, f"a path in the volume, such as {example} (it is mounted at {mounted})")
 
 
 def _matching(kind: str, value, pattern: str, most: int, rule: str) -> str:
@@ -214,22 +195,18 @@ def _job_name(name, workers: int, target: str) -> str:
 
 
 def _resources(cpus, memory, shm, gpus: int) -> dict:
-    rule = "an amount of memory such as 16Gi, at least 64Mi"
-    amounts = [
-        amount(value) or validate.reject(kind, value, rule) for kind, value in (("memory", memory), ("shm", shm))
-    ]
-    if min(amounts) < 64 * 2**20:
-        validate.reject("memory, shm", (memory, shm), rule)
-    if amounts[1] > amounts[0]:
+    if _memory("shm", shm) > _memory("memory", memory):
         raise errors.SettingsError(f"shm={shm}, memory={memory}: what processes share counts as memory; give less shm")
     each = {"cpu": str(validate.integer("cpus", cpus, 1, 1024)), "memory": memory}
     return each | ({"nvidia.com/gpu": str(gpus)} if gpus else {})
 
 
-def amount(value) -> float | None:
-    """Return the number that a quantity such as `"16Gi"` stands for; None where it is none."""
-    written = QUANTITY.fullmatch(value) if isinstance(value, str) else None
-    return float(written[1]) * UNITS[written[2]] if written else None
+def _memory(kind: str, value) -> float:
+    """Return the bytes that a quantity such as `"16Gi"` stands for."""
+    rule = "an amount of memory such as 16Gi, at least 64Mi"
+    number, unit = re.fullmatch(QUANTITY, _matching(kind, value, QUANTITY, 30, rule)).groups()
+    size = float(number) * UNITS[unit]
+    return size if size >= 64 * 2**20 else validate.reject(kind, value, rule)
 
 
 # ---- the parts of a manifest
@@ -251,32 +228,25 @@ def _policy(meta: dict, pods: dict, port: int, gpus: int) -> dict:
 
     On CPUs they use the one port; on GPUs NCCL opens others as it needs them.
     """
-    own = {"podSelector": {"matchLabels": pods}}
     ports = {} if gpus else {"ports": [{"protocol": "TCP", "port": port}]}
-    spec = own | {
-        "policyTypes": ["Ingress"],
-        "ingress": [{"from": [{"podSelector": {"matchLabels": {**pods}}}], **ports}],
-    }
-    return {
-        "apiVersion": "networking.k8s.io/v1",
-        "kind": "NetworkPolicy",
-        "metadata": copy.deepcopy(meta),
-        "spec": spec,
-    }
+    allowed = {"from": [{"podSelector": {"matchLabels": {**pods}}}], **ports}
+    spec = {"podSelector": {"matchLabels": pods}, "policyTypes": ["Ingress"], "ingress": [allowed]}
+    kind = {"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy"}
+    return kind | {"metadata": copy.deepcopy(meta), "spec": spec}
 
 
 def _job(workers: int, deadline: int, pod: dict, *, saved: str, restarts: int) -> dict:
     """Return the Job's own part; `saved` is what follows when a worker was stopped and its state is saved."""
 
-    def ended(action: str, codes: list[int]) -> dict:
-        return {"action": action, "onExitCodes": {"containerName": CONTAINER, "operator": "In", "values": [*codes]}}
-
     rules = [
-        ended("FailJob", list(errors.FINAL)),
-        ended("Ignore", [errors.WorkerLost.exit_code]),  # who was lost is counted
-        ended(saved, [Interrupted.exit_code]),
-        {"action": saved, "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+        {"action": action, "onExitCodes": {"containerName": "tfpar", "operator": "In", "values": [*codes]}}
+        for action, codes in (
+            ("FailJob", errors.FINAL),
+            ("Ignore", [errors.WorkerLost.exit_code]),  # the worker that was lost is counted
+            (saved, [Interrupted.exit_code]),
+        )
     ]
+    rules.append({"action": saved, "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]})
     return {
         "completionMode": "Indexed",
         "completions": workers,
@@ -313,7 +283,7 @@ def _pod(words: list[str], *, image: str, environment: dict, port: int, resource
     # TensorFlow counts the cores of the node, not those of the container; and bits depend on the number of threads.
     environment = {"HOME": "/tmp", "PYTHONUNBUFFERED": "1", "TF_NUM_INTRAOP_THREADS": resources["cpu"]} | environment
     container = {
-        "name": CONTAINER,
+        "name": "tfpar",
         "image": image,
         "command": words,
         "workingDir": PLACE,

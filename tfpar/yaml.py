@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 
@@ -39,12 +40,8 @@ def _lines(value) -> list[str]:
 
 
 def _scalar(value) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int):
-        return str(value)
-    if value == {} or value == []:
-        return "{}" if isinstance(value, dict) else "[]"
+    if isinstance(value, (bool, int, dict, list)):  # dictionaries and lists that are empty
+        return json.dumps(value)
     if not isinstance(value, str):
         raise TypeError(f"{value!r}: a manifest holds dictionaries, lists, texts, whole numbers and truth values")
     if _PLAIN.fullmatch(value) and value.lower() not in _WORDS_OF_YAML:

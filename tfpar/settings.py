@@ -12,6 +12,7 @@ Example:
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 
@@ -36,10 +37,10 @@ def _setting(default, text: str = "", *, within=None, choices=None, bits: bool =
         check: `check(name, value)` returns the value, for settings of another kind.
     """
     if choices:
-        check = lambda name, value: validate.choice(name, value, choices)  # noqa: E731
+        check = functools.partial(validate.choice, words=choices)
     elif within:
         kind = validate.integer if isinstance(within[1], int) else validate.number
-        check = lambda name, value: kind(name, value, *within)  # noqa: E731
+        check = functools.partial(kind, lowest=within[0], highest=within[1])
     metadata = {"help": text, "within": within, "choices": choices, "bits": bits, "check": check}
     return field(default=default, metadata=metadata)
 
@@ -51,15 +52,24 @@ def _check_stages(name: str, value) -> tuple[Stage, ...]:
 
 
 def _check_steps_per_call(name: str, value) -> int | str:
-    try:
-        auto = isinstance(value, str) and value == "auto"
-        return value if auto else validate.integer(name, value, 1, MOST_STEPS_PER_CALL)
-    except errors.SettingsError:
-        return validate.reject(name, value, f"auto, or a whole number from 1 to {MOST_STEPS_PER_CALL}")
+    if isinstance(value, str) and value == "auto":
+        return value
+    return validate.integer(name, value, 1, MOST_STEPS_PER_CALL)
 
 
 def _check_weights(name: str, value) -> str:
     return value if isinstance(value, str) else validate.reject(name, value, "a name for the weights, as text")
+
+
+def multiple(number: int, of: int, problem: str) -> int:
+    """Return a number that is a multiple of another.
+
+    Raises:
+        errors.SettingsError: the problem if it is none, and the next multiple.
+    """
+    if number < 1 or number % of:
+        raise errors.SettingsError(f"{problem}; take a multiple of {of}, such as {max(1, -(-number // of)) * of}")
+    return number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,9 +82,7 @@ class Settings:
 
     stages: Sequence[Stage] = _setting((), check=_check_stages)
     global_batch_size: int | None = _setting(None, "default 128", within=(1, validate.MOST_BATCH))
-    shards: int | None = _setting(
-        None, "parts of the batch; default: one per replica", within=(1, validate.MOST_SHARDS)
-    )
+    shards: int | None = _setting(None, "parts of the batch; default 1 per replica", within=(1, validate.MOST_SHARDS))
     seed: int = _setting(0, "of everything random; default 0", within=(0, validate.MOST_SEED))
     augment: str = _setting("none", "mirror, and shift by up to an eighth", choices=AUGMENTATIONS)
     class_weights: Sequence[float] | None = _setting(None)
@@ -86,7 +94,7 @@ class Settings:
     weights: str = _setting("none", check=_check_weights)
     steps_per_call: int | str = _setting(
         "auto",
-        "steps between two looks at a signal; default auto: a quarter of a second",
+        "between two looks at a signal; default auto: a quarter of a second",
         bits=False,
         check=_check_steps_per_call,
     )
@@ -108,22 +116,12 @@ class Settings:
         """
         earlier = earlier or {}
         shards = self.shards or earlier.get("shards", replicas)
-        if shards % replicas:
-            fitting = -(-shards // replicas) * replicas
-            if "shards" in earlier and earlier["shards"] == shards:
-                raise errors.SettingsError(
-                    f"this run has {shards} shard{'s'[: shards > 1]}, which {replicas} replicas cannot share; continue on a number of "
-                    f"replicas that divides {shards}, or start over with --shards {fitting} --fresh"
-                )
-            raise errors.SettingsError(
-                f"{shards} shards cannot be divided evenly among {replicas} replicas; take a multiple of {replicas}, such as {fitting}"
-            )
+        problem = f"{shards} shards cannot be divided evenly among {replicas} replicas"
+        if earlier.get("shards") == shards:
+            problem = f"this run has {shards} shard{'s'[: shards > 1]}, which {replicas} replicas cannot share; start over with --fresh"
+        multiple(shards, replicas, problem)
         batch = self.global_batch_size or earlier.get("global_batch_size", -(-DEFAULT_BATCH // shards) * shards)
-        if batch % shards:
-            fitting = -(-batch // shards) * shards
-            raise errors.SettingsError(
-                f"global batch {batch} cannot be cut into {shards} equal shards; take a multiple of {shards}, such as {fitting}"
-            )
+        multiple(batch, shards, f"global batch {batch} cannot be cut into {shards} equal shards")
         return replace(self, shards=shards, global_batch_size=batch)
 
     def that_decide_the_bits(self) -> dict:

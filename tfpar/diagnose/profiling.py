@@ -197,7 +197,7 @@ def _exchange(step: Step, number: tf.Tensor):
     total, gathered = step.exchange(
         tf.distribute.get_replica_context(),
         [tf.fill([packed.shape[0]], number)] * step.exchange.sends,
-        tf.fill([step.exchange.own * rows.shape[0], rows.shape[1]], number),
+        tf.fill([step.exchange.shards_per_replica * rows.shape[0], rows.shape[1]], number),
     )
     return total[0] + gathered[0, 0]
 

@@ -25,6 +25,8 @@ from __future__ import annotations
 
 import contextlib
 import reprlib
+from collections.abc import Iterator
+from unittest import mock
 
 import keras
 import numpy as np
@@ -32,9 +34,15 @@ import tensorflow as tf
 from tensorflow.python.distribute import distribute_lib
 
 from tfpar import errors
+from tfpar.steps import tensorflow_repairs
 
 REPLACED = ("train_step", "compute_loss", "stateless_compute_loss", "compute_metrics", "make_train_function")
 REPLACED_BY_A_RUN = ("test_step", "make_test_function")
+REFUSED_OF_OPTIMIZERS = {
+    "gradient_accumulation_steps": "leave it out and take more shards: they are computed one after the other, at the memory of one",
+    "use_ema": "leave it out: it changes the weights when fit ends, or fails under a strategy",
+    "loss_scale_factor": "leave it out, or use mixed_float16, which scales the loss itself",
+}
 # Operations behind which a softmax or sigmoid is still one.
 PASSING = ("Activation", "Identity", "Dropout", "Reshape", "Flatten", "Cast", "GetItem", "Squeeze", "ExpandDims")
 STATEFUL_RANDOM = {
@@ -53,135 +61,99 @@ def check(model: keras.Model, *, sets_rate: bool = False) -> None:
     Raises:
         errors.SettingsError: with the remedy.
     """
-    if keras.backend.backend() != "tensorflow":
-        raise errors.SettingsError(
-            f"Keras' backend is {keras.backend.backend()}, tfpar needs tensorflow; set KERAS_BACKEND=tensorflow"
-        )
-    if not isinstance(model, keras.Model):
-        raise errors.SettingsError(f"model={reprlib.repr(model)}: give a compiled keras.Model")
-    if not model.compiled or model.optimizer is None:
-        raise errors.SettingsError(
-            "the model is not compiled; call model.compile(optimizer=..., loss=..., metrics=['accuracy'])"
-        )
-    _check_compile(model)
-    _check_overrides(model, REPLACED + REPLACED_BY_A_RUN * sets_rate)
-    _check_shapes(model)
-    _check_layers(model)
-    if _gives_probabilities(model):
-        raise errors.SettingsError(
-            f"model {model.name} ends in a softmax or sigmoid; give logits: leave the last activation out and compile with "
-            "SparseCategoricalCrossentropy(from_logits=True)"
-        )
-    _check_optimizer(model.optimizer, sets_rate)
+    _raise_first(_refusals(model, sets_rate))
 
 
-def check_placement(model: keras.Model) -> None:
-    """Refuse variables that replicas would not have copies of.
+def check_graph(function, *, jit_compile: bool) -> None:
+    """Refuse a traced shard that depends on more than its arguments, or, without XLA, has a sum in no fixed order.
 
     Raises:
-        errors.SettingsError: model or optimizer were created outside of `strategy.scope()`.
+        errors.SettingsError: it reads a variable of no layer, draws stateful random numbers, or calls a function traced before.
     """
-    if model.distribute_strategy.num_replicas_in_sync == 1:
-        return
-    for variable in [*model.variables, *model.optimizer.variables]:
-        if not isinstance(variable.value, tf.distribute.DistributedValues):
-            raise errors.SettingsError(
-                f"variable {variable.path} was created outside of strategy.scope(), so the replicas have no copies of it; "
-                "create the model and its optimizer inside: with strategy.scope(): ..."
-            )
+    _raise_first(_refusals_of_graph(function, jit_compile))
 
 
-def check_graph(function) -> None:
-    """Refuse a traced shard that depends on more than its arguments.
+def _raise_first(refusals: Iterator[str]) -> None:
+    if refusal := next(refusals, None):
+        raise errors.SettingsError(refusal)
 
-    Raises:
-        errors.SettingsError: it reads a variable of no layer, or draws stateful random numbers.
-    """
+
+def _refusals_of_graph(function, jit_compile: bool) -> Iterator[str]:
     if function.graph.variables:
         names = ", ".join(sorted(variable.name.split(":")[0] for variable in function.graph.variables)[:3])
-        raise errors.SettingsError(
+        yield (
             f"the model reads variables past the step ({names}), so their gradients and changes would be lost: they belong to no "
-            "layer, or to a metric, or a tf.function inside the model reads them. Create them with add_weight of a layer, seed "
-            "generators as attributes of a layer, and leave @tf.function away from layers, or give it the values as arguments"
+            "layer, or to a metric, or a tf.function inside the model reads them. Create them with add_weight of a layer, make seed "
+            "generators attributes of a layer, and do not decorate what layers call with @tf.function"
         )
-    definition = function.graph.as_graph_def()
-    nodes = [*definition.node, *(node for called in definition.library.function for node in called.node_def)]
-    drawn = sorted({node.op for node in nodes if node.op in STATEFUL_RANDOM})
-    if drawn:
-        raise errors.SettingsError(
-            f"the model draws random numbers with {', '.join(drawn)} of TensorFlow, which no step can repeat; take keras.random "
-            "with a keras.random.SeedGenerator"
+    if drawn := {node.op for node in tensorflow_repairs.nodes_of(function)} & STATEFUL_RANDOM:
+        yield f"{', '.join(sorted(drawn))} of TensorFlow cannot repeat a step; use keras.random with a SeedGenerator"
+    if not jit_compile and (unordered := tensorflow_repairs.unordered_sums(function)):
+        yield (
+            f"the model calls a tf.function that was traced before, with a sum in no fixed order ({unordered[0]}), so its gradient "
+            "is not repeatable. Build the model, with that tf.function, again and install the step first"
         )
 
 
-def _check_compile(model: keras.Model) -> None:
+def _refusals(model: keras.Model, sets_rate: bool) -> Iterator[str]:
+    """Yield what the step does not honour, with the remedy. Each condition relies on the conditions before it."""
+    if keras.backend.backend() != "tensorflow":
+        yield f"Keras' backend is {keras.backend.backend()}, tfpar needs tensorflow; set KERAS_BACKEND=tensorflow"
+    if not isinstance(model, keras.Model):
+        yield f"model={reprlib.repr(model)}: give a compiled keras.Model"
+    if not model.compiled or model.optimizer is None:
+        yield "the model is not compiled; call model.compile(optimizer=..., loss=..., metrics=['accuracy'])"
     if model.run_eagerly or tf.config.functions_run_eagerly():
-        raise errors.SettingsError(
-            "run_eagerly=True: the step is always a graph; compile without it, and look at values with keras.ops or tf.print"
-        )
+        yield "run_eagerly=True: the step is always a graph; compile without it, and look at values with tf.print"
     if model.steps_per_execution != 1:
-        raise errors.SettingsError(
-            f"steps_per_execution={model.steps_per_execution}: Keras' own several steps per call overrun the epoch or fail "
-            "under a strategy. Compile with steps_per_execution=1, and give steps_per_call (to steps.install together with "
-            "steps_per_epoch)"
-        )
+        yield f"steps_per_execution={model.steps_per_execution} overruns the epoch; compile without it, and give steps_per_call"
+    yield from _refused_methods(model, REPLACED + REPLACED_BY_A_RUN * sets_rate)
+    yield from _refused_shapes(model)
+    yield from _refused_layers(model)
+    if _gives_probabilities(model):
+        yield f"model {model.name} ends in a softmax or sigmoid; give logits, and compile with a loss that has from_logits=True"
+    yield from _refused_optimizers(model.optimizer, sets_rate)
+    several = model.distribute_strategy.num_replicas_in_sync > 1
+    for variable in [*model.variables, *model.optimizer.variables] if several else ():
+        if not isinstance(variable.value, tf.distribute.DistributedValues):
+            yield f"variable {variable.path} was created outside of strategy.scope(); create model and optimizer inside it"
 
 
-def _check_overrides(model: keras.Model, names: tuple[str, ...]) -> None:
+def _refused_methods(model: keras.Model, names: tuple[str, ...]) -> Iterator[str]:
     for name in names:
         owner = next((kind for kind in type(model).__mro__ if name in vars(kind)), None)
         if name in vars(model) or (owner is not None and not owner.__module__.startswith("keras.")):
-            raise errors.SettingsError(
-                f"model {model.name} ({type(model).__name__}) overrides {name}, which tfpar replaces by its own; express it as a "
-                "loss or a metric of compile or as a layer with add_loss, or train this model with Keras' own fit"
+            yield (
+                f"model {model.name} ({type(model).__name__}) overrides {name}, which tfpar replaces; express it as a loss or a metric "
+                "of compile or as a layer with add_loss, or train this model with Keras' own fit"
             )
 
 
-def _check_shapes(model: keras.Model) -> None:
-    if isinstance(model, keras.Sequential) and not getattr(model, "inputs", None):
-        raise errors.SettingsError(
-            f"model {model.name} has no input yet; begin it with keras.Input((height, width, channels), dtype='uint8')"
-        )
+def _refused_shapes(model: keras.Model) -> Iterator[str]:
     if not getattr(model, "inputs", None):
-        raise errors.SettingsError(
-            f"model {model.name} ({type(model).__name__}) is subclassed, and its shapes are not known; make it functional: "
-            "inputs = keras.Input((height, width, channels), dtype='uint8'); keras.Model(inputs, network(inputs))"
+        yield (
+            f"model {model.name} ({type(model).__name__}) does not know its input. A Sequential: begin it with keras.Input((height, "
+            "width, channels), dtype='uint8'). A subclassed model: make it functional, keras.Model(inputs, network(inputs))"
         )
     given, made = _ends(model)
-    if not isinstance(given, keras.KerasTensor) or not isinstance(made, keras.KerasTensor) or len(made.shape) != 2:
-        raise errors.SettingsError(
-            f"model {model.name} takes {_shapes(given)} and gives {_shapes(made)}; give one with one input and logits [batch, classes], "
-            "the logits neither in a list nor in a dictionary"
-        )
-    if None in given.shape[1:] or made.shape[1] is None:
-        raise errors.SettingsError(
-            f"model {model.name} takes {tuple(given.shape)} and gives {tuple(made.shape)}; give every side of the images, as in "
-            "keras.Input((224, 224, 3), dtype='uint8')"
+    single = isinstance(given, keras.KerasTensor) and isinstance(made, keras.KerasTensor)
+    if not single or len(made.shape) != 2 or None in (*given.shape[1:], made.shape[1]):
+        shapes = [keras.tree.map_structure(lambda tensor: tuple(tensor.shape), end) for end in (given, made)]
+        yield (
+            f"model {model.name} takes {shapes[0]} and gives {shapes[1]}; give every side of its one input, as in keras.Input((224, "
+            "224, 3), dtype='uint8'), and logits [batch, classes] as its one output, neither in a list nor in a dictionary"
         )
 
 
-def _shapes(structure):
-    return keras.tree.map_structure(lambda tensor: tuple(tensor.shape), structure)
-
-
-def _check_layers(model: keras.Model) -> None:
+def _refused_layers(model: keras.Model) -> Iterator[str]:
     for layer in model._flatten_layers(include_self=True, recursive=True):
         if isinstance(layer, keras.layers.BatchNormalization) and layer.synchronized:
-            raise errors.SettingsError(
-                f"layer {layer.name} has synchronized=True, which ties the shards together; "
-                "build it with synchronized=False: each shard is normalized by itself, on any number of replicas"
-            )
-        metrics = layer.__dict__.get("_metrics") or []
-        if metrics:
-            raise errors.SettingsError(
-                f"layer {layer.name} has a metric of its own ({metrics[0].name}), which the step would not update; "
-                "give it to compile(metrics=[...])"
-            )
-    wide = [variable.path for variable in model.variables if variable.dtype == "float64"]
-    if wide:
-        raise errors.SettingsError(
-            f"variable {wide[0]} is float64; replicas exchange float32, so build the model with dtype float32"
-        )
+            yield f"layer {layer.name} has synchronized=True, which ties the shards together; build it with synchronized=False"
+        if metrics := layer.__dict__.get("_metrics"):
+            yield f"layer {layer.name} has a metric of its own ({metrics[0].name}); give it to compile(metrics=[...])"
+    for variable in model.variables:
+        if variable.dtype == "float64":
+            yield f"variable {variable.path} is float64, and replicas exchange float32; build the model with dtype float32"
 
 
 def _gives_probabilities(model: keras.Model) -> bool:
@@ -213,26 +185,14 @@ def _ends(model: keras.Model) -> tuple:
     return functional.inputs[0] if len(functional.inputs) == 1 else functional.input, functional.output
 
 
-def _check_optimizer(optimizer: keras.optimizers.Optimizer, sets_rate: bool) -> None:
+def _refused_optimizers(optimizer: keras.optimizers.Optimizer, sets_rate: bool) -> Iterator[str]:
     inner = getattr(optimizer, "inner_optimizer", optimizer)
     if sets_rate and isinstance(inner._learning_rate, keras.optimizers.schedules.LearningRateSchedule):
-        raise errors.SettingsError(
-            f"the optimizer carries a {type(inner._learning_rate).__name__}; give it a plain number, and say the rates in the "
-            "stages: Stage(epochs=10, learning_rate=0.2, final_learning_rate=0.02)"
-        )
-    if inner.gradient_accumulation_steps:
-        raise errors.SettingsError(
-            f"the optimizer has gradient_accumulation_steps={inner.gradient_accumulation_steps}; leave that out and take "
-            "more shards: they are computed one after the other, at the memory of one"
-        )
-    if inner.use_ema:
-        raise errors.SettingsError(
-            "the optimizer has use_ema=True, which changes the weights when fit ends, or fails under a strategy; leave it out"
-        )
-    if inner.loss_scale_factor:
-        raise errors.SettingsError(
-            "the optimizer has loss_scale_factor; leave it out, or use mixed_float16, which scales the loss itself"
-        )
+        kind = type(inner._learning_rate).__name__
+        yield f"the optimizer carries a {kind}; give it a plain number, and the rates in the stages, as in Stage(10, 0.2, 0.02)"
+    for name, remedy in REFUSED_OF_OPTIMIZERS.items():
+        if getattr(inner, name):
+            yield f"the optimizer has {name}={getattr(inner, name)}; {remedy}"
 
 
 @contextlib.contextmanager
@@ -252,7 +212,6 @@ def replicas_hidden():
     with contextlib.ExitStack() as stack:
         for owner, name in hidden:
             owner = next(kind for kind in owner.__mro__ if name in vars(kind))
-            kept = vars(owner)[name]
-            setattr(owner, name, property(refuse) if isinstance(kept, property) else refuse)
-            stack.callback(setattr, owner, name, kept)
+            instead = property(refuse) if isinstance(vars(owner)[name], property) else refuse
+            stack.enter_context(mock.patch.object(owner, name, instead))
         yield

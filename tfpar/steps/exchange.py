@@ -53,20 +53,23 @@ class Exchange:
     several_workers: bool = False
 
     @property
-    def own(self) -> int:
-        """The shards of one replica."""
+    def shards_per_replica(self) -> int:
         return self.shards // self.replicas
 
     @property
     def sends(self) -> int:
-        """The vectors that a replica contributes: one if it holds whole subtrees, otherwise one for each of its shards."""
-        return 1 if self.all_reduce == "fast" or whole_subtrees(self.shards, self.replicas) else self.own
+        """The vectors that a replica contributes: one if its shards are one subtree, otherwise one for each shard."""
+        one_subtree = (
+            self.replicas & (self.replicas - 1) == 0
+        )  # a power of two: halving the tree gives each replica a node
+        return 1 if self.all_reduce == "fast" or one_subtree else self.shards_per_replica
 
     @property
     def holds(self) -> int:
         """The vectors, each as long as gradient and averaged state, that a replica holds at most at once: those of its shards,
         those that it sends, those that it receives, the sum and the mean."""
-        return self.own + self.sends + (self.replicas * self.sends if self._gathers else 1) + 2
+        received = self.replicas * self.sends if self._gathers else 1
+        return self.shards_per_replica + self.sends + received + 2
 
     @property
     def _gathers(self) -> bool:
@@ -77,7 +80,7 @@ class Exchange:
         # a + b is b + a: with two parts every all-reduce gives the tree's bits.
         return self.all_reduce == "fast" or (self.replicas == 2 and self.sends == 1)
 
-    def partial(self, parts: list[tf.Tensor]) -> list[tf.Tensor]:
+    def partial_sums(self, parts: list[tf.Tensor]) -> list[tf.Tensor]:
         """Return what a replica sends, from the vectors `float32[size]` of its shards."""
         return parts if self.sends == len(parts) else [tree(parts)]
 
@@ -102,12 +105,9 @@ class Exchange:
             if self._one_sum_of_all:
                 total = context.all_reduce(tf.distribute.ReduceOp.SUM, vectors[0])
             else:
-                total = sum_in_pairs(
-                    vectors,
-                    replica=_number(context),
-                    replicas=self.replicas,
-                    reduce=_pairs_one_by_one(_number(context)),
-                )
+                number = int(tf.get_static_value(context.replica_id_in_sync_group))
+                reduce = _pairs_one_by_one(number)
+                total = sum_in_pairs(vectors, replica=number, replicas=self.replicas, reduce=reduce)
             total, placed = tf.split(total, [size, -1])
             return total, tf.reshape(placed, [self.replicas * images, width])
         vector = tf.concat([*sums, tf.reshape(rows, [-1])], axis=0)
@@ -137,13 +137,6 @@ def tree(parts: list[tf.Tensor]) -> tf.Tensor:
     return _add(tree(parts[:half]), tree(parts[half:]))
 
 
-def whole_subtrees(shards: int, replicas: int) -> bool:
-    """Tell whether halving the tree gives each replica one of its nodes; not for 3 shards on 3 replicas, where `sends` is 1 anyway."""
-    while replicas > 1 and shards > 1 and shards % 2 == 0 and replicas % 2 == 0:
-        shards, replicas = shards // 2, replicas // 2
-    return replicas == 1
-
-
 def sum_in_pairs(own: Sequence, *, replica: int, replicas: int, reduce: Callable):
     """Return the sum of the tree over the parts of all replicas, which all hold equally many.
 
@@ -166,9 +159,9 @@ def sum_in_pairs(own: Sequence, *, replica: int, replicas: int, reduce: Callable
         middle = (low + high) // 2
         left, right = node(low, middle), node(middle, high)
         total = _add(left, right) if left is not None and right is not None else None
-        have_left, have_right = (list(holders(low, middle)), list(holders(middle, high)))
-        done = [r for r in have_left if r in have_right]  # at most one, whose parts lie on both sides
-        have_left, have_right = ([r for r in have if r not in done] for have in (have_left, have_right))
+        of_left, of_right = holders(low, middle), holders(middle, high)
+        done = [r for r in of_left if r in of_right]  # at most one, whose parts lie on both sides
+        have_left, have_right = ([r for r in holding if r not in done] for holding in (of_left, of_right))
         for a, b in zip(have_left, have_right, strict=False):
             if replica in (a, b):
                 total = reduce(left if replica == a else right, a, b)
@@ -203,15 +196,10 @@ def _pairs_one_by_one(replica: int) -> Callable:
     return reduce
 
 
-def _number(context) -> int:
-    return int(tf.get_static_value(context.replica_id_in_sync_group))
-
-
 def _placed(context, rows: tf.Tensor) -> tf.Tensor:
     """Return `float32[replicas, images, width]`: this replica's rows at its position, nothing at the others'."""
-    own = tf.equal(tf.range(context.num_replicas_in_sync), context.replica_id_in_sync_group)
-    rows = rows[tf.newaxis]
-    return tf.where(own[:, tf.newaxis, tf.newaxis], rows, _nothing(rows))
+    here = tf.equal(tf.range(context.num_replicas_in_sync), context.replica_id_in_sync_group)
+    return tf.where(here[:, tf.newaxis, tf.newaxis], rows, _nothing(rows))
 
 
 def _nothing(vector: tf.Tensor) -> tf.Tensor:

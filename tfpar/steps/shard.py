@@ -8,6 +8,7 @@ function does not know how many replicas there are, reads no variable and change
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Sequence
 from unittest import mock
 
@@ -62,24 +63,17 @@ class Shard:
         decorate = tf.function(jit_compile=True, autograph=False) if jit_compile else exchange.not_inlined
         with tensorflow_repairs.fixed_order(), accepted.replicas_hidden():
             self.function = decorate(self._compute).get_concrete_function(
-                *([tf.TensorSpec(v.shape, v.dtype) for v in group] for group in self._variables()),
+                *([tf.TensorSpec(v.shape, v.dtype) for v in group] for group in variables_of(model)),
                 tf.TensorSpec([], tf.float32), tuple(batch), tf.TensorSpec([], tf.int64), tf.TensorSpec([], tf.int32),
             )  # fmt: skip
         self.vector = Vector(self.trained, self.averaged)
-        accepted.check_graph(self.function)
-        unordered = [] if jit_compile else tensorflow_repairs.unordered_sums(self.function)
-        if unordered:
-            raise errors.SettingsError(
-                f"the model calls a tf.function that was traced before, with a sum in no fixed order ({unordered[0]}), so its "
-                "gradient is not repeatable. Build the model, with that tf.function, again and install the step first"
-            )
+        accepted.check_graph(self.function, jit_compile=jit_compile)
 
     def values(self) -> list:
         """Return the present values of the model's variables, and the loss scale."""
-        optimizer, scale = self.model.optimizer, tf.constant(1.0)
-        if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-            scale = tf.convert_to_tensor(optimizer.dynamic_scale.value)
-        return [*([tf.convert_to_tensor(v.value) for v in group] for group in self._variables()), scale]
+        optimizer = self.model.optimizer
+        scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+        return [*values_of(self.model), tf.convert_to_tensor(optimizer.dynamic_scale.value if scaled else 1.0)]
 
     def __call__(self, values: list, batch: Sequence[tf.Tensor], step: tf.Tensor, shard: tf.Tensor):
         """Compute a shard.
@@ -93,9 +87,6 @@ class Shard:
             `float32[size]`, see `Vector`, and `float32[rows, 3 + classes]`: loss, penalty, label and logits of each image.
         """
         return self.function(*values, tuple(batch), step, shard)
-
-    def _variables(self):
-        return self.model.trainable_variables, self.model.non_trainable_variables
 
     def _compute(self, trainable, state, scale, batch, step, shard):
         # Layers and losses must not see replicas while the shard is traced.
@@ -170,6 +161,16 @@ class Vector:
         return [[tf.cast(tf.reshape(next(pieces), v.shape), v.dtype) for v in group] for group in self.groups]
 
 
+def variables_of(model: keras.Model) -> tuple[list[keras.Variable], list[keras.Variable]]:
+    """Return the trainable and the non-trainable variables of a model."""
+    return model.trainable_variables, model.non_trainable_variables
+
+
+def values_of(model: keras.Model) -> list[list[tf.Tensor]]:
+    """Return the present values of the trainable and the non-trainable variables, on this replica."""
+    return [[tf.convert_to_tensor(v.value) for v in group] for group in variables_of(model)]
+
+
 def seed_generators(model: keras.Model) -> list[keras.random.SeedGenerator]:
     """Return the seed generators of a model's random layers, each once."""
     layers = model._flatten_layers(include_self=True, recursive=True)
@@ -189,20 +190,13 @@ def seed_state(layer_seed: tf.Tensor, seed: int, step: tf.Tensor, shard: tf.Tens
     return tf.concat([hashed, tf.zeros([1], tf.uint32)], axis=0)
 
 
-class _Draws:
-    """In place of Keras' global seed generator, whose state a step would not save: each draw gets the next seed."""
-
-    def __init__(self, state: tf.Tensor):
-        self.state = state
-
-    def next(self, ordered: bool = True) -> tf.Tensor:
-        drawn, self.state = self.state, self.state + tf.constant([0, 1], tf.uint32)
-        return drawn
-
-
 @contextlib.contextmanager
 def drawn_from(state: tf.Tensor) -> Iterator[None]:
-    """Let `keras.random` draw from this state where it is given no seed."""
-    draws = _Draws(state)
-    with mock.patch.object(seed_generator, "global_seed_generator", lambda: draws):
+    """Let `keras.random` draw from this state where it is given no seed: a step would not save Keras' global generator."""
+    draws = itertools.count()
+
+    def next_state(ordered: bool = True) -> tf.Tensor:
+        return state + tf.constant([0, next(draws)], tf.uint32)
+
+    with mock.patch.object(seed_generator, "global_seed_generator", lambda: mock.Mock(next=next_state)):
         yield

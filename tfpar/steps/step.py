@@ -11,15 +11,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfpar import errors
-from tfpar.settings import MOST_STEPS_PER_CALL
+from tfpar import errors, validate
+from tfpar.settings import ALL_REDUCE, MOST_STEPS_PER_CALL, multiple
 from tfpar.steps import accepted, objective, tensorflow_repairs
 from tfpar.steps.exchange import Exchange
 from tfpar.steps.shard import COLUMNS, Shard
 
 RATE_OF_STAGES = (
-    "{who} {what}, but train.run sets the learning rate of every step; say the rates in the stages, as in "
-    "Stage(epochs=10, learning_rate=0.2, final_learning_rate=0.02)"
+    "{who} {what}, but train.run sets it in every step; give the rates in the stages, as in Stage(10, 0.2, 0.02)"
 )
 
 
@@ -77,11 +76,10 @@ class Step:
         Raises:
             errors.SettingsError: the model, its loss or its optimizer is refused (see `accepted`), or the numbers do not fit.
         """
+        accepted.check(model, sets_rate=learning_rate is not None)
         self.model, self.strategy, self.seed = model, model.distribute_strategy, seed
         self.learning_rate, self.counts = learning_rate, Counts(first_step)
         self.exchange = _exchange(self.strategy, shards, all_reduce)
-        accepted.check(model, sets_rate=learning_rate is not None)
-        accepted.check_placement(model)
         self.loss = objective.build(model)
         metrics = [metric.name for metric in model._compile_metrics.metrics] if model._compile_metrics else []
         self.more_metrics = metrics not in ([], ["accuracy"])  # besides those that the step counts itself
@@ -129,7 +127,7 @@ class Step:
         """Return the shard for the batches of one replica; traced on the first call, and again if `element_spec` changes."""
         if self.shard is None or element_spec != self.spec:
             members = element_spec if isinstance(element_spec, tuple) else (element_spec,)
-            batch = [_of_one_shard(member, self.exchange.own) for member in members]
+            batch = [_of_one_shard(member, self.exchange.shards_per_replica) for member in members]
             self.shard = Shard(self.model, self.loss, batch, seed=self.seed, jit_compile=self.jit_compile)
             self.spec = element_spec
         return self.shard
@@ -141,8 +139,8 @@ class Step:
             batch: images `[rows, height, width, channels]` in the dtype of the model's input, and labels `int32[rows]`.
             shard: its number.
         """
-        own = self.exchange.own
-        traced = self.trace(tuple(tf.TensorSpec([own * len(m), *m.shape[1:]], m.dtype) for m in batch))
+        count = self.exchange.shards_per_replica
+        traced = self.trace(tuple(tf.TensorSpec([count * len(m), *m.shape[1:]], m.dtype) for m in batch))
         numbers = tf.constant(self.counts.step, tf.int64), tf.constant(shard)
         with tensorflow_repairs.fixed_order():
             return traced(traced.values(), batch, *numbers)[0]
@@ -166,25 +164,25 @@ class Step:
     def _replica_step(self, batch, number: tf.Tensor):
         """Take one step on one replica: its shards, the sum over all shards, the update."""
         context = tf.distribute.get_replica_context()
-        parts, rows = self._own_shards(context, batch, number)
-        total, rows = self.exchange(context, parts, rows)
+        sums, rows = self._compute_shards(context, batch, number)
+        total, rows = self.exchange(context, sums, rows)
         self.update(context, total / self.exchange.shards)
         losses, penalties, labels = tf.unstack(rows[:, :COLUMNS], axis=1)
         labels, logits = tf.cast(labels, tf.int32), rows[:, COLUMNS:]
         self._update_metrics(context, losses + penalties, labels, logits)
         return losses, tf.argmax(logits, axis=1, output_type=tf.int32) == labels
 
-    def _own_shards(self, context, batch, number: tf.Tensor):
+    def _compute_shards(self, context, batch, number: tf.Tensor):
         """Compute this replica's shards one after the other; return what it sends and its rows of losses and logits."""
-        own, values = self.exchange.own, self.shard.values()
-        batches = zip(*(tf.split(member, own) for member in batch), strict=True)
+        count, values = self.exchange.shards_per_replica, self.shard.values()
+        batches = zip(*(tf.split(member, count) for member in batch), strict=True)
         vectors, rows = [], []
         for k, shard_batch in enumerate(batches):
             with tf.control_dependencies(vectors[-1:]):  # so the memory holds one shard's activations
-                vector, row = self.shard(values, shard_batch, number, context.replica_id_in_sync_group * own + k)
+                vector, row = self.shard(values, shard_batch, number, context.replica_id_in_sync_group * count + k)
             vectors.append(vector)
             rows.append(row)
-        return self.exchange.partial(vectors), tf.concat(rows, axis=0)
+        return self.exchange.partial_sums(vectors), tf.concat(rows, axis=0)
 
     def update(self, context, mean: tf.Tensor) -> None:
         """Apply the mean over all shards, `float32[size]`, on this replica."""
@@ -210,27 +208,21 @@ class Step:
 def _exchange(strategy: tf.distribute.Strategy, shards: int | None, all_reduce: str) -> Exchange:
     replicas = strategy.num_replicas_in_sync
     shards = replicas if shards is None else shards
-    if shards < 1 or shards % replicas:
-        raise errors.SettingsError(
-            f"{shards} shards cannot be divided evenly among {replicas} replicas; "
-            f"take a multiple of {replicas}, such as {-(-shards // replicas) * replicas}"
-        )
-    if all_reduce not in ("ordered", "fast"):
-        raise errors.SettingsError(f"all_reduce={all_reduce!r}: give ordered or fast")
-    several_workers = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
-    return Exchange(shards, replicas, all_reduce, several_workers)
+    multiple(shards, replicas, f"{shards} shards cannot be divided evenly among {replicas} replicas")
+    validate.choice("all_reduce", all_reduce, ALL_REDUCE)
+    return Exchange(shards, replicas, all_reduce, isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy))
 
 
-def _of_one_shard(spec, own: int) -> tf.TensorSpec:
-    """Return the spec of a shard's part of a batch that one replica cuts into its own shards."""
+def _of_one_shard(spec, count: int) -> tf.TensorSpec:
+    """Return the spec of a shard's part of a batch that one replica cuts into `count` shards."""
     spec = getattr(spec, "_value_specs", (spec,))[0]  # of the first replica, where the dataset is distributed
     rows = getattr(spec, "shape", [None])[0]
-    if rows is None or rows % own:
+    if rows is None or rows % count:
         raise errors.SettingsError(
-            f"batches of {rows} images per replica cannot be cut into {own} equal shards; give batches from "
-            "engine.train_batches, with a global batch that is a multiple of the shards"
+            f"batches of {rows} images per replica cannot be cut into {count} equal shards; give batches from engine.train_batches, "
+            "with a global batch that is a multiple of the shards"
         )
-    return tf.TensorSpec([rows // own, *spec.shape[1:]], spec.dtype)
+    return tf.TensorSpec([rows // count, *spec.shape[1:]], spec.dtype)
 
 
 @contextlib.contextmanager

@@ -43,18 +43,19 @@ def fixed_order() -> Iterator[None]:
         tf.config.optimizer.set_experimental_options({"arithmetic_optimization": True} | before)
 
 
+def nodes_of(function) -> list:
+    """Return the operations of a concrete function, and of all functions that it calls."""
+    definition = function.graph.as_graph_def()
+    return [*definition.node, *(node for called in definition.library.function for node in called.node_def)]
+
+
 def unordered_sums(function) -> list[str]:
     """Return the names of the operations of a concrete function, and of all that it calls, that add in no fixed order."""
-    definition = function.graph.as_graph_def()
-    nodes = [*definition.node, *(node for called in definition.library.function for node in called.node_def)]
-    return [node.name for node in nodes if node.op == "AddN" and node.attr["N"].i > 2]
+    return [node.name for node in nodes_of(function) if node.op == "AddN" and node.attr["N"].i > 2]
 
 
 def _chain(inputs, name=None):
     """Add two at a time. Not with `AddV2`: the sums of loops hold lists of tensors, which it does not take."""
-    inputs = list(inputs)
-    return (
-        functools.reduce(lambda a, b: _add_n([a, b], name=name), inputs[1:], inputs[0])
-        if inputs[1:]
-        else _add_n(inputs, name=name)
-    )
+    if len(inputs) < 2:
+        return _add_n(inputs, name=name)
+    return functools.reduce(lambda a, b: _add_n([a, b], name=name), inputs)

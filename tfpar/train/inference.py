@@ -50,8 +50,7 @@ class Inference:
         return self.strategy.experimental_local_results(gathered)[0]
 
     def _replica(self, batch):
-        values = [[tf.convert_to_tensor(v.value) for v in group] for group in self._variables()]
-        rows = self.chunk(*values, *batch)
+        rows = self.chunk(*shard.values_of(self.model), *batch)
         # data-parallel: chunks come back in the order of the replicas, which is the order of the images.
         return exchange.in_order(tf.distribute.get_replica_context(), rows)
 
@@ -60,6 +59,3 @@ class Inference:
             logits, _ = self.model.stateless_call(trainable, state, images, training=False)
         losses = self.loss(labels, logits)
         return tf.concat([losses[:, tf.newaxis], tf.cast(logits, tf.float32)], axis=1)
-
-    def _variables(self):
-        return self.model.trainable_variables, self.model.non_trainable_variables

@@ -38,9 +38,7 @@ def strategy(*, simulate: int | None = None) -> tf.distribute.Strategy:
     """
     if cluster():
         if simulate is not None:
-            raise errors.SettingsError(
-                f"simulate={simulate} in one of several workers: each is one replica on its CPU; leave simulate out"
-            )
+            raise errors.SettingsError(f"simulate={simulate} in one of several workers; leave simulate out")
         return group.strategy()
     if simulate is not None:
         return _simulated(simulate)
@@ -62,10 +60,9 @@ def _simulated(replicas: int) -> tf.distribute.Strategy:
         try:
             tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * replicas)
         except RuntimeError as error:
-            raise errors.SettingsError(
-                f"simulate={replicas}: TensorFlow has already started with {there} CPU device(s). Call "
-                f"devices.strategy(simulate={replicas}) before anything else uses TensorFlow (restart the kernel first)"
-            ) from error
+            why = f"simulate={replicas}: TensorFlow has already started with {there} CPU device(s)"
+            todo = "call devices.strategy before anything else uses TensorFlow (restart the kernel first)"
+            raise errors.SettingsError(f"{why}; {todo}") from error
     # TensorFlow's default for several CPUs numbers its groups per process: a second strategy of another size would
     # fail with "joining a group with size 4, but that group has size 2". This one has no groups.
     return tf.distribute.MirroredStrategy(

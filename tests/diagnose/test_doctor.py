@@ -31,7 +31,7 @@ def test_it_finds_this_machine_fit_and_says_so_in_80_columns():
 def test_a_training_that_fails_is_named_and_the_exit_code_is_69(monkeypatch, capsys):
     from tfpar import cli
 
-    monkeypatch.setattr(doctor, "_TRIAL", "import sys; print('told null'); sys.exit('ImportError: no such library')")
+    monkeypatch.setattr(doctor, "_TRIAL", "import sys; print('{}'); sys.exit('ImportError: no such library')")
     assert cli.main(["doctor"]) == 69
     out = capsys.readouterr().out
     assert "fix   training      ImportError: no such library\n" + " " * 20 + "-> fix what stands above" in out

@@ -77,13 +77,16 @@ def works(findings: list[Finding]) -> bool:
 # ---- the parts
 
 
+def _judged(good: bool, name: str, found: str, remedy: str, *, otherwise: str = "note") -> Finding:
+    """Return a finding that is good, or says what to do."""
+    return Finding("good", name, found) if good else Finding(otherwise, name, found, remedy)
+
+
 def _versions() -> Iterator[Finding]:
     version = ".".join(map(str, sys.version_info[:3]))
-    right = PYTHONS[0] <= sys.version_info[:2] <= PYTHONS[1]
     tried = " to ".join(f"{major}.{minor}" for major, minor in PYTHONS)
-    yield Finding(
-        "good" if right else "fix", "python", f"{version} (tried: {tried})", "" if right else f"take Python {tried}"
-    )
+    right = PYTHONS[0] <= sys.version_info[:2] <= PYTHONS[1]
+    yield _judged(right, "python", f"{version} (tried: {tried})", f"take Python {tried}", otherwise="fix")
     for name, (lowest, highest) in TRIED.items():
         version = _version(name)
         if version is None:
@@ -95,10 +98,8 @@ def _versions() -> Iterator[Finding]:
         else:
             yield Finding("good", name, f"{version} (tried: {lowest} to {highest})")
     missing = [name for name in PACKAGES if _version(name) is None]
-    if missing:
-        yield Finding("fix", "packages", f"missing: {', '.join(missing)}", f"pip install {' '.join(missing)}")
-    else:
-        yield Finding("good", "packages", f"all {len(PACKAGES)} others that tfpar needs")
+    found = f"missing: {', '.join(missing)}" if missing else f"all {len(PACKAGES)} others that tfpar needs"
+    yield _judged(not missing, "packages", found, f"pip install {' '.join(missing)}", otherwise="fix")
 
 
 def _version(name: str) -> str | None:
@@ -123,37 +124,29 @@ def configured_backend() -> tuple[str, Path]:
 
 def _keras() -> Iterator[Finding]:
     backend, path = configured_backend()
-    if backend == "tensorflow":
-        yield Finding("good", "backend", "tensorflow")
-    else:
-        remedy = f'set KERAS_BACKEND=tensorflow, or "backend": "tensorflow" in {path}'
-        yield Finding("fix", "backend", backend, remedy)
-    if os.environ.get("TF_USE_LEGACY_KERAS", "").lower() in ("1", "true"):
-        yield Finding("fix", "legacy Keras", "TF_USE_LEGACY_KERAS is set, so tf.keras is Keras 2", "unset it")
-    else:
-        yield Finding("good", "legacy Keras", "off")
+    remedy = f'set KERAS_BACKEND=tensorflow, or "backend": "tensorflow" in {path}'
+    yield _judged(backend == "tensorflow", "backend", backend, remedy, otherwise="fix")
+    legacy = os.environ.get("TF_USE_LEGACY_KERAS", "").lower() in ("1", "true")
+    found = "TF_USE_LEGACY_KERAS is set, so tf.keras is Keras 2" if legacy else "off"
+    yield _judged(not legacy, "legacy Keras", found, "unset it", otherwise="fix")
 
 
 def _resources() -> Iterator[Finding]:
-    free = shutil.disk_usage(".").free
-    writable = os.access(".", os.W_OK)
-    if not writable:
-        yield Finding("note", "disk", "this directory is not writable", "give --run and data directories elsewhere")
+    if os.access(".", os.W_OK):
+        remedy = "runs and prepared data need room; free some"
+        yield _amount("disk", shutil.disk_usage(".").free, LEAST_DISK, "free here", remedy)
     else:
-        yield _amount("disk", free, LEAST_DISK, "free here", "runs and prepared data need room; free some")
+        yield Finding("note", "disk", "this directory is not writable", "give --run and data directories elsewhere")
     available = meminfo("MemAvailable")
     if available is not None:
         yield _amount("memory", available, LEAST_MEMORY, "available", "close programs, or take a smaller batch")
     if os.path.isdir("/dev/shm"):
-        size = shutil.disk_usage("/dev/shm").total
-        yield _amount(
-            "/dev/shm", size, LEAST_SHARED, "in all", "NCCL needs it for several GPUs; in a container: --shm-size=2g"
-        )
+        remedy = "NCCL needs it for several GPUs; in a container: --shm-size=2g"
+        yield _amount("/dev/shm", shutil.disk_usage("/dev/shm").total, LEAST_SHARED, "in all", remedy)
 
 
 def _amount(name: str, there: float, least: float, word: str, remedy: str) -> Finding:
-    enough = there >= least
-    return Finding("good" if enough else "note", name, f"{there / 1e9:.1f} GB {word}", "" if enough else remedy)
+    return _judged(there >= least, name, f"{there / 1e9:.1f} GB {word}", remedy)
 
 
 def meminfo(key: str) -> int | None:
@@ -182,55 +175,44 @@ def _workers() -> Iterator[Finding]:
         told = f"does not resolve: {', '.join(unknown)}"
         yield Finding("fix", "TF_CONFIG", told, "check the names, or start their machines first")
     elif not _port_is_free(port):
-        told = f"port {port} of this worker is in use"
-        yield Finding("fix", "TF_CONFIG", told, "end what uses it, or name another")
+        yield Finding("fix", "TF_CONFIG", f"port {port} of this worker is in use", "end what uses it, or name another")
     else:
         yield Finding("good", "TF_CONFIG", f"worker {found.index} of {len(hosts)}")
         told = f"TensorFlow's server will listen on every address, port {port}, without a password"
-        yield Finding(
-            "note", "firewall", told, "let the firewall admit the other workers to this port, and nobody else"
-        )
+        yield Finding("note", "firewall", told, "admit the other workers to this port, and nobody else")
 
 
 def _resolves(host: str) -> bool:
-    try:
+    with contextlib.suppress(OSError):
         return bool(socket.getaddrinfo(host.strip("[]"), None))
-    except OSError:
-        return False
+    return False
 
 
 def _port_is_free(port: int) -> bool:
-    with socket.socket() as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind(("", port))
-        except (OSError, OverflowError):
-            return False
-    return True
+    with contextlib.suppress(OSError), socket.create_server(("", port)):
+        return True
+    return False
 
 
 def _threads() -> Iterator[Finding]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     names = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS")
     given = [f"{name}={os.environ[name]}" for name in names if name in os.environ]
-    told = f"{cores} cores, {', '.join(given) if given else 'TensorFlow takes them all'}"
-    yield Finding(
-        "note" if given else "good", "threads", told, "bits depend on the number of threads; keep it" if given else ""
-    )
+    told = f"{cores} cores, {', '.join(given) or 'TensorFlow takes them all'}"
+    yield _judged(not given, "threads", told, "bits depend on the number of threads; keep it")
 
 
 # ---- what TensorFlow knows
 
 _TRIAL = """
-import json, os, sys
+import json
 import tensorflow as tf
-info = tf.sysconfig.get_build_info()
-told = {"cuda": info.get("cuda_version", ""), "built_with_cuda": tf.test.is_built_with_cuda(),
-        "gpus": [tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name)
-                 for gpu in tf.config.list_physical_devices("GPU")]}
-print("told " + json.dumps(told), flush=True)
+gpus = [tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name)
+        for gpu in tf.config.list_physical_devices("GPU")]
+cuda = tf.sysconfig.get_build_info().get("cuda_version", "")
+print(json.dumps({"told": {"cuda": cuda, "built_with_cuda": tf.test.is_built_with_cuda(), "gpus": gpus}}), flush=True)
 import numpy as np, keras
-from tfpar import devices, engine, models, steps
+from tfpar import check, devices, engine, models, steps
 strategy = devices.strategy()
 with strategy.scope():
     model = models.small_cnn((8, 8, 1), 2)
@@ -239,70 +221,47 @@ replicas = strategy.num_replicas_in_sync
 step = steps.Step(model, shards=2 * replicas)
 split = (np.zeros((8, 8, 8, 1), np.uint8), np.arange(8, dtype=np.int32) % 2)
 step(iter(engine.train_batches(split, strategy, global_batch_size=4 * replicas)), 2)
-print("trained " + devices.describe(strategy), flush=True)
-from tfpar import check
 model = models.resnet((96, 96, 3), 2)
 model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
 images = np.random.default_rng(0).integers(0, 256, (16, 96, 96, 3), dtype=np.uint8)
-print("repeated " + str(check.same_gradient(model, images, np.arange(16, dtype=np.int32) % 2)), flush=True)
+same = check.same_gradient(model, images, np.arange(16, dtype=np.int32) % 2)
+print(json.dumps({"trained": devices.describe(strategy), "repeated": bool(same)}), flush=True)
 """
 
 
 def _tried_in_another_process() -> dict:
-    """Return what the trial said: `told`, `trained`, and how it ended otherwise."""
+    """Return what the trial said: `told`, `trained` and `repeated`, and why it failed, if it did."""
     environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "0"}
     environment.pop("TF_CONFIG", None)  # other workers are not needed to try this machine
+    command, options = [sys.executable, "-c", _TRIAL], {"text": True, "errors": "replace"}
     try:
-        done = subprocess.run(
-            [sys.executable, "-c", _TRIAL],
-            capture_output=True,
-            text=True,
-            timeout=SECONDS,
-            env=environment,
-            errors="replace",
-        )
+        done = subprocess.run(command, capture_output=True, timeout=SECONDS, env=environment, **options)
     except subprocess.TimeoutExpired:
         return {"failure": f"no step within {SECONDS} seconds"}
-    said = dict(
-        line.split(" ", 1) for line in done.stdout.splitlines() if line.startswith(("told ", "trained ", "repeated "))
-    )
-    failure = "" if done.returncode == 0 else _last_line(done.stderr) or f"ended with {done.returncode}"
-    return {
-        "told": json.loads(said.get("told", "null")),
-        "trained": said.get("trained"),
-        "repeated": said.get("repeated") == "True",
-        "failure": failure,
-        "stderr": done.stderr,
-    }
+    last = (done.stderr.strip().splitlines() or [f"ended with {done.returncode}"])[-1]
+    found = {"failure": last.strip()[:300] if done.returncode else "", "stderr": done.stderr}
+    for line in done.stdout.splitlines():
+        if line.startswith("{"):
+            found |= json.loads(line)
+    return found
 
 
 def _tensorflow(trial: dict) -> Iterator[Finding]:
-    told = trial.get("told")
-    if told:
-        yield from _gpus(told, trial["stderr"])
+    if trial.get("told"):
+        yield from _gpus(trial["told"], trial["stderr"])
     onednn = os.environ.get("TF_ENABLE_ONEDNN_OPTS")
     words = {None: "on for tfpar's commands; in your own programs as TensorFlow chooses", "1": "on", "0": "off"}
-    slow = onednn == "0"
-    yield Finding(
-        "note" if slow else "good", "oneDNN", words.get(onednn, onednn), "unset TF_ENABLE_ONEDNN_OPTS" if slow else ""
-    )
+    yield _judged(onednn != "0", "oneDNN", words.get(onednn, onednn), "unset TF_ENABLE_ONEDNN_OPTS")
     flags = os.environ.get("TF_XLA_FLAGS")
     xla = f"TF_XLA_FLAGS={flags}" if flags else "as asked: tfpar train --xla, or compile(jit_compile=True)"
-    yield Finding("note" if flags else "good", "XLA", xla, "bits depend on it; keep it" if flags else "")
+    yield _judged(not flags, "XLA", xla, "bits depend on it; keep it")
     if trial["failure"]:
         yield Finding("fix", "training", trial["failure"], "fix what stands above, or report it")
-    else:
-        yield Finding("good", "training", f"two steps on {trial['trained']}")
-        yield _repeated(trial.get("repeated", True))
-
-
-def _repeated(same: bool) -> Finding:
-    if same:
-        return Finding("good", "same bits", "ten gradients of one batch were equal, on a busy machine")
-    return Finding(
-        "note", "same bits", "ten gradients of one batch differ",
-        "on GPUs: tfpar train --deterministic; on a CPU please report it",
-    )  # fmt: skip
+        return
+    yield Finding("good", "training", f"two steps on {trial['trained']}")
+    same = "were equal, on a busy machine" if trial["repeated"] else "differ"
+    remedy = "on GPUs: tfpar train --deterministic; on a CPU please report it"
+    yield _judged(trial["repeated"], "same bits", f"ten gradients of one batch {same}", remedy)
 
 
 def _gpus(told: dict, stderr: str) -> Iterator[Finding]:
@@ -317,13 +276,7 @@ def _gpus(told: dict, stderr: str) -> Iterator[Finding]:
     elif not told["built_with_cuda"]:
         yield Finding("note", "GPUs", "this TensorFlow is built without CUDA", 'pip install "tensorflow[and-cuda]"')
     else:
-        reasons = [
-            line.split("] ")[-1] for line in stderr.splitlines() if "dlopen" in line or "failed call to cuInit" in line
-        ]
-        found = f"a driver is there, TensorFlow sees none ({reasons[0][:200] if reasons else 'it says no reason'})"
+        lines = [line for line in stderr.splitlines() if "dlopen" in line or "failed call to cuInit" in line]
+        reason = lines[0].split("] ")[-1][:200] if lines else "it says no reason"
+        found = f"a driver is there, TensorFlow sees none ({reason})"
         yield Finding("note", "GPUs", found, 'pip install "tensorflow[and-cuda]", and check nvidia-smi')
-
-
-def _last_line(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1][:300] if lines else ""

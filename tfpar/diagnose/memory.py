@@ -70,12 +70,7 @@ class Estimate(NamedTuple):
         return "\n".join([*lines, f"{needed} of {self.available / 1e6:,.1f} MB; {fits}"])
 
 
-def estimate(
-    model: keras.Model,
-    data,
-    stages: Sequence[Stage],
-    **settings,
-) -> Estimate:
+def estimate(model: keras.Model, data, stages: Sequence[Stage], **settings) -> Estimate:
     """Say what a run would take; nothing is trained.
 
     Args:

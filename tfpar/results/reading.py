@@ -32,18 +32,15 @@ class Run:
             errors.InputNotFound: there is none.
             errors.DataError: its run.json is damaged.
         """
-        self.directory = validate.path("directory", directory)
-        if not (self.directory / "run.json").is_file():
-            raise errors.InputNotFound(
-                f"{self.directory}: no run there. Make one with: tfpar train DATA --run {self.directory}"
-            )
+        self.directory = place = validate.path("directory", directory)
+        path = place / "run.json"
+        if not path.is_file():
+            raise errors.InputNotFound(f"{place}: no run there. Make one with: tfpar train DATA --run {place}")
         try:
-            self.facts = json.loads((self.directory / "run.json").read_bytes())
+            self.facts = json.loads(path.read_bytes())
             self.settings, self.class_names = self.facts["settings"], self.facts["data"]["class_names"]
         except (ValueError, KeyError, TypeError) as error:
-            raise errors.DataError(
-                f"{self.directory / 'run.json'}: damaged; start over with --fresh, which keeps the old run beside"
-            ) from error
+            raise errors.DataError(f"{path}: damaged. Start over with --fresh, which keeps the old run.") from error
 
     def __repr__(self) -> str:
         return f"Run({str(self.directory)!r}, stages={self.stages}, finished={self.finished})"
@@ -90,11 +87,8 @@ class Run:
         """
         import keras
 
-        path = self._existing("model.keras" if stage is None else self._stage(stage) + "/model.keras")
-        try:
+        with self._whole("model.keras" if stage is None else self._stage(stage) + "/model.keras") as path:
             return keras.saving.load_model(path, custom_objects=custom_objects, compile=compile, safe_mode=True)
-        except (ValueError, KeyError, TypeError, OSError, zipfile.BadZipFile) as error:
-            raise _not_loaded(path, error) from error
 
     @contextlib.contextmanager
     def _whole(self, name: str):
@@ -102,7 +96,7 @@ class Run:
         try:
             yield path
         except (ValueError, KeyError, TypeError, OSError, zipfile.BadZipFile) as error:
-            raise errors.DataError(f"{path}: damaged ({' '.join(str(error).split())[:100]})") from error
+            raise _not_loaded(path, error) from error
 
     def _stage(self, stage: int | None) -> str:
         return stage_path(self.stages if stage is None else stage)
@@ -115,20 +109,19 @@ class Run:
 
 
 def _not_loaded(path: Path, error: Exception) -> Exception:
-    """Return the error that says why Keras could not load a model."""
+    """Return the error that says why a table, metrics or a model could not be loaded."""
     said = " ".join(str(error).split())
     missing = re.search(r"(?:Could not locate|Unknown) (?:class|function|object|layer|loss|metric)[^']*'([^']+)'", said)
     if missing:
         name = missing[1].split(">")[-1]
+        call = f"results.Run(...).model(custom_objects={{'{name}': {name}}})"
         return errors.SettingsError(
-            f"{path}: the model uses {name}, a class or function of your own. In Python: "
-            f"results.Run(...).model(custom_objects={{'{name}': {name}}})"
+            f"{path}: the model uses {name}, a class or function of your own. In Python: {call}"
         )
     if "Lambda" in said and "safe_mode" in said:
-        return errors.SettingsError(
-            f"{path}: the model has a Lambda layer, and tfpar runs no code from files. If you trust this file: "
-            "keras.saving.load_model(..., safe_mode=False)"
-        )
+        why = "the model has a Lambda layer, and tfpar runs no code from files"
+        call = "keras.saving.load_model(..., safe_mode=False)"
+        return errors.SettingsError(f"{path}: {why}. If you trust this file: {call}")
     return errors.DataError(f"{path}: damaged ({said[:100]})")
 
 
@@ -153,9 +146,8 @@ def compare(first: Run, second: Run, *, stages: tuple[int | None, int | None] = 
     """
     tables = [run.predictions(stage=stage) for run, stage in zip((first, second), stages, strict=True)]
     if tables[0].select(["source", "label"]) != tables[1].select(["source", "label"]):
-        raise errors.SettingsError(
-            f"{first.directory} and {second.directory} predict different images; compare runs on the same data"
-        )
+        both = f"{first.directory} and {second.directory}"
+        raise errors.SettingsError(f"{both} predict different images; compare runs on the same data")
     correct = [table["predicted"].to_numpy() == table["label"].to_numpy() for table in tables]
     return {
         "accuracy": tuple(float(right.mean()) for right in correct),

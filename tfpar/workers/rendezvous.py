@@ -130,20 +130,29 @@ def _join(addresses: Sequence[str], hello: dict, deadline: float, seconds: float
 def _gather(listener: socket.socket, addresses: Sequence[str], hello: dict, deadline: float, seconds: float) -> None:
     """Wait for all, compare, let each try to reach the others, and tell everybody the outcome."""
     lines: dict[int, socket.socket] = {}
+    arrivals, strangers = queue.SimpleQueue(), 0
+    listener.settimeout(PAUSE)
     with contextlib.ExitStack() as stack:
         try:
-            with _arriving(listener) as arrivals:
-                while missing := [i for i in range(1, len(addresses)) if i not in lines]:
-                    try:
-                        line, said = arrivals.get(timeout=max(PAUSE, deadline - time.monotonic()))
-                    except queue.Empty:
-                        named = ", ".join(f"worker {i} ({addresses[i]})" for i in missing)
-                        why = f"{named} did not come within {seconds:g} seconds; start all workers"
-                        raise errors.Unavailable(why) from None
+            while missing := [i for i in range(1, len(addresses)) if i not in lines]:
+                if time.monotonic() > deadline:
+                    named = ", ".join(f"worker {i} ({addresses[i]})" for i in missing)
+                    raise errors.Unavailable(f"{named} did not come within {seconds:g} seconds; start all workers")
+                with contextlib.suppress(OSError):  # nobody came, or has gone again
+                    # In a thread of its own, so that a stranger who says nothing holds up nobody.
+                    threading.Thread(target=_hear, args=(*listener.accept(), arrivals), daemon=True).start()
+                while not arrivals.empty():
+                    line, place, said = arrivals.get()
                     stack.enter_context(line)
-                    if said.get("index") in range(1, len(addresses)):
+                    if said.get("index") in range(1, len(addresses)) and isinstance(said.get("same"), dict):
                         lines[said["index"]] = line
                         _compare(hello["same"], said)
+                        continue
+                    line.close()
+                    strangers += 1
+                    if strangers == 1:
+                        ignored = f"ignored a connection from {place[0]} that sent no worker's message"
+                        print(f"worker 0: {ignored}; is the port open to others?", file=sys.stderr, flush=True)
             _try_connections(addresses, lines)
         except errors.KINDS as error:
             _tell(lines, {"kind": type(error).__name__, "message": str(error)})
@@ -151,38 +160,9 @@ def _gather(listener: socket.socket, addresses: Sequence[str], hello: dict, dead
         _tell(lines, {})
 
 
-@contextlib.contextmanager
-def _arriving(listener: socket.socket):
-    """Yield a queue of (connection, message) of those who say what a worker says; each is heard by a thread of its own, so
-    that a stranger who says nothing holds up nobody."""
-    arrivals: queue.Queue = queue.Queue()
-    over, strangers = threading.Event(), []
-
-    def hear(line: socket.socket, place) -> None:
-        line.settimeout(MARGIN)  # a worker speaks at once
-        said = _heard(line)
-        if said is not None and isinstance(said.get("same"), dict):
-            arrivals.put((line, said))
-            return
-        line.close()
-        if not strangers:
-            message = f"worker 0: ignored a connection from {place[0]} that sent no worker's message; is the port open to others?"
-            print(message, file=sys.stderr, flush=True)
-        strangers.append(place)
-
-    def accept() -> None:
-        listener.settimeout(PAUSE)
-        while not over.is_set():
-            with contextlib.suppress(OSError):  # nobody came, or has gone again
-                threading.Thread(target=hear, args=listener.accept(), daemon=True).start()
-
-    thread = threading.Thread(target=accept, daemon=True)
-    thread.start()
-    try:
-        yield arrivals
-    finally:
-        over.set()
-        thread.join()
+def _hear(line: socket.socket, place, arrivals: queue.SimpleQueue) -> None:
+    line.settimeout(MARGIN)  # a worker speaks at once
+    arrivals.put((line, place, _heard(line) or {}))
 
 
 def _try_connections(addresses: Sequence[str], lines: dict[int, socket.socket]) -> None:

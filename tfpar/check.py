@@ -33,13 +33,11 @@ def same_order(
 ) -> bool:
     """Tell whether the replicas of a strategy together see the images that the order names, step for step."""
     batches = iter(engine.train_batches(split, strategy, global_batch_size=global_batch_size, seed=seed))
-    same = True
+    of_split, same = {"examples": len(split[0]), "seed": seed, "block": permutation.block_of(split[0])}, True
     for step in range(steps):
         seen = strategy.experimental_local_results(next(batches)[0])
         positions = step * global_batch_size + tf.range(global_batch_size, dtype=tf.int64)
-        chosen = permutation.order(
-            positions, examples=len(split[0]), seed=seed, block=permutation.block_of(split[0])
-        ).numpy()
+        chosen = permutation.order(positions, **of_split).numpy()
         same &= np.array_equal(np.concatenate([images.numpy() for images in seen]), split[0][chosen])
     return _claim("same order", bool(same), f"{steps} steps, {strategy.num_replicas_in_sync} replica(s)")
 
@@ -64,12 +62,8 @@ def exact_metrics(run: results.Run, *, stage: int | None = None) -> bool:
 def replicas_in_sync(model: keras.Model) -> bool:
     """Tell whether all replicas of a model hold the same bits."""
     copies = [[_bits(copy) for copy in getattr(v.value, "values", (v.value,))] for v in model.weights]
-    replicas = max(len(bits) for bits in copies)
-    return _claim(
-        "replicas in sync",
-        all(len(set(bits)) == 1 for bits in copies),
-        f"{replicas} replica(s), {len(copies)} variables",
-    )
+    same, replicas = all(len(set(bits)) == 1 for bits in copies), max(len(bits) for bits in copies)
+    return _claim("replicas in sync", same, f"{replicas} replica(s), {len(copies)} variables")
 
 
 def same_gradient(

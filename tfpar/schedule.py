@@ -39,14 +39,11 @@ def parse(text: str) -> Stage:
         >>> schedule.parse("10@0.2:0.02")
         Stage(epochs=10, learning_rate=0.2, final_learning_rate=0.02)
     """
-    found = re.fullmatch(r"(\d{1,6})@([^:]+)(?::([^:]+))?", text) if isinstance(text, str) else None
     try:
-        epochs, *rates = found.groups() if found else (None,)
-        return checked(Stage(int(epochs), *(None if value is None else float(value) for value in rates)))
-    except (TypeError, ValueError) as error:
-        raise errors.SettingsError(
-            f"stage {text!r}: write EPOCHS@RATE or EPOCHS@RATE:FINAL, such as 10@0.2:0.02"
-        ) from error
+        epochs, rate, final = re.fullmatch(r"(\d{1,6})@([^:]+)(?::([^:]+))?", text).groups()
+        return checked(Stage(int(epochs), float(rate), final and float(final)))
+    except (AttributeError, TypeError, ValueError) as error:
+        raise errors.SettingsError(f"stage {text!r}: write EPOCHS@RATE or EPOCHS@RATE:FINAL, as 10@0.2:0.02") from error
 
 
 def checked(stage: Stage) -> Stage:
@@ -60,14 +57,14 @@ def checked(stage: Stage) -> Stage:
         epochs = validate.integer("epochs", epochs, 1, MOST_EPOCHS)
         rate = validate.number("learning_rate", rate, 0, MOST_RATE)
         final = None if final is None else validate.number("final_learning_rate", final, 0, MOST_RATE)
+        if rate == 0:
+            validate.reject("learning_rate", rate, "a rate above 0")
     except (TypeError, ValueError) as error:  # SettingsError among them
         why = f" ({error})" if isinstance(error, errors.SettingsError) else ""
         raise errors.SettingsError(
             f"{reprlib.repr(stage)}: give Stage(epochs, learning_rate, final_learning_rate) with at least 1 epoch, "
             f"a rate above 0, and a final rate of at least 0{why}"
         ) from error
-    if rate == 0:
-        raise errors.SettingsError(f"{stage}: give at least 1 epoch, a rate above 0, and a final rate of at least 0")
     return Stage(epochs, rate, final)
 
 

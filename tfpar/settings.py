@@ -118,7 +118,8 @@ class Settings:
         shards = self.shards or earlier.get("shards", replicas)
         problem = f"{shards} shards cannot be divided evenly among {replicas} replicas"
         if earlier.get("shards") == shards:
-            problem = f"this run has {shards} shard{'s'[: shards > 1]}, which {replicas} replicas cannot share; start over with --fresh"
+            share = f"this run has {shards} shard{'s'[: shards > 1]}, which {replicas} replicas cannot share"
+            problem = f"{share}. Continue on replicas whose number divides {shards}, or start over with --fresh"
         multiple(shards, replicas, problem)
         batch = self.global_batch_size or earlier.get("global_batch_size", -(-DEFAULT_BATCH // shards) * shards)
         multiple(batch, shards, f"global batch {batch} cannot be cut into {shards} equal shards")

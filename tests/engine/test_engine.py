@@ -138,7 +138,7 @@ def test_arguments_are_checked():
         match="global batch 10 cannot be divided evenly among 4 replicas; take a multiple of 4, such as 12",
     ):
         engine.train_batches(split, devices.strategy(simulate=4), global_batch_size=10)
-    with pytest.raises(errors.SettingsError, match="augment='x': give one of"):
+    with pytest.raises(errors.SettingsError, match="augment='x': give none"):
         engine.train_batches(split, devices.strategy(simulate=1), global_batch_size=10, augment="x")
 
 

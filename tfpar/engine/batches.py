@@ -54,10 +54,8 @@ def train_batches(
     if not isinstance(strategy, tf.distribute.Strategy):
         validate.reject("strategy", strategy, "what devices.strategy() returns")
     global_batch_size = validate.integer("global_batch_size", global_batch_size, 1, validate.MOST_BATCH)
-    seed, first_step = (
-        validate.integer("seed", seed, 0, validate.MOST_SEED),
-        validate.integer("first_step", first_step, 0, validate.MOST_POSITION // global_batch_size),
-    )
+    seed = validate.integer("seed", seed, 0, validate.MOST_SEED)
+    first_step = validate.integer("first_step", first_step, 0, validate.MOST_POSITION // global_batch_size)
     validate.choice("augment", augment, AUGMENTATIONS)
     class_weights = validate.class_weights(class_weights, int(validate.split(split)[1].max()) + 1, exactly=False)
     local_batch = devices.per_replica(global_batch_size, strategy)
@@ -76,9 +74,8 @@ def train_batches(
         x, y = tf.gather(images, chosen), tf.gather(labels, chosen)
         if augment != "none":
             of = {"seed": seed, "global_batch_size": global_batch_size, "rows": local_batch}
-            x = augmentation.flipped_and_shifted(
-                x, augmentation.draws(steps, first_rows, **of), crop=augment == "crop-flip"
-            )
+            drawn = augmentation.draws(steps, first_rows, **of)
+            x = augmentation.flipped_and_shifted(x, drawn, crop=augment == "crop-flip")
         return (x, y) if weights is None else (x, y, tf.gather(weights, y))
 
     return for_replicas(batches, strategy, batch_bytes=local_batch * split[0][:1].nbytes, first_step=first_step)

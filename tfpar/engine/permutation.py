@@ -52,12 +52,14 @@ def order(positions: tf.Tensor, *, examples: int, seed: int, block: int | None =
     rounds, places = positions // examples, positions % examples
     if block is None:
         return _permuted(places, examples, seed, rounds, _IMAGES)
-    blocked = examples // block * block  # the images of whole blocks; the rest is a small window at the end
+    blocks = examples // block
+    blocked = blocks * block  # the images of whole blocks; the rest is a small window at the end
     windows = places // (WINDOW_BLOCKS * block)
     first = tf.where(places < blocked, windows * WINDOW_BLOCKS * block, blocked)
     size = tf.where(places < blocked, tf.minimum(blocked - first, WINDOW_BLOCKS * block), examples - blocked)
     inside = _permuted(places - first, size, seed, rounds, 3 + windows)
-    moved = _block_at((first + inside) // block, examples, seed, rounds, block) * block + inside % block
+    slots = tf.minimum((first + inside) // block, blocks - 1)
+    moved = _permuted(slots, blocks, seed, rounds, _BLOCKS) * block + inside % block
     images = tf.where(places < blocked, moved, first + inside)
     return (images + _permuted(tf.zeros_like(places), examples, seed, rounds, _START)) % examples
 
@@ -65,11 +67,6 @@ def order(positions: tf.Tensor, *, examples: int, seed: int, block: int | None =
 def block_of(images: np.ndarray) -> int | None:
     """Return how many images of a split make a block; None where the split is shuffled as a whole."""
     return max(1, BLOCK_BYTES // images[0].nbytes) if images.nbytes > WHOLE_BYTES else None
-
-
-def _block_at(slots, examples: int, seed: int, rounds, block: int) -> tf.Tensor:
-    blocks = examples // block
-    return _permuted(tf.minimum(slots, blocks - 1), blocks, seed, rounds, _BLOCKS)
 
 
 def _permuted(places: tf.Tensor, sizes, seed: int, rounds: tf.Tensor, purpose) -> tf.Tensor:
@@ -139,6 +136,5 @@ class ReadAhead:
         for piece in np.split(chosen, np.flatnonzero(np.diff(chosen) != 1) + 1):
             start = self.images.ctypes.data + int(piece[0]) * size
             end = self.images.ctypes.data + (int(piece[-1]) + 1) * size
-            self.madvise(
-                start // page * page, end - start // page * page, advice
-            )  # advice may fail, and changes nothing
+            first_page = start // page * page
+            self.madvise(first_page, end - first_page, advice)  # advice may fail, and changes nothing

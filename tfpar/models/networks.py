@@ -27,9 +27,7 @@ def small_cnn(image_shape: tuple[int, int, int], num_classes: int) -> keras.Mode
         >>> models.small_cnn((28, 28, 1), 10).count_params()
         73114
     """
-    _check(image_shape, num_classes)
-    _at_least(image_shape, 4, "small_cnn")
-    inputs, x = _input(image_shape)
+    inputs, x = _input("small_cnn", image_shape, num_classes, least=4)
     for channels in (16, 32, 64):
         if channels > 16:
             x = keras.layers.MaxPooling2D()(x)
@@ -53,9 +51,7 @@ def resnet(image_shape: tuple[int, int, int], num_classes: int, *, depth: int = 
     """
     if not isinstance(depth, int) or depth not in (20, 32, 44, 56):
         validate.reject("depth", depth, "20, 32, 44 or 56")
-    _check(image_shape, num_classes)
-    _at_least(image_shape, 8, f"resnet{depth}")
-    inputs, x = _input(image_shape)
+    inputs, x = _input(f"resnet{depth}", image_shape, num_classes, least=8)
     x = _convolution(x, 16)
     for channels in (16, 32, 64):
         for block in range((depth - 2) // 6):
@@ -86,9 +82,7 @@ def backbone(
         raise errors.SettingsError(f"{name} with pictures {tuple(image_shape)}: give 1 or 3 channels")
     _check_weights_file(weights)
     if freeze and weights is None:
-        raise errors.SettingsError(
-            f"{name} with freeze and random weights would train a head on a random network; give weights, or leave freeze out"
-        )
+        raise errors.SettingsError(f"{name} with freeze and random weights: give weights, or leave freeze out")
     inputs = keras.Input(image_shape, dtype="uint8", name="images")
     x = keras.layers.Concatenate()([inputs] * 3) if image_shape[-1] == 1 else inputs
     module = sys.modules[build.__module__]  # where its preprocess_input is
@@ -96,21 +90,15 @@ def backbone(
         with warnings.catch_warnings():  # thousands, one for each variable of a file that does not fit
             warnings.simplefilter("ignore")
             body = build(include_top=False, weights=weights, input_shape=(*image_shape[:2], 3), pooling="avg")
-    except ValueError as error:
-        raise errors.SettingsError(
-            f"{name} with pictures {image_shape} and weights {weights}: {errors.first_line(error)}"
-        ) from error
-    except OSError as error:
-        raise errors.Unavailable(
-            f"{name}: weights {weights} could not be had ({errors.first_line(error)}); name a file of them"
-        ) from error
     except Exception as error:
-        if not str(error).startswith("URL fetch failure"):
-            raise
-        raise errors.Unavailable(
-            f"{name}: weights {weights} could not be downloaded ({errors.first_line(error)}). "
-            "Connect to a network, or name a file of them, or none"
-        ) from error
+        why = errors.first_line(error)
+        if isinstance(error, ValueError):
+            raise errors.SettingsError(f"{name} with pictures {image_shape} and weights {weights}: {why}") from error
+        if isinstance(error, OSError) or why.startswith("URL fetch failure"):
+            raise errors.Unavailable(
+                f"{name}: weights {weights} cannot be loaded ({why}); name a file of them"
+            ) from error
+        raise
     body.trainable = not freeze
     x = body(module.preprocess_input(keras.ops.cast(x, "float32")))
     return keras.Model(inputs, _logits(x, num_classes), name=f"{name}_classifier")
@@ -129,9 +117,7 @@ def build(
     _check_weights_file(weights)
     if freeze or weights == "imagenet":
         given = "freeze" if freeze else "weights imagenet"
-        raise errors.SettingsError(
-            f"model {name} and {given}: it has no pretrained backbone; take one such as MobileNetV2"
-        )
+        raise errors.SettingsError(f"{name} with {given}: it has no pretrained backbone; take one such as MobileNetV2")
     if name == "small_cnn":
         model = small_cnn(image_shape, num_classes)
     else:
@@ -142,22 +128,24 @@ def build(
                 warnings.simplefilter("ignore")
                 model.load_weights(weights)
         except (ValueError, OSError) as error:
-            raise errors.SettingsError(
-                f"model {name} and weights {weights} do not fit: {errors.first_line(error)}"
-            ) from error
+            why = errors.first_line(error)
+            raise errors.SettingsError(f"model {name} and weights {weights} do not fit: {why}") from error
     return model
 
 
-def _input(image_shape):
+def _input(name: str, image_shape, num_classes: int, *, least: int):
+    """Return the pixels as they come and from 0 to 1, after a check of the arguments of a model."""
+    _check(image_shape, num_classes)
+    if min(image_shape[:2]) < least:
+        raise errors.SettingsError(f"{name} with pictures {tuple(image_shape)}: give at least {least}x{least} pixels")
     inputs = keras.Input(image_shape, dtype="uint8", name="images")
     return inputs, keras.layers.Rescaling(1 / 255)(inputs)
 
 
 def _convolution(x, channels: int, *, stride: int = 1, size: int = 3, relu: bool = True):
     # Without a bias: BatchNorm takes it away again, and its gradient would be nothing but rounding.
-    x = keras.layers.Conv2D(
-        channels, size, strides=stride, padding="same", use_bias=False, kernel_initializer="he_normal"
-    )(x)
+    options = {"strides": stride, "padding": "same", "use_bias": False, "kernel_initializer": "he_normal"}
+    x = keras.layers.Conv2D(channels, size, **options)(x)
     x = keras.layers.BatchNormalization(momentum=MOMENTUM)(x)
     return keras.layers.ReLU()(x) if relu else x
 
@@ -187,17 +175,11 @@ def _check(image_shape, num_classes) -> None:
     validate.integer("num_classes", num_classes, 1, 2**20)
 
 
-def _at_least(image_shape, pixels: int, name: str) -> None:
-    if min(image_shape[:2]) < pixels:
-        raise errors.SettingsError(f"{name} with pictures {tuple(image_shape)}: give at least {pixels}x{pixels} pixels")
-
-
 def _find_backbone(name: str):
     known = {key: value for key, value in vars(keras.applications).items() if key[:1].isupper() and callable(value)}
     if not isinstance(name, str) or name not in known:
-        raise errors.SettingsError(
-            f"model {reprlib.repr(name)}: there is none of that name; give {', '.join(OWN)}, {', '.join(sorted(known))}"
-        )
+        names = ", ".join([*OWN, *sorted(known)])
+        raise errors.SettingsError(f"model {reprlib.repr(name)}: there is none of that name; give {names}")
     return known[name]
 
 

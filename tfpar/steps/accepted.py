@@ -39,7 +39,7 @@ from tfpar.steps import tensorflow_repairs
 REPLACED = ("train_step", "compute_loss", "stateless_compute_loss", "compute_metrics", "make_train_function")
 REPLACED_BY_A_RUN = ("test_step", "make_test_function")
 REFUSED_OF_OPTIMIZERS = {
-    "gradient_accumulation_steps": "leave it out and take more shards: they are computed one after the other, at the memory of one",
+    "gradient_accumulation_steps": "leave that out and take more shards: they are computed one after the other, at the memory of one",
     "use_ema": "leave it out: it changes the weights when fit ends, or fails under a strategy",
     "loss_scale_factor": "leave it out, or use mixed_float16, which scales the loss itself",
 }
@@ -188,8 +188,10 @@ def _ends(model: keras.Model) -> tuple:
 def _refused_optimizers(optimizer: keras.optimizers.Optimizer, sets_rate: bool) -> Iterator[str]:
     inner = getattr(optimizer, "inner_optimizer", optimizer)
     if sets_rate and isinstance(inner._learning_rate, keras.optimizers.schedules.LearningRateSchedule):
-        kind = type(inner._learning_rate).__name__
-        yield f"the optimizer carries a {kind}; give it a plain number, and the rates in the stages, as in Stage(10, 0.2, 0.02)"
+        yield (
+            f"the optimizer carries a {type(inner._learning_rate).__name__}; give it a plain number, and say the rates in the "
+            "stages: Stage(epochs=10, learning_rate=0.2, final_learning_rate=0.02)"
+        )
     for name, remedy in REFUSED_OF_OPTIMIZERS.items():
         if getattr(inner, name):
             yield f"the optimizer has {name}={getattr(inner, name)}; {remedy}"

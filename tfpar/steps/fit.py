@@ -50,8 +50,7 @@ def install(
     """
     if not 1 <= steps_per_call <= MOST_STEPS_PER_CALL or (steps_per_call > 1 and not steps_per_epoch):
         raise errors.SettingsError(
-            f"steps_per_call={steps_per_call}, steps_per_epoch={steps_per_epoch}: give 1 to {MOST_STEPS_PER_CALL} steps "
-            "per call, and with more than 1 the steps_per_epoch that fit is given"
+            f"steps_per_call={steps_per_call}: give 1 to {MOST_STEPS_PER_CALL}, and with more than 1 the steps_per_epoch of fit"
         )
     step = Step(model, shards=shards, seed=seed, first_step=first_step)
     train_function = _TrainFunction(step, steps_per_call, steps_per_epoch)
@@ -94,22 +93,18 @@ def _check_fit(given: dict, train_function: _TrainFunction) -> None:
     """Refuse arguments of `fit` that the endless batches of the engine do not go with."""
     if given.get("class_weight") is not None or given.get("sample_weight") is not None:
         raise errors.SettingsError(
-            "fit was given class_weight or sample_weight, which Keras cannot apply to distributed batches; give "
-            "engine.train_batches(class_weights=[...]), one number for each class"
+            "fit cannot apply class_weight or sample_weight to these batches; give engine.train_batches(class_weights=[...])"
         )
-    if train_function.steps_per_call > 1 and given.get("steps_per_epoch") != train_function.steps_per_epoch:
+    steps, installed = given.get("steps_per_epoch"), train_function.steps_per_epoch
+    if train_function.steps_per_call > 1 and steps != installed:
         raise errors.SettingsError(
-            f"fit was given steps_per_epoch={given.get('steps_per_epoch')}, and the step was installed for "
-            f"{train_function.steps_per_epoch}, with several steps per call; give both the same"
+            f"fit was given steps_per_epoch={steps}, and steps.install {installed}; with several steps per call, give both the same"
         )
-    x = given.get("x")
-    cardinality = getattr(x, "cardinality", 0)
+    cardinality = getattr(given.get("x"), "cardinality", 0)
     number = int(cardinality() if callable(cardinality) else cardinality)
-    endless = number == tf.data.INFINITE_CARDINALITY or number > 1 << 40
-    if endless and given.get("steps_per_epoch") is None:
+    if steps is None and (number == tf.data.INFINITE_CARDINALITY or number > 1 << 40):
         raise errors.SettingsError(
-            "fit was given endless batches and no steps_per_epoch; give steps_per_epoch=engine.steps_per_epoch(split, "
-            "global_batch_size=...)"
+            "these batches are endless; give steps_per_epoch=engine.steps_per_epoch(split, global_batch_size=...)"
         )
 
 
@@ -138,14 +133,12 @@ class _TrainFunction:
 
     def _check_rate(self) -> None:
         """Refuse a learning rate that changes within a call: its steps are taken at the end of the call, with the last one."""
-        rate = float(keras.ops.convert_to_numpy(self.step.model.optimizer.learning_rate))
-        first = self.asked % self.steps_per_call == 1
-        scheduled = isinstance(
-            self.step.model.optimizer._learning_rate, keras.optimizers.schedules.LearningRateSchedule
-        )
+        optimizer, first = self.step.model.optimizer, self.asked % self.steps_per_call == 1
+        scheduled = isinstance(optimizer._learning_rate, keras.optimizers.schedules.LearningRateSchedule)
+        rate = float(keras.ops.convert_to_numpy(optimizer.learning_rate))
         if not first and not scheduled and rate != self.rate:
             raise errors.SettingsError(
-                f"steps_per_call={self.steps_per_call}: a callback changed the learning rate from {self.rate:g} to {rate:g} within a call; "
+                f"a callback changed the learning rate from {self.rate:g} to {rate:g} within a call of {self.steps_per_call} steps; "
                 "install the step with steps_per_call=1, or give the optimizer a schedule"
             )
         self.rate = rate

@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 from keras.src import backend as keras_backend
+from keras.src.metrics import confusion_metrics
 
 from tfpar import errors
 
@@ -83,9 +84,7 @@ def name_of(model: keras.Model) -> dict | str:
 
 # What a loss raises that takes the labels in another form.
 MISTAKES = (ValueError, TypeError, LookupError, AttributeError, AssertionError, tf.errors.OpError)
-_PROBABILITIES = (
-    "compile with SparseCategoricalCrossentropy(from_logits=True), or CategoricalCrossentropy(from_logits=True)"
-)
+_PROBABILITIES = "compile with SparseCategoricalCrossentropy or CategoricalCrossentropy(from_logits=True)"
 _ONE_HOT = {
     getattr(keras.losses, name)
     for name in (
@@ -108,24 +107,18 @@ def _image_loss(model: keras.Model, integers, logits, classes: int) -> ImageLoss
     loss, weight = losses[0].loss, losses[0].loss_weights
     if loss.reduction not in ("sum_over_batch_size", "mean") or type(loss).__call__ is not keras.losses.Loss.__call__:
         raise errors.SettingsError(
-            f"loss {loss.name} has reduction={loss.reduction!r} or a __call__ of its own; the step takes the mean over the images, so "
+            f"loss {loss.name} has reduction={loss.reduction!r} or overrides __call__, and the step takes the mean over the images; "
             "leave reduction out, and give the loss of each image in call(y_true, y_pred)"
         )
     function = getattr(loss, "fn", None)  # of a loss that wraps a function, as all that Keras names do
     if _takes_probabilities(function, getattr(loss, "_fn_kwargs", {})):
-        raise errors.SettingsError(
-            f"loss {loss.name} takes probabilities, and the model gives logits; {_PROBABILITIES}"
-        )
-    refused = None
+        raise errors.SettingsError(f"loss {loss.name} takes probabilities; {_PROBABILITIES}")
     for one_hot in [True] if function in _ONE_HOT else [False, True]:
         found = ImageLoss(loss, one_hot, 1.0 if weight is None else float(weight))
-        try:
-            _check_per_image(found, classes)
-        except errors.SettingsError as error:
-            refused = error
-        else:
+        why, cause = _why_not_per_image(found, classes)
+        if not why:
             return found
-    raise refused
+    raise errors.SettingsError(f"loss {loss.name} {why}; {_PROBABILITIES}") from cause
 
 
 def _takes_probabilities(function: Callable | None, options: dict) -> bool:
@@ -136,25 +129,22 @@ def _takes_probabilities(function: Callable | None, options: dict) -> bool:
     return getattr(function, "__name__", "") in ("kl_divergence", "poisson", "categorical_generalized_cross_entropy")
 
 
-def _check_per_image(loss: ImageLoss, classes: int) -> None:
-    """Raise `errors.SettingsError` unless the loss gives each image a value that depends on this image alone."""
+def _why_not_per_image(loss: ImageLoss, classes: int) -> tuple[str, Exception | None]:
+    """Say why the loss does not give each image a value that depends on this image alone, and which error says so; else `""`."""
     logits = tf.random.stateless_normal([4, classes], [1, 2])
     labels = tf.range(4) % min(2, classes)  # two of each class, for losses that compare images
-    why, cause = "", None
     try:
         together = loss(labels, logits)
         alone = [loss(labels[i : i + 1], logits[i : i + 1]) for i in range(4)]
     # So all of Keras' losses refuse other labels or shapes. A mistake in a loss of the user's own looks the same; the
     # stack trace of the cause shows where.
     except MISTAKES as error:
-        why, cause = f"does not take labels and logits [batch, {classes}] ({_said(error)})", error
-    else:
-        if together.shape != (4,) or any(each.shape != (1,) for each in alone):
-            why = f"gives {together.shape} for 4 images instead of one value for each"
-        elif not np.allclose(together, tf.concat(alone, 0), rtol=1e-4, atol=1e-5, equal_nan=True):
-            why = "gives an image another value together with others than alone, so shards would change it"
-    if why:
-        raise errors.SettingsError(f"loss {loss.loss.name} {why}; {_PROBABILITIES}") from cause
+        return f"does not take labels and logits [batch, {classes}] ({_said(error)})", error
+    if together.shape != (4,) or any(each.shape != (1,) for each in alone):
+        return f"gives {together.shape} for 4 images instead of one value for each", None
+    if not np.allclose(together, tf.concat(alone, 0), rtol=1e-4, atol=1e-5, equal_nan=True):
+        return "gives an image another value together with others than alone, so shards would change it", None
+    return "", None
 
 
 def _said(error: Exception) -> str:
@@ -167,19 +157,15 @@ def _build_metrics(model: keras.Model, one_hot: bool, integers, logits) -> None:
     if compiled is None:
         return
     if compiled._user_weighted_metrics:
-        raise errors.SettingsError(
-            "compile was given weighted_metrics, which tfpar does not weight; give them as metrics. class_weights weight the loss"
-        )
+        raise errors.SettingsError("weighted_metrics of compile are not weighted; give them as metrics")
     labels = {False: integers, True: keras.KerasTensor(logits.shape, "float32")}
-    if not compiled.built:
-        compiled.build(
-            labels[one_hot], logits
-        )  # names such as "accuracy" mean what they would mean with the loss's labels
+    if not compiled.built:  # names such as "accuracy" mean what they would mean with the loss's labels
+        compiled.build(labels[one_hot], logits)
     for metric in compiled.metrics:
         if _metric_takes_probabilities(metric):
             raise errors.SettingsError(
-                f"metric {metric.name} takes probabilities, and the model gives logits; give it from_logits=True, or threshold=0, "
-                "or leave it out: each stage's predictions.parquet has the probabilities"
+                f"metric {metric.name} takes probabilities, and the model gives logits; give it from_logits=True or threshold=0, or "
+                "leave it out: each stage's predictions.parquet has the probabilities"
             )
         try:
             keras_backend.compute_output_spec(metric.update_state, labels[takes_one_hot(metric)], logits)
@@ -203,13 +189,18 @@ def metrics_of(model: keras.Model, labels: np.ndarray, logits: np.ndarray) -> di
         state = metric.stateless_update_state(metric.stateless_reset_state(), given, tf.constant(logits))
         result = metric.stateless_result(state)
         found |= result if isinstance(result, dict) else {metric.name: result}
-    return {name: keras.ops.convert_to_numpy(value) for name, value in found.items()}
+    return plain(found)
+
+
+def plain(found: dict) -> dict:
+    """Return the values of metrics as NumPy arrays, and as plain numbers where they are numbers."""
+    arrays = {name: keras.ops.convert_to_numpy(value) for name, value in found.items()}
+    return {name: array.item() if array.size == 1 else array for name, array in arrays.items()}
 
 
 def takes_one_hot(metric: keras.metrics.Metric) -> bool:
     """Tell whether a metric takes one-hot labels: all of Keras' do, except those that say `sparse`; others take integers."""
-    function = getattr(metric, "_fn", None)
-    of = function if function is not None else type(metric)
+    of = getattr(metric, "_fn", None) or type(metric)
     if isinstance(metric, keras.metrics.IoU):
         return not metric.sparse_y_true
     return of.__module__.startswith("keras.src.") and "sparse" not in of.__name__.lower()
@@ -218,15 +209,13 @@ def takes_one_hot(metric: keras.metrics.Metric) -> bool:
 def _metric_takes_probabilities(metric: keras.metrics.Metric) -> bool:
     """Tell whether a metric compares its predictions with a probability, or requires that they are some."""
     kinds = (
-        keras.metrics.Precision, keras.metrics.Recall, keras.metrics.SensitivityAtSpecificity, keras.metrics.RecallAtPrecision,
-        keras.metrics.SpecificityAtSensitivity, keras.metrics.PrecisionAtRecall, keras.metrics.TruePositives,
-        keras.metrics.TrueNegatives, keras.metrics.FalsePositives, keras.metrics.FalseNegatives,
+        keras.metrics.Precision, keras.metrics.Recall, confusion_metrics._ConfusionMatrixConditionCount,
+        confusion_metrics.SensitivitySpecificityBase,
     )  # fmt: skip
     if isinstance(metric, keras.metrics.AUC):
         return not metric._from_logits
     function, options = getattr(metric, "_fn", None), getattr(metric, "_fn_kwargs", {})
     if function is keras.metrics.binary_accuracy:
         return options.get("threshold", 0.5) != 0
-    return (
-        isinstance(metric, kinds) or _takes_probabilities(function, options) or bool(getattr(metric, "threshold", None))
-    )
+    threshold = getattr(metric, "threshold", None)
+    return isinstance(metric, kinds) or bool(threshold) or _takes_probabilities(function, options)

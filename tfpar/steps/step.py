@@ -117,9 +117,13 @@ class Step:
                 "model inside strategy.scope(), and give engine.train_batches the same strategy"
             )
 
+    def assigned_rate(self) -> np.float32:
+        """Return the optimizer's present learning rate."""
+        return np.float32(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
+
     def _check_rate(self) -> None:
         """Refuse a learning rate that somebody else has assigned since the last step."""
-        rate = np.float32(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
+        rate = self.assigned_rate()
         if self.last_rate is not None and rate != self.last_rate:
             raise errors.SettingsError(RATE_OF_STAGES.format(who="a callback", what=f"assigned learning_rate={rate:g}"))
 

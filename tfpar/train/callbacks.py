@@ -24,13 +24,10 @@ def checked(callbacks) -> list[keras.callbacks.Callback]:
         validate.reject("callbacks", callbacks, "a list of keras.callbacks.Callback")
     for callback in callbacks:
         if isinstance(callback, (keras.callbacks.LearningRateScheduler, keras.callbacks.ReduceLROnPlateau)):
-            raise errors.SettingsError(
-                RATE_OF_STAGES.format(who=type(callback).__name__, what="changes the learning rate")
-            )
+            who = type(callback).__name__
+            raise errors.SettingsError(RATE_OF_STAGES.format(who=who, what="changes the learning rate"))
         if isinstance(callback, (keras.callbacks.BackupAndRestore, keras.callbacks.SwapEMAWeights)):
-            raise errors.SettingsError(
-                f"{type(callback).__name__} writes the model's weights, which train.run saves and restores itself; leave it out"
-            )
+            raise errors.SettingsError(f"{type(callback).__name__} repeats what train.run does itself; leave it out")
     return list(callbacks)
 
 
@@ -43,15 +40,13 @@ def states(callbacks: Sequence[keras.callbacks.Callback]) -> dict:
     }
 
 
-def restore(callbacks: Sequence[keras.callbacks.Callback], earlier: dict) -> list[str]:
-    """Give the callbacks their states back; return the class names of those that start anew."""
-    anew = []
+def restore(callbacks: Sequence[keras.callbacks.Callback], earlier: dict, *, chief: bool) -> None:
+    """Give the callbacks their states back; the chief names those that start anew."""
     for i, callback in enumerate(callbacks):
         if hasattr(callback, "set_state") and str(i) in earlier:
             callback.set_state(keras.saving.deserialize_keras_object(earlier[str(i)]))
-        else:
-            anew.append(type(callback).__name__)
-    return anew
+        elif chief:
+            print(f"callback {type(callback).__name__} has no get_state and set_state: it starts anew")
 
 
 @contextlib.contextmanager

@@ -74,16 +74,15 @@ def save(
     ]
     files.make_directory(place)
     files.write(place / "variables.bin", content)
-    manifest = {"format": FORMAT, "progress": progress, "variables": described, "bytes": len(content)}
-    manifest["content_sha256"] = hashlib.sha256(content).hexdigest()
-    manifest["sha256"] = files.fingerprint(manifest)
-    files.write(place / "manifest.json", json.dumps(manifest))
+    manifest = {
+        "format": FORMAT, "progress": progress, "variables": described, "bytes": len(content),
+        "content_sha256": hashlib.sha256(content).hexdigest(),
+    }  # fmt: skip
+    files.write(place / "manifest.json", json.dumps(manifest | {"sha256": files.fingerprint(manifest)}))
     try:
-        again = _read(place)[1]
-    except errors.DataError:
-        again = None
-    if again != content:
-        raise errors.InputOutputFailed(f"{place}: reads back otherwise than it was written; look after this disk")
+        _read(place)
+    except errors.DataError as error:
+        raise errors.InputOutputFailed(f"checkpoint verification failed ({error}). Check this disk") from error
     files.sync(directory)
     for serial in sorted(_serials(directory))[:-KEPT]:
         shutil.rmtree(directory / f"{serial:06d}", ignore_errors=True)
@@ -103,11 +102,10 @@ def newest(directory: str | os.PathLike) -> tuple[dict, list[tuple[dict, bytes]]
         place = directory / f"{serial:06d}"
         try:
             manifest, content = _read(place)
+            return manifest["progress"], cut(content, manifest["variables"])
         except errors.DataError as damage:
             print(f"{damage}; looking for the one before")
             shutil.rmtree(place, ignore_errors=True)
-            continue
-        return manifest["progress"], cut(content, manifest["variables"])
     return None
 
 
@@ -126,9 +124,7 @@ def restore(
         errors.SettingsError: they are the variables of another model or optimizer.
     """
     if [list(v.shape) for v in variables] != [entry["shape"] for entry, _ in values]:
-        raise errors.SettingsError(
-            "the checkpoint holds the variables of another model or optimizer; start over with --fresh"
-        )
+        raise errors.SettingsError("the checkpoint is of another model or optimizer; start over with --fresh")
     arrays = [
         np.frombuffer(content, keras.ops.convert_to_numpy(variable).dtype).reshape(entry["shape"])
         for variable, (entry, content) in zip(variables, values, strict=True)

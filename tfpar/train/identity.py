@@ -42,9 +42,8 @@ def fingerprint(model: keras.Model, data: Dataset, settings: Settings) -> dict:
         **settings.that_decide_the_bits(),
     }
     loss = keras.tree.flatten(model.loss)[0]
-    if not isinstance(loss, str) and not (loss if inspect.isfunction(loss) else type(loss)).__module__.startswith(
-        "keras."
-    ):
+    made_by = loss if inspect.isfunction(loss) else type(loss)
+    if not isinstance(loss, str) and not made_by.__module__.startswith("keras."):
         values["loss_gives"] = _value_of(loss, data.num_classes)
     return json.loads(json.dumps(values, default=_number))
 
@@ -57,19 +56,16 @@ def agree(earlier: dict, now: dict, model: keras.Model) -> None:
     Raises:
         errors.SettingsError: names each setting that differs, with both values.
     """
-    there = len(earlier["stages"])
-    comparable = now | {"stages": now["stages"][:there]}
-    counted = {"model": model.name, "model_config": _model_fingerprint(model, counted=True)}
-    differing = [
-        key for key in earlier if earlier[key] not in (comparable.get(key), counted.get(key, comparable.get(key)))
-    ]
+    comparable = now | {"stages": now["stages"][: len(earlier["stages"])]}
+    counted = comparable | {"model": model.name, "model_config": _model_fingerprint(model, counted=True)}
+    differing = "; ".join(
+        f"{WORDS.get(key, key)} is {_short(value)} in the run, {_short(now.get(key))} now"
+        for key, value in earlier.items()
+        if value not in (comparable.get(key), counted.get(key))
+    )
     if differing:
-        named = "; ".join(
-            f"{WORDS.get(key, key)} is {_short(earlier[key])} in the run, {_short(now.get(key))} now"
-            for key in differing
-        )
         raise errors.SettingsError(
-            f"the run was begun with other settings: {named}. Give those again, another --run, or --fresh"
+            f"the run was begun with other settings: {differing}. Give those again, another --run, or --fresh"
         )
 
 
@@ -82,9 +78,8 @@ def check_fit(model: keras.Model, data: Dataset, class_weights=None) -> list[flo
     if not isinstance(data, Dataset):
         validate.reject("data", data, "what prepare.dataset or prepare.load returned")
     if model.inputs[0].dtype != "uint8":
-        raise errors.SettingsError(
-            f"the model takes {model.inputs[0].dtype} images; begin it with keras.Input(..., dtype='uint8') and a Rescaling"
-        )
+        dtype = model.inputs[0].dtype
+        raise errors.SettingsError(f"the model takes {dtype} images; begin it with keras.Input(..., dtype='uint8')")
     if model.output_shape[-1] != data.num_classes or tuple(model.input_shape[1:]) != tuple(data.image_shape):
         raise errors.SettingsError(
             f"the model takes {model.input_shape[1:]} and gives {model.output_shape[-1]} logits; "
@@ -128,20 +123,14 @@ def environment() -> dict:
 
 def tell_changes(earlier: dict, now: dict) -> None:
     """Print one line where the environment of a continued run is another one; an entry that it does not have says nothing."""
-    earlier = {"arithmetic": 1} | earlier
-    changed = [
-        f"{key} {earlier[key]} -> {now[key]}"
-        for key in now
-        if earlier.get(key, now[key]) != now[key] and key != "computed"
-    ]
-    computed = earlier.get("computed", {})
-    differing = [name for name, value in now["computed"].items() if computed.get(name, value) != value]
-    if differing:
-        changed.append(f"a test computation gives other bits: {', '.join(differing)}")
+    earlier = {"arithmetic": 1, "computed": {}} | earlier
+    both = [key for key in now if key in earlier and key != "computed"]
+    changed = [f"{key} {earlier[key]} -> {now[key]}" for key in both if earlier[key] != now[key]]
+    computed = [name for name, value in now["computed"].items() if earlier["computed"].get(name, value) != value]
+    if computed:
+        changed.append(f"a test computation gives other bits: {', '.join(computed)}")
     if changed:
-        print(
-            f"this run began in another environment ({'; '.join(changed)}): results from here on may differ in the last bits"
-        )
+        print(f"this run began in another environment ({'; '.join(changed)}): from here on its last bits may differ")
 
 
 def _threads(configured: int, variable: str, cores: int) -> int:

@@ -91,10 +91,10 @@ class Training:
         """
         self.model, self.data, self.directory, self.settings = model, data, directory, settings
         self.fingerprint, self.callbacks, self.group = fingerprint, callbacks, group
-        self.verbose = (
-            settings.verbose if settings.verbose is not None else 1 if sys.stdout.isatty() else 2
-        ) * group.chief
+        automatic = 1 if sys.stdout.isatty() else 2
+        self.verbose = (automatic if settings.verbose is None else settings.verbose) * group.chief
         batch = settings.global_batch_size
+        self.devices = devices.describe(group.strategy, global_batch_size=batch, shards=settings.shards)
         self.epoch_steps = engine.steps_per_epoch(data.train, global_batch_size=batch)
         self.factor = schedule.scale(model.optimizer, batch, scale_learning_rate=settings.scale_learning_rate)
         self.step = Step(
@@ -125,23 +125,8 @@ class Training:
     def _begin(self) -> None:
         """Write run.json, or continue from the newest checkpoint."""
         found = self._open() if self.group.chief else None
-        self._print(
-            devices.describe(
-                self.group.strategy, global_batch_size=self.settings.global_batch_size, shards=self.settings.shards
-            )
-        )
-        for layer in self.model._flatten_layers(include_self=False, recursive=True):
-            steps = self._steps()
-            if (
-                isinstance(layer, keras.layers.BatchNormalization)
-                and layer.trainable
-                and layer.momentum**steps > SHARE_OF_START
-            ):
-                self._print(
-                    f"layer {layer.name}: its running averages (momentum {layer.momentum:g}) need more than the {steps} steps of this run, "
-                    "so validation lags behind training; train longer, or build it with a smaller momentum"
-                )
-                break
+        self._print(self.devices)
+        self._warn_of_slow_averages()
         progress = self._restored(found, self.variables)
         if progress:
             self.progress = Progress.of_json(progress, self.step.counts)
@@ -150,6 +135,16 @@ class Training:
             if self.group.chief:
                 epoch = min(len(self.progress.rows) + 1, epochs)
                 print(f"continuing after step {self.step.counts.step}, in epoch {epoch} of {epochs}")
+
+    def _warn_of_slow_averages(self) -> None:
+        layers, steps = self.model._flatten_layers(include_self=False, recursive=True), self._steps()
+        normalizations = [x for x in layers if isinstance(x, keras.layers.BatchNormalization) and x.trainable]
+        slow = [layer for layer in normalizations if layer.momentum**steps > SHARE_OF_START]
+        if slow:
+            self._print(
+                f"layer {slow[0].name}: its running averages (momentum {slow[0].momentum:g}) need more than the {steps} steps of this "
+                "run, so validation lags behind training; train longer, or build it with a smaller momentum"
+            )
 
     def _restored(self, found: tuple[dict, list] | None, variables: list[keras.Variable]) -> dict | None:
         """Write the first values of a checkpoint that the chief has found into these variables of all workers; return its progress."""
@@ -178,13 +173,11 @@ class Training:
             there = results.Run(self.directory)  # read again: another process may have been faster to the lock
             identity.agree(there.settings, self.fingerprint, self.model)
             if not found and (there.finished or there.stages > 1):
-                raise errors.DataError(
-                    f"{self.directory / 'checkpoints'}: none is valid, so the run cannot continue; start over with --fresh"
-                )
+                place = self.directory / "checkpoints"
+                raise errors.DataError(f"{place}: none is valid, so the run cannot continue; start over with --fresh")
             if not found and there.stages:  # it ended between the first stage's results and the first checkpoint
                 print(f"{self.directory}: no checkpoint yet, so the first stage is trained again")
             identity.tell_changes(there.facts["environment"], environment)
-        batch, shards = self.settings.global_batch_size, self.settings.shards
         self.facts = {
             "format": 1,
             "settings": self.fingerprint,
@@ -192,7 +185,7 @@ class Training:
                 "directory": os.path.abspath(self.data.directory), "name": self.data.name, "fingerprint": self.data.fingerprint,
                 "class_names": self.data.class_names, "image_shape": list(self.data.image_shape), "verified": self.data.verified,
             },
-            "devices": devices.describe(self.group.strategy, global_batch_size=batch, shards=shards),
+            "devices": self.devices,
             "environment": environment,
             "finished": False,
         }  # fmt: skip
@@ -226,6 +219,7 @@ class Training:
         callbacks = keras.callbacks.CallbackList(
             [callbacks_of.EpochEnd(self._finish_epoch), *self.callbacks, *logs],
             add_progbar=self.verbose != 0, model=self.model, verbose=self.verbose, epochs=self._epochs(), steps=self.epoch_steps,
+            stage=progress.stage + 1, resumed=self.callback_states is not None,
         )  # fmt: skip
         batches = iter(engine.train_batches(
             self.data.train, self.group.strategy, global_batch_size=batch, seed=settings.seed,
@@ -233,13 +227,8 @@ class Training:
         ))  # fmt: skip
         self.model.stop_training = progress.ending
         self.saved = time.monotonic()
-        callbacks.set_params(
-            callbacks.params | {"stage": progress.stage + 1, "resumed": self.callback_states is not None}
-        )
-        if (
-            self.step.last_rate is None
-        ):  # so that a callback that assigns another one before the first step is noticed, too
-            self.step.last_rate = np.float32(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
+        if self.step.last_rate is None:  # from here on a callback that assigns another one is noticed
+            self.step.last_rate = self.step.assigned_rate()
         self._restore_callbacks("stage")
         with callbacks_of.rows_kept(self.callbacks, len(progress.rows), chief=self.group.chief):
             callbacks.on_train_begin()
@@ -305,7 +294,7 @@ class Training:
         progress, counts = self.progress, self.step.counts
         logits, losses = self.inference(self.data.validation, between=self._stop_if_requested)
         others = objective.metrics_of(self.model, self.data.validation.labels, logits) if self.step.more_metrics else {}
-        logs |= {f"val_{name}": value.item() if value.size == 1 else value for name, value in others.items()} | {
+        logs |= {f"val_{name}": value for name, value in others.items()} | {
             "loss": counts.losses / counts.images,
             "accuracy": counts.correct / counts.images,
             "val_loss": predictions.mean(losses),
@@ -317,7 +306,7 @@ class Training:
             "images_per_second": counts.images / progress.seconds,
         }  # fmt: skip
         row |= {name: kind(logs[name]) for name, kind in HISTORY.items() if name not in row}
-        names = [name for name, value in others.items() if value.size == 1 and name in logs and name not in row]
+        names = [name for name, value in others.items() if np.ndim(value) == 0 and name in logs and name not in row]
         progress.rows.append(row | {key: float(logs[key]) for name in names for key in (name, f"val_{name}")})
         if self.group.chief:
             writing.write_history(self.directory, progress.rows)
@@ -332,9 +321,8 @@ class Training:
             writing.write_stage(self.directory, number, table, metrics, self.model)
         correct = round(metrics["accuracy"] * metrics["examples"])
         place = self.directory / stage_path(number)
-        self._print(
-            f"stage {number}: accuracy {metrics['accuracy']:.4f} ({correct} of {metrics['examples']}), in {place}"
-        )
+        found = f"accuracy {metrics['accuracy']:.4f} ({correct} of {metrics['examples']})"
+        self._print(f"stage {number}: {found}, in {place}")
         self.progress.stage, self.progress.stage_start, self.progress.ending = number, self.step.counts.step, False
         self._save()
         self._stop_if_requested()
@@ -351,10 +339,8 @@ class Training:
         if self.progress.stage == 0:
             given = self.settings.warmup_epochs
             warmup = round(self.epoch_steps * (schedule.WARMUP * stage.epochs if given is None else given))
-        steps = stage.epochs * self.epoch_steps
-        return schedule.rate(
-            stage, step=number - self.progress.stage_start, steps=steps, warmup=warmup, factor=self.factor
-        )
+        step, steps = number - self.progress.stage_start, stage.epochs * self.epoch_steps
+        return schedule.rate(stage, step=step, steps=steps, warmup=warmup, factor=self.factor)
 
     def _steps(self) -> int:
         """Return the steps of the whole run, as far as no callback ends a stage."""
@@ -373,19 +359,14 @@ class Training:
         logs = {"loss": counts.losses / images, "accuracy": counts.correct / images}
         if not self.step.more_metrics:  # Keras' own would be read from the devices, and are less exact
             return logs
-        found = {name: np.asarray(value) for name, value in self.model.get_metrics_result().items()}
-        return {name: value.item() if value.size == 1 else value for name, value in found.items()} | logs
+        return objective.plain(self.model.get_metrics_result()) | logs
 
     def _restore_callbacks(self, moment: str) -> None:
         """Give the callbacks their states back after the last of Keras' hooks that they have behind them."""
         if self.progress.inside_epoch:
             behind = "step"  # on_train_begin and on_epoch_begin
-        else:
-            behind = (
-                "stage" if self.step.counts.step == self.progress.stage_start else "epoch"
-            )  # none, or on_train_begin
+        else:  # none, or on_train_begin
+            behind = "stage" if self.step.counts.step == self.progress.stage_start else "epoch"
         if self.callback_states is not None and moment == behind:
-            anew = callbacks_of.restore(self.callbacks, self.callback_states)
+            callbacks_of.restore(self.callbacks, self.callback_states, chief=self.group.chief)
             self.callback_states = None
-            for name in anew if self.group.chief else ():
-                print(f"callback {name} has no get_state and set_state: it starts anew")

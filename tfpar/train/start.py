@@ -101,10 +101,10 @@ def run(
         fingerprint = identity.fingerprint(model, data, settings)
         if earlier:
             identity.agree(earlier["settings"], fingerprint, model)
-            if earlier["finished"] and len(earlier["settings"]["stages"]) == len(settings.stages):
-                Training(model, data, directory, settings, fingerprint, callbacks, group).restore()
-                return results.Run(directory)  # nothing is written
         training = Training(model, data, directory, settings, fingerprint, callbacks, group)
+        if earlier and earlier["finished"] and len(earlier["settings"]["stages"]) == len(settings.stages):
+            training.restore()
+            return results.Run(directory)  # nothing is written
         with StopSignal(deferred=True) as stop, _claimed(directory, fresh) if group.chief else contextlib.nullcontext():
             return training.run(stop)
 

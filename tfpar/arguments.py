@@ -114,7 +114,9 @@ def _add_setting(command, name: str, metavar: str | None = None, **more) -> None
 
 def _add_prepare(command) -> None:
     prepare = command("prepare", "turn any source of images into a verified directory of arrays")
-    prepare.add_argument("source", help="digits, a TensorFlow data set, or a folder of class folders")
+    prepare.add_argument(
+        "source", help="digits, a TensorFlow data set, a folder of class folders, or a table (.csv, .parquet)"
+    )
     prepare.add_argument("directory", help="where it goes")
     prepare.add_argument(
         "--image-size", type=_image_size, metavar="S|HxW", help="pixels; default: as they are, mixed sizes 224"
@@ -130,6 +132,11 @@ def _add_prepare(command) -> None:
         "--splits",
         action=argparse.BooleanOptionalAction,
         help="whether folders named train, val, ... are splits; default: by their names",
+    )
+    prepare.add_argument(
+        "--group-by",
+        metavar="COLUMN|REGEX",
+        help="keep groups on one side: a table's column, or the first group in a path",
     )
     prepare.add_argument("--fresh", action="store_true", help="prepare again; the old directory is kept beside")
     prepare.add_argument("--tfds-manual-dir", metavar="D", help="files TensorFlow Datasets would otherwise download")

@@ -114,7 +114,7 @@ def _prepare(given) -> None:
         data = prepare.dataset(
             given.source, given.directory, image_size=given.image_size, validation_fraction=given.validation_fraction,
             seed=given.seed, on_bad_image=given.on_bad_image, tfds_manual_dir=given.tfds_manual_dir, splits=given.splits,
-            fresh=given.fresh,
+            group_by=given.group_by, fresh=given.fresh,
         )  # fmt: skip
     _print_data(data)
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from tfpar import errors, files, prepare
-from tfpar.prepare import arrays, build, sources
+from tfpar.prepare import arrays, build, folders, sources
 
 
 def contents(directory):
@@ -121,7 +121,7 @@ def test_an_unreadable_folder_is_named(photos, tmp_path, monkeypatch):
         _options["onerror"](PermissionError(13, "Permission denied", str(folder / "cat")))
         return iter(())
 
-    monkeypatch.setattr(sources.os, "walk", refused)
+    monkeypatch.setattr(folders.os, "walk", refused)
     with pytest.raises(errors.InputNotFound, match="cat: cannot be read"):
         prepare.dataset(photos, tmp_path / "d")
 

@@ -5,7 +5,8 @@ DIR/dataset.json              written last; a directory without it is not a data
 DIR/train/images.npy          uint8 [N, height, width, channels]
 DIR/train/labels.npy          int32 [N]
 DIR/train/examples.csv        index,source,label: one row per image
-DIR/validation/...            the same three files (and DIR/test/... where the source has a third split)
+DIR/train/weights.npy         float32 [N], only where the source gives a weight for each image
+DIR/validation/...            the same files (and DIR/test/... where the source has a third split)
 DIR/skipped.csv               source,reason: every input that did not become an example
 ```
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import hashlib
 import io
 import itertools
 import json
@@ -27,17 +29,22 @@ import numpy as np
 from tqdm import tqdm
 
 from tfpar import errors, files, validate
+from tfpar.prepare.inputs import BESIDE
 
 FORMAT = 1
 _HEADER = 128  # bytes before the pixels in an .npy file; NumPy pads it, so that the number of images may grow
 
 
 class Split(NamedTuple):
-    """One split: `uint8` images [N, height, width, channels], `int32` labels [N], and what each image was called."""
+    """One split: `uint8` images [N, height, width, channels], `int32` labels [N], and what each image was called.
+
+    `weights`, `float32` [N] or None, multiply the loss in training; validation counts every image alike.
+    """
 
     images: np.ndarray
     labels: np.ndarray
     sources: list[str]
+    weights: np.ndarray | None = None
 
 
 class Dataset(NamedTuple):
@@ -72,16 +79,24 @@ class Dataset(NamedTuple):
 
 
 class SplitWriter:
-    """The three files of one split while they are written; `opened` closes the one that an error leaves open."""
+    """The files of one split while they are written; `opened` closes the one that an error leaves open."""
 
     def __init__(self, directory: Path, shape: tuple[int, int, int], opened: contextlib.ExitStack):
         directory.mkdir()
         self.directory, self.shape, self.opened = directory, shape, opened
-        self.labels: list[int] = []
-        self.sources: list[str] = []
+        self.columns: dict[str, list] = {"label": [], "source": [], "weight": [], "group": []}
+        self.digests = bytearray()  # of the pixels, 16 bytes an image
         self.file = open(directory / "images.npy", "w+b")  # noqa: SIM115 - closed in close()
         opened.callback(self._abandon)
         self.file.write(self._header())
+
+    @property
+    def labels(self) -> list[int]:
+        return self.columns["label"]
+
+    @property
+    def sources(self) -> list[str]:
+        return self.columns["source"]
 
     def _header(self) -> bytes:
         text = io.BytesIO()
@@ -91,27 +106,32 @@ class SplitWriter:
             raise RuntimeError(f"this NumPy writes a header of {text.tell()} bytes, not {_HEADER}")
         return text.getvalue()
 
-    def add(self, image: np.ndarray, label: int, source: str) -> None:
-        self.file.write(image.tobytes())
-        self.labels.append(label)
-        self.sources.append(source)
+    def add(self, image: np.ndarray, *, digest: bytes | None = None, **columns) -> None:
+        content = image.tobytes()
+        self.file.write(content)
+        self.digests += digest or hashlib.blake2b(content, digest_size=16).digest()
+        for name, column in self.columns.items():
+            column.append(columns[name])
 
     def move(self, chosen: np.ndarray, directory: Path) -> SplitWriter:
         """Move the images at the positions `chosen` to another split, and close the gaps in this one."""
         self.file.flush()
         other = SplitWriter(directory, self.shape, self.opened)
         pixels = np.memmap(self.file, np.uint8, "r+", _HEADER, (len(self.labels), *self.shape))
+        digests = np.frombuffer(bytes(self.digests), "V16")
         moves = np.isin(np.arange(len(pixels)), chosen)
         kept = 0
         for position in range(len(pixels)):  # one image at a time: the memory stays bounded
             if moves[position]:
-                other.add(pixels[position], self.labels[position], self.sources[position])
+                row = {name: column[position] for name, column in self.columns.items()}
+                other.add(pixels[position], digest=digests[position].tobytes(), **row)
             else:
                 pixels[kept] = pixels[position]
                 kept += 1
         pixels.flush()
-        self.labels = [label for label, moved in zip(self.labels, moves, strict=True) if not moved]
-        self.sources = [source for source, moved in zip(self.sources, moves, strict=True) if not moved]
+        for column in self.columns.values():
+            column[:] = itertools.compress(column, ~moves)
+        self.digests = bytearray(digests[~moves].tobytes())
         self.file.truncate(_HEADER + kept * int(np.prod(self.shape)))
         return other
 
@@ -124,6 +144,11 @@ class SplitWriter:
         self.file.write(self._header())
         self.file.close()
         np.save(self.directory / "labels.npy", np.asarray(self.labels, np.int32))
+        if any(weight is not None for weight in self.columns["weight"]):
+            np.save(
+                self.directory / "weights.npy",
+                np.asarray([1 if weight is None else weight for weight in self.columns["weight"]], np.float32),
+            )
         rows = zip(itertools.count(), self.sources, self.labels)
         write_csv(self.directory / "examples.csv", ("index", "source", "label"), rows)
 
@@ -239,19 +264,20 @@ def manifest_of(directory: Path) -> dict:
 
 
 def names_of(directory: Path, manifest: dict) -> set[str]:
-    """Return the names of all inputs of a prepared directory, those that were skipped included."""
+    """Return the names of all pictures of a prepared directory, those that were skipped included."""
     found = set()
     for path in [directory / "skipped.csv", *(directory / split / "examples.csv" for split in manifest["splits"])]:
         with open(path, newline="", encoding="utf-8") as file:
-            found |= {row["source"] for row in csv.DictReader(file)}
+            found |= {row["source"] for row in csv.DictReader(file) if row.get("reason") != BESIDE}
     return found
 
 
 def _split(directory: Path, examples: int, shape: tuple[int, int, int]) -> Split:
     with open(directory / "examples.csv", newline="", encoding="utf-8") as file:
         names = [row["source"] for row in csv.DictReader(file)]
-    images = _mapped(directory / "images.npy", (examples, *shape))
-    return Split(images, np.load(directory / "labels.npy", allow_pickle=False), names)
+    images, weights = _mapped(directory / "images.npy", (examples, *shape)), directory / "weights.npy"
+    labels = np.load(directory / "labels.npy", allow_pickle=False)
+    return Split(images, labels, names, np.load(weights, allow_pickle=False) if weights.is_file() else None)
 
 
 def _mapped(path: Path, shape: tuple[int, ...]) -> np.ndarray:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import itertools
 import os
 import shutil
@@ -16,8 +15,9 @@ import numpy as np
 from tqdm import tqdm
 
 from tfpar import errors, files, validate
-from tfpar.prepare import arrays, folders, pictures, sources
+from tfpar.prepare import arrays, holdout, pictures, reuse, sources
 from tfpar.prepare.arrays import Dataset, load
+from tfpar.prepare.inputs import BESIDE, Input, Source
 
 MIXED_SIZE = (224, 224)  # what photographs of mixed sizes become, as most published backbones expect
 UNBALANCED = 10  # times the images of the smallest class
@@ -40,6 +40,7 @@ def dataset(
     on_bad_image: str = "skip",
     tfds_manual_dir: str | None = None,
     splits: bool | None = None,
+    group_by: str | None = None,
     fresh: bool = False,
     known: dict[str, list[int]] | None = None,
 ) -> Dataset:
@@ -48,14 +49,18 @@ def dataset(
     The same source, settings, seed and versions give the same bytes. Until all of it is written, the directory is no data set.
 
     Args:
-        source: `"digits"`, a TensorFlow data set's name, a folder of class folders, or arrays (see `sources`).
+        source: `"digits"`, a TensorFlow data set's name, a folder of class folders, a table, arrays, a `tf.data.Dataset` or
+            a generator (see `sources`).
         directory: where it goes; made if it does not exist.
         image_size: pixels, one number or (height, width). None keeps a size that all pictures share, else 224.
         validation_fraction: of each class, where the source has no validation split of its own.
         seed: chooses the validation images.
         on_bad_image: `"skip"` writes a line into `skipped.csv`, `"fail"` stops.
         tfds_manual_dir: a folder with the files that TensorFlow Datasets would download.
-        splits: whether the folders of a folder are splits, such as `train` and `val`; None decides by their names.
+        splits: whether the folders of a folder are splits, such as `train` and `val`; None decides by their names. For a
+            table, whether its column `split` counts.
+        group_by: a column of a table, or a regular expression whose first group in the path names a picture's group:
+            all images of a group, such as one patient's, stay on one side of the split.
         fresh: prepare again; an earlier directory is kept beside as `DIRECTORY.1`, `DIRECTORY.2`, ...
         known: as for `load`, where the directory is found there already.
 
@@ -75,13 +80,17 @@ def dataset(
     directory = validate.path("directory", directory)
     if tfds_manual_dir is not None:
         validate.path("tfds_manual_dir", tfds_manual_dir)
-    settings = {"source": sources.identity(source), "validation_fraction": validation_fraction, "seed": seed}
+    settings = {"validation_fraction": validation_fraction, "seed": seed}
     if splits is not None:
         settings["folders_are_splits"] = bool(splits)
+    if group_by is not None:
+        settings["group_by"] = group_by
     there = (directory / "dataset.json").exists()
     if there and not fresh:
-        return _found(directory, settings, size, known, source)
-    found = sources.find(source, tfds_manual_dir=tfds_manual_dir, splits=splits)
+        reuse.check(directory, source, settings, size)
+        return load(directory, known=known)
+    found = sources.find(source, tfds_manual_dir=tfds_manual_dir, splits=splits, group_by=group_by, size=size)
+    settings = {"source": "" if found.identity else sources.identity(source)} | settings
     beside = files.set_aside(directory) if there else None
     try:
         _write(found, directory, size, on_bad_image, settings)
@@ -94,7 +103,7 @@ def dataset(
     return load(directory, verify=False)
 
 
-def _write(source: sources.Source, directory: Path, size, on_bad_image: str, settings: dict) -> None:
+def _write(source: Source, directory: Path, size, on_bad_image: str, settings: dict) -> None:
     """Write the directory; after an error nothing of it is left."""
     new, work = not directory.exists(), directory / _AT_WORK
     if not new and not work.is_dir() and (not directory.is_dir() or set(os.listdir(directory)) - {_AT_WORK}):
@@ -145,46 +154,7 @@ def _checked_size(image_size) -> tuple[int, int] | None:
     return tuple(validate.integer("image_size", side, 1, 4096) for side in image_size)
 
 
-def _found(directory: Path, settings: dict, size, known, source) -> Dataset:
-    """Return what is there already, if it was prepared the same way, and from what the source is now."""
-    there = arrays.manifest_of(directory)
-    wanted = settings | ({"image_size": list(size)} if size else {})
-    has = {
-        "image_size": there["image_shape"][:2],
-    } | {key: there.get(key) for key in settings}
-    of_folder = settings["source"].startswith("folder:")
-    gone = isinstance(source, (str, os.PathLike)) and os.fspath(source) != "digits" and not Path(source).exists()
-    if there["source"].startswith("folder:") and (of_folder or gone):
-        place = Path(source)
-        moved_away = there["source"] != f"folder:{files.printable(os.path.abspath(place))}"
-        if not place.exists() and not moved_away:  # a source that is gone is no obstacle
-            wanted["source"] = there["source"]
-        elif place.is_dir() and "source_files" in there:
-            said = folders.changes(
-                place,
-                settings.get("folders_are_splits", there.get("folders_are_splits")),
-                there["source_files"],
-                arrays.names_of(directory, there),
-                moved_away=moved_away,
-            )
-            if said and not moved_away:
-                raise errors.SettingsError(
-                    f"{directory} is older than its source {files.printable(os.fspath(source))}: {said}. Prepare it again: tfpar prepare "
-                    f"{files.printable(os.fspath(source))} {directory} --fresh (the old one is kept beside, for earlier runs), or use "
-                    f"what is there by its name: tfpar train {directory}"
-                )
-            if not said:
-                wanted["source"] = there["source"]
-    differing = [f"{key} is {has[key]}, asked for {wanted[key]}" for key in wanted if wanted[key] != has[key]]
-    if differing:
-        raise errors.SettingsError(
-            f"{directory}: prepared otherwise: {'; '.join(differing)}. Name another directory, prepare it again with --fresh, or "
-            "remove it"
-        )
-    return load(directory, known=known)
-
-
-def _make(source: sources.Source, work: Path, size, on_bad_image: str, settings: dict, opened) -> dict:
+def _make(source: Source, work: Path, size, on_bad_image: str, settings: dict, opened) -> dict:
     """Decode all splits into `work`, and return what dataset.json will say."""
     for path in work.iterdir():  # what a killed process left
         if path.name != "lock":
@@ -197,7 +167,7 @@ def _make(source: sources.Source, work: Path, size, on_bad_image: str, settings:
         splits[split] = arrays.SplitWriter(work / split, shape, opened)
         skipped += _fill(splits[split], source, split, on_bad_image)
     total = sum(len(writer.labels) for writer in splits.values())
-    bad = [entry for entry in skipped if entry[1] != folders.BESIDE]
+    bad = [entry for entry in skipped if entry[1] != BESIDE]
     if len(bad) > total:
         named = "; ".join(f"{source}: {reason}" for source, reason in bad[:3])
         raise errors.DataError(f"{source.name}: {len(bad)} of {total + len(bad)} inputs cannot be used ({named}, ...)")
@@ -208,42 +178,50 @@ def _make(source: sources.Source, work: Path, size, on_bad_image: str, settings:
         print(
             f"class {class_names[most]} has {largest} images and {class_names[least]} has {smallest}: consider train --class-weights balanced"
         )
-    if "validation" not in splits:
-        chosen = _stratified(splits["train"], settings, class_names)
+    if "validation" in splits:
+        holdout.check_groups(splits)
+    else:
+        of = {"fraction": settings["validation_fraction"], "seed": settings["seed"]}
+        chosen = holdout.chosen(splits["train"], class_names, **of)
         splits["validation"] = splits["train"].move(chosen, work / "validation")
     if not splits["validation"].labels:
         raise errors.DataError(
             f"{source.name}: no image is left for validation; give more images or a larger validation fraction"
         )
+    holdout.tell_same_pictures(splits, class_names)
     for writer in splits.values():
         writer.close()
     arrays.write_csv(work / "skipped.csv", ("source", "reason"), skipped)
+    if source.identity:
+        settings = settings | {"source": source.identity()}
     described = _described(source.name, work, shape, class_names, splits, len(skipped), settings)
     return described | ({"source_files": source.stamp} if source.stamp else {})
 
 
-def _fill(writer: arrays.SplitWriter, source: sources.Source, split: str, on_bad_image: str) -> list[tuple[str, str]]:
+def _fill(writer: arrays.SplitWriter, source: Source, split: str, on_bad_image: str) -> list[tuple[str, str]]:
     """Decode the pictures of a split, and return (source, reason) of those that cannot be used."""
     inputs, total, read, skipped = source.splits[split](), source.counts[split], 0, []
     progress = tqdm(inputs, total=total, desc=f"prepare {split}", unit=" images", disable=None)
     for item, picture in _decoded(progress, writer.shape):
         read += 1
         if isinstance(picture, np.ndarray):
-            writer.add(picture, item.label, item.source)
-        elif on_bad_image == "fail" and picture != folders.BESIDE:
+            writer.add(picture, label=item.label, source=item.source, weight=item.weight, group=item.group)
+        elif on_bad_image == "fail" and picture != BESIDE:
             raise errors.DataError(
                 f"{item.source}: {picture}. Remove it, or skip such pictures with --on-bad-image skip"
             )
         else:
             skipped.append((item.source, picture))
-    if read != total:  # a record file that was cut between two records reads short without an error
+    if (
+        read != total and total is not None
+    ):  # a record file that was cut between two records reads short without an error
         raise errors.DataError(
             f"{source.name}: {split} gave {read} of {total} inputs; its files are cut short, fetch them again"
         )
     return skipped
 
 
-def _common_size(source: sources.Source) -> tuple[int, int]:
+def _common_size(source: Source) -> tuple[int, int]:
     sizes = set()
     for item in itertools.chain.from_iterable(inputs() for inputs in source.splits.values()):
         if item.reason:
@@ -259,7 +237,7 @@ def _common_size(source: sources.Source) -> tuple[int, int]:
     return sizes.pop()
 
 
-def _decoded(inputs: Iterable[sources.Input], shape) -> Iterator[tuple[sources.Input, np.ndarray | str]]:
+def _decoded(inputs: Iterable[Input], shape) -> Iterator[tuple[Input, np.ndarray | str]]:
     """Yield each input with its pixels or its reason, in order, decoded on all cores, a bounded number in flight."""
 
     def decode(chunk):
@@ -282,7 +260,7 @@ def _pixels_or_reason(picture, shape) -> np.ndarray | str:
         return str(reason)
 
 
-def _filled_classes(source: sources.Source, splits: dict[str, arrays.SplitWriter]) -> list[str]:
+def _filled_classes(source: Source, splits: dict[str, arrays.SplitWriter]) -> list[str]:
     """Leave out the classes without an image, renumber the others, and return their names."""
     class_names, counts = source.class_names, {split: Counter(writer.labels) for split, writer in splits.items()}
     for split, count in counts.items():
@@ -291,7 +269,8 @@ def _filled_classes(source: sources.Source, splits: dict[str, arrays.SplitWriter
             raise errors.DataError(
                 f"class {missing[0]} is in {split} and not in train; add training pictures of it, or remove it from {split}"
             )
-    filled = sorted(counts["train"])
+    # The classes of a stream are numbered as they came; a folder's are sorted, and TensorFlow's have an order of their own.
+    filled = sorted(counts["train"], key=class_names.__getitem__ if source.identity else None)
     for label in sorted(set(range(len(class_names))) - set(filled)):
         print(f"class {class_names[label]}: no usable picture, left out")
     if len(filled) < 2:
@@ -299,28 +278,8 @@ def _filled_classes(source: sources.Source, splits: dict[str, arrays.SplitWriter
         raise errors.DataError(f"{named} has pictures; a classifier needs at least two classes.{source.hint}")
     number = {old: new for new, old in enumerate(filled)}
     for writer in splits.values():
-        writer.labels = [number[label] for label in writer.labels]
-    return [class_names[label] for label in filled]
-
-
-def _stratified(writer: arrays.SplitWriter, settings: dict, class_names: list[str]) -> np.ndarray:
-    """Choose the validation images of each class: those whose names hash lowest.
-
-    A hash of (seed, name) needs no random stream: adding pictures later leaves the choice of the others alone.
-    """
-    labels = np.asarray(writer.labels)
-    chosen = []
-    for label, name in enumerate(class_names):
-        members = np.flatnonzero(labels == label)
-        if len(members) == 1:
-            print(f"class {name}: its one image goes to train, none to validation")
-            continue
-        wanted = min(max(1, round(settings["validation_fraction"] * len(members))), len(members) - 1)
-        ranked = sorted(
-            members, key=lambda i: hashlib.sha256(f"{settings['seed']}:{writer.sources[i]}".encode()).digest()
-        )
-        chosen.extend(ranked[:wanted])
-    return np.asarray(sorted(chosen), np.int64)
+        writer.labels[:] = [number[label] for label in writer.labels]
+    return [str(class_names[label]) for label in filled]
 
 
 def _described(

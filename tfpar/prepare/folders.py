@@ -2,46 +2,62 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
+import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from tfpar import errors, files
+from tfpar.prepare import inputs
+from tfpar.prepare.inputs import BESIDE, Input, Source
 
 TRAIN = ("train", "training")
 HELD_OUT = ("validation", "valid", "val", "dev", "eval", "test")  # the first that is there becomes validation
-BESIDE = "hidden, or of a kind that lies beside pictures"  # why a file is skipped without counting as a bad picture
 FOREIGN = (
-    ".json",
-    ".xml",
-    ".txt",
-    ".csv",
-    ".tsv",
-    ".md",
-    ".html",
-    ".yaml",
-    ".yml",
-    ".ini",
-    ".db",
-    ".pkl",
-    ".npy",
-    ".zip",
-)
+    ".json", ".xml", ".txt", ".csv", ".tsv", ".md", ".html", ".yaml", ".yml", ".ini", ".db", ".pkl", ".npy", ".zip", ".parquet",
+)  # fmt: skip
 
 
-def find(root: Path, splits: bool | None) -> tuple[list[str], dict[str, list[tuple[str | None, Path]]]]:
-    """Return the names of the classes, and for each split (class or None, file) of every file, in a fixed order.
+def source(root: Path, splits: bool | None, group: re.Pattern | None) -> Source:
+    """Return a folder as a source.
 
     Args:
         root: the folder.
         splits: whether its folders are splits; None decides by their names.
+        group: its first group in a picture's path inside the folder names the picture's group.
 
     Raises:
         errors.InputNotFound: it is no folder, or cannot be read.
-        errors.DataError: there are no classes, or two readings are possible.
+        errors.DataError: there are no classes, two readings are possible, or a path has no group.
     """
+    classes, listed = _find(root, splits)
+    index = {name: i for i, name in enumerate(classes)}
+
+    def named(split):
+        for name, path in listed[split]:
+            inside = files.printable(path.relative_to(root).as_posix())
+            reason = "" if name is not None else "not inside a class folder"
+            reason = BESIDE if foreign(path.name) else reason
+            found = group.search(inside) if group and not reason else None
+            if group and not reason and not (found and found[1]):
+                raise errors.DataError(
+                    f"{inside}: the pattern {group.pattern} of --group-by finds no group in this path"
+                )
+            yield Input(inside, index.get(name), path, reason, group=found[1] if found else None)
+
+    return Source(
+        name=files.name_of(root),
+        class_names=classes,
+        splits={split: lambda split=split: named(split) for split in listed},
+        counts={split: len(found) for split, found in listed.items()},
+        stamp=inputs.stamp([path for found in listed.values() for _, path in found if not foreign(path.name)]),
+        hint=_superfluous(root) if len(classes) < 2 else "",
+    )
+
+
+def _find(root: Path, splits: bool | None) -> tuple[list[str], dict[str, list[tuple[str | None, Path]]]]:
+    """Return the names of the classes, and for each split (class or None, file) of every file, in a fixed order."""
     if not root.is_dir():
         raise errors.InputNotFound(
             f"{files.printable(str(root))}: not a folder; give a folder with one folder per class inside"
@@ -93,6 +109,15 @@ def _hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
+def roles(names: Collection[str]) -> dict[str, str]:
+    """Return which of these names of splits becomes train, which validation, and which test."""
+    held_out = [name for name in HELD_OUT if name in names]
+    found = {"train": "train"} if "train" in names else {}
+    if held_out:
+        found["validation"] = held_out[0]
+    return found | ({"test": "test"} if "test" in held_out[1:] else {})
+
+
 def _roots(root: Path, folders: list[str], splits: bool | None) -> dict[str, Path]:
     """Return the folder of each split; the root alone where its folders are classes."""
     by_name: dict[str, list[str]] = {}
@@ -102,22 +127,20 @@ def _roots(root: Path, folders: list[str], splits: bool | None) -> dict[str, Pat
     if splits is False or (splits is None and not by_name):
         return {"train": root}
     twice = next((names for names in by_name.values() if len(names) > 1), None)
-    held_out = [name for name in HELD_OUT if name in by_name]
     others = [name for name in folders if name.lower() not in TRAIN + HELD_OUT]
     answers = "say --splits if they are splits, --no-splits if they are classes (splits=True or False in Python)"
     shown = ", ".join(files.printable(name) for name in folders[:6])
     if twice or (splits is None and others):
         why = f"{' and '.join(twice)} are two folders for one split" if twice else "splits beside other folders"
         raise errors.DataError(f"{files.printable(str(root))}: {why} ({shown}). Rename or move one, or {answers}")
-    if "train" not in by_name or not held_out:
+    by_role = roles(by_name)
+    if not {"train", "validation"} <= by_role.keys():
         if splits is None:  # such as test alone: a class
             return {"train": root}
         raise errors.DataError(
             f"{files.printable(str(root))}: --splits, and no folder train with one of {', '.join(HELD_OUT)} ({shown}); say --no-splits"
         )
-    found = {"train": root / by_name["train"][0], "validation": root / by_name[held_out[0]][0]}
-    if "test" in held_out[1:]:
-        found["test"] = root / by_name["test"][0]
+    found = {role: root / by_name[name][0] for role, name in by_role.items()}
     left = [name for name in folders if root / name not in found.values()]
     if left:
         print(
@@ -140,7 +163,7 @@ def _no_classes(root: Path, train: Path, listed: list) -> str:
     return f"{files.printable(str(root))}: no pictures in it; give a folder with one folder per class and pictures in those"
 
 
-def superfluous(root: Path) -> str:
+def _superfluous(root: Path) -> str:
     """Return a hint where the one class of a folder holds folders that look like the classes; otherwise nothing."""
     for name in _folders(root):
         inside = _folders(root / name)
@@ -169,42 +192,3 @@ def _walk(root: Path) -> Iterator[tuple[str | None, Path]]:
         parts = Path(folder).relative_to(root).parts
         for name in sorted(names, key=os.fsencode):
             yield (parts[0] if parts else None), Path(folder) / name
-
-
-def stamp(listed: dict[str, list[tuple[str | None, Path]]]) -> dict:
-    """Return the number of the files that `find` has listed, their bytes, and the time of the newest."""
-    found = []
-    for path in (path for entries in listed.values() for _, path in entries if not foreign(path.name)):
-        with contextlib.suppress(OSError):  # such as a link to nowhere, which gets its line when it is decoded
-            found.append(path.stat())
-    newest = max((status.st_mtime_ns for status in found), default=0)
-    return {"files": len(found), "bytes": sum(status.st_size for status in found), "newest": newest}
-
-
-def changes(root: Path, splits: bool | None, earlier: dict, names: set[str], *, moved_away: bool) -> str:
-    """Return what has changed in a folder since it was prepared; nothing where nothing has.
-
-    Args:
-        root, splits: as for `find`.
-        earlier: its `stamp` then.
-        names: the paths of its files then, relative to the folder.
-        moved_away: the folder lies elsewhere now, so the times of its files may be those of a copy.
-    """
-    _, listed = find(root, splits)
-    names = {name for name in names if not foreign(name.rsplit("/", 1)[-1])}
-    pictures = [path for found in listed.values() for _, path in found if not foreign(path.name)]
-    now = {files.printable(path.relative_to(root).as_posix()) for path in pictures}
-    new, gone = sorted(now - names), sorted(names - now)
-    ends = {name.rsplit("/", 1)[-1]: name for name in gone}
-    moved = [name for name in new if name.rsplit("/", 1)[-1] in ends]
-    left = {ends[name.rsplit("/", 1)[-1]] for name in moved}
-    kinds = {
-        "new": [name for name in new if name not in moved],
-        "removed": [name for name in gone if name not in left],
-        "moved to another folder": moved,
-    }
-    said = [f"{len(found)} {kind} ({', '.join(found[:3])})" for kind, found in kinds.items() if found]
-    there = stamp(listed)
-    if not said and (there["bytes"] != earlier["bytes"] or (there["newest"] != earlier["newest"] and not moved_away)):
-        said = ["pictures changed"]
-    return ", ".join(said)

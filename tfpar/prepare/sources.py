@@ -6,186 +6,122 @@
 | TensorFlow Datasets | `fashion_mnist`, or `tfds:NAME` to force it | train, validation, test as it has them |
 | a folder of class folders | its path | train |
 | a folder with split folders, in any case | its path | `train` or `training`, the first of `validation valid val dev eval test`, and `test` |
-| arrays | `(images, labels)`, or what `keras.datasets.*.load_data()` returns | train, validation |
+| a table (see `tables`) | a path that ends in `.csv` or `.parquet` | as its column `split` says, by the same names; else train |
+| arrays | `(images, labels)` or `(images, labels, weights)`, or what `keras.datasets.*.load_data()` returns | train, validation |
+| a stream | a `tf.data.Dataset`, a generator, or a function that returns one, of (image, label) or (image, label, weight) | train |
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
-
-import numpy as np
 
 from tfpar import errors, files, validate
-from tfpar.prepare import folders
+from tfpar.prepare import folders, tables, values
+from tfpar.prepare.inputs import Input, Source
 
-_ROWS = 1024  # of an array, read at once
-
-
-class Input(NamedTuple):
-    """One input: its name in the source, its class (an index, or None), and a path, encoded bytes or pixels."""
-
-    source: str
-    label: int | None
-    picture: Path | bytes | np.ndarray
-    reason: str = ""  # why it cannot become an example, where that is known without decoding it
+_TAKEN_BY = {"splits": ("folder", "table"), "group_by": ("folder", "table"), "tfds_manual_dir": ("tfds",)}
 
 
-class Source(NamedTuple):
-    """A source that was found to exist; `splits` gives the inputs of each split, in a fixed order, any number of times."""
+def find(
+    source, *, tfds_manual_dir: str | None = None, splits: bool | None = None, group_by: str | None = None, size=None
+) -> Source:
+    """Find out what a source is, and print a line where two readings are possible.
 
-    name: str
-    class_names: list[str]
-    splits: dict[str, Callable[[], Iterator[Input]]]
-    counts: dict[str, int]
-    channels: int = 3
-    size: tuple[int, int] | None = None  # height and width, where all pictures are known to share them
-    stamp: dict | None = None  # number, bytes and newest time of its files, where it is a folder
-    hint: str = ""  # where the classes may be, if there is only one
-
-
-def find(source, *, tfds_manual_dir: str | None = None, splits: bool | None = None) -> Source:
-    """Find out what a source is, and say so in a line where two readings are possible.
+    Args:
+        source: see above.
+        tfds_manual_dir, splits, group_by: as for `prepare.dataset`; None where it was not given.
+        size: what the images will become; None where it was not given.
 
     Raises:
         errors.InputNotFound: there is no such source.
         errors.DataError: it is there and holds no labelled pictures.
+        errors.SettingsError: it does not take one of the options.
         errors.Unavailable: it would have to be downloaded, and that failed.
     """
-    if isinstance(source, (tuple, list)):
-        return _arrays(source, "arrays")
-    text = _text(source)
-    if text == "digits":
+    kind = _kind(source)
+    for option, kinds in _TAKEN_BY.items():
+        if locals()[option] is not None and kind not in kinds:
+            raise errors.SettingsError(
+                f"{option} was given, which is for a {' or a '.join(kinds)}. Leave it out for this source ({kind})"
+            )
+    if kind == "arrays":
+        return values.arrays(source)
+    if kind == "stream":
+        return values.stream(source, size)
+    text = os.fspath(source)
+    if kind == "digits":
         if Path(text).exists():
             print("digits: the data set inside scikit-learn; for the folder of that name say ./digits")
-        return _digits()
-    if text.startswith("tfds:"):
+        return values.digits()
+    if kind == "table":
+        return tables.source(Path(text), splits, group_by)
+    if kind == "tfds":
+        if not text.startswith("tfds:") and not _is_tfds_name(text):
+            raise errors.InputNotFound(
+                f"{files.printable(text)}: no such folder or table, and no TensorFlow data set of that name. "
+                "Give digits, a folder of class folders, a table, or a name from https://www.tensorflow.org/datasets"
+            )
         return _tfds(text.removeprefix("tfds:"), tfds_manual_dir)
-    if os.path.lexists(text):
-        if re.fullmatch(r"\w+", text) and _is_tfds_name(text):
-            print(f"{text}: the folder of that name; for the TensorFlow data set say tfds:{text}")
-        return _folder(Path(text), splits)
-    if re.fullmatch(r"[A-Za-z]\w*([/:][\w.*-]+)*", text) and _is_tfds_name(re.split("[/:]", text)[0]):
-        return _tfds(text, tfds_manual_dir)
-    raise errors.InputNotFound(
-        f"{files.printable(text)}: no such folder, and no TensorFlow data set of that name. "
-        "Give digits, a folder of class folders, or a name from https://www.tensorflow.org/datasets"
-    )
+    if _is_tfds_name(text):
+        print(f"{text}: the folder of that name; for the TensorFlow data set say tfds:{text}")
+    return folders.source(Path(text), splits, _pattern(group_by))
 
 
 def identity(source) -> str:
-    """Return the text by which a prepared directory remembers its source."""
+    """Return the text by which a prepared directory remembers its source; a stream is read for it."""
+    kind = _kind(source)
+    if kind == "arrays":
+        return values.identity(source)
+    if kind == "stream":
+        return values.identity_of_stream(source)
+    text = os.fspath(source)
+    if kind in ("folder", "table"):
+        return f"{kind}:{files.printable(os.path.abspath(text))}"
+    return text if kind == "digits" else f"tfds:{text.removeprefix('tfds:')}"
+
+
+def _kind(source) -> str:
     if isinstance(source, (tuple, list)):
-        digest = hashlib.sha256()
-        for pair in _pairs(source):
-            for array in pair:
-                digest.update(f"{np.shape(array)}".encode())
-                for start in range(
-                    0, len(array), _ROWS
-                ):  # never a copy of the whole, which may be larger than the memory
-                    digest.update(np.ascontiguousarray(array[start : start + _ROWS]).tobytes())
-        return f"arrays:{digest.hexdigest()}"
-    text = _text(source)
-    if text != "digits" and os.path.lexists(text):
-        return f"folder:{files.printable(os.path.abspath(text))}"
-    return text if text == "digits" else f"tfds:{text.removeprefix('tfds:')}"
-
-
-def _text(source) -> str:
+        return "arrays"
+    if not isinstance(source, (str, os.PathLike)) and (callable(source) or hasattr(source, "__iter__")):
+        return "stream"
     validate.path("source", source)  # a data set's name, too, could be one
-    return os.fspath(source)
+    text = os.fspath(source)
+    if text == "digits":
+        return "digits"
+    if text.startswith("tfds:"):
+        return "tfds"
+    if os.path.lexists(text):
+        return "table" if text.lower().endswith(tables.KINDS) and not os.path.isdir(text) else "folder"
+    return "tfds"
 
 
-# ---- arrays
-
-
-def _digits() -> Source:
-    from sklearn.datasets import load_digits
-
-    images, labels = load_digits(return_X_y=True)
-    pixels = np.round(images.reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)  # they count from 0 to 16
-    return _arrays((pixels, labels), "digits")
-
-
-def _arrays(source, name: str) -> Source:
-    pairs = [(_pixels(images), labels) for images, labels in _pairs(source)]
-    for images, labels in pairs:
-        if labels.size != len(images) or labels.dtype.kind not in "iu":
-            raise errors.DataError(
-                f"arrays: {len(images)} images and labels {labels.dtype}{list(labels.shape)}; give one whole number per image"
-            )
-    if len({images.shape[1:] for images, _ in pairs}) > 1:
-        raise errors.DataError(
-            f"arrays: train {pairs[0][0].shape[1:]} and validation {pairs[1][0].shape[1:]} differ in size"
-        )
-    classes = np.unique(np.concatenate([labels.ravel() for _, labels in pairs]))
-
-    def inputs(images, labels):
-        labels = np.searchsorted(classes, labels.ravel())
-        return lambda: (Input(str(i), int(labels[i]), images[i]) for i in range(len(images)))
-
-    splits = {split: inputs(*pair) for split, pair in zip(("train", "validation"), pairs, strict=False)}
-    counts = {split: len(pair[0]) for split, pair in zip(splits, pairs, strict=True)}
-    height, width, channels = pairs[0][0].shape[1:]
-    return Source(name, [str(value) for value in classes], splits, counts, channels, (height, width))
-
-
-def _pairs(source) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return what was given as pairs of arrays, train and perhaps validation."""
-    pairs = list(source) if source and isinstance(source[0], (tuple, list)) else [source]
-    if not 1 <= len(pairs) <= 2 or not all(isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in pairs):
-        raise errors.DataError("arrays: give (images, labels), or two such pairs: train and validation")
+def _pattern(group_by: str | None) -> re.Pattern | None:
+    """Return the regular expression of `--group-by` for a folder."""
+    if group_by is None:
+        return None
     try:
-        return [(np.asarray(images), np.asarray(labels)) for images, labels in pairs]
-    except (TypeError, ValueError) as error:  # rows of different lengths
-        raise errors.DataError(f"arrays: {error}; give (images, labels) as NumPy arrays") from error
-
-
-def _pixels(images: np.ndarray) -> np.ndarray:
-    if images.ndim == 3:
-        images = images[..., np.newaxis]
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3) or 0 in images.shape:
-        raise errors.DataError(
-            f"arrays: images are {images.dtype}{list(images.shape)}; give uint8 [N, height, width] or [N, height, width, 1 or 3]"
-        )
-    return images
-
-
-# ---- folders
-
-
-def _folder(root: Path, splits: bool | None) -> Source:
-    classes, listed = folders.find(root, splits)
-    index = {name: i for i, name in enumerate(classes)}
-
-    def inputs(split):
-        for name, path in listed[split]:
-            source = files.printable(path.relative_to(root).as_posix())
-            reason = "" if name is not None else "not inside a class folder"
-            reason = folders.BESIDE if folders.foreign(path.name) else reason
-            yield Input(source, index.get(name), path, reason)
-
-    return Source(
-        name=files.name_of(root),
-        class_names=classes,
-        splits={split: lambda split=split: inputs(split) for split in listed},
-        counts={split: len(found) for split, found in listed.items()},
-        stamp=folders.stamp(listed),
-        hint=folders.superfluous(root) if len(classes) < 2 else "",
+        pattern = re.compile(group_by)
+    except re.error as error:
+        raise errors.SettingsError(f"group_by={group_by!r}: {error}. Give a regular expression") from error
+    return (
+        pattern
+        if pattern.groups
+        else validate.reject("group_by", group_by, "a regular expression with a group, such as '(p[0-9]+)_'")
     )
 
 
 # ---- TensorFlow Datasets
 
 
-def _is_tfds_name(name: str) -> bool:
+def _is_tfds_name(text: str) -> bool:
+    if not re.fullmatch(r"[A-Za-z]\w*([/:][\w.*-]+)*", text):
+        return False
     import tensorflow_datasets as tfds
 
-    return name in tfds.list_builders(with_community_datasets=False)
+    return re.split("[/:]", text)[0] in tfds.list_builders(with_community_datasets=False)
 
 
 def _tfds(name: str, manual_dir: str | None) -> Source:

@@ -1,0 +1,239 @@
+"""Tables of pictures, and groups that stay together."""
+
+import csv
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+from PIL import Image
+
+from tfpar import cli, errors, prepare
+from tfpar.prepare import holdout, tables
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Twelve pictures of two classes: four patients of three pictures each."""
+    for i in range(12):
+        path = tmp_path / "pictures" / f"p{i // 3}_{i % 3}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(np.full((6, 6, 3), 20 * i, np.uint8)).save(path)
+    return tmp_path / "pictures"
+
+
+def rows_of(pictures, **columns):
+    """Return a row for each picture; a column is a function of its number."""
+    return [
+        {"path": path.name, "label": "odd" if int(path.name[1]) % 2 else "even"}
+        | {name: column(i) for name, column in columns.items()}
+        for i, path in enumerate(sorted(pictures.glob("*.png")))
+    ]
+
+
+def written(path, rows, delimiter=",", encoding="utf-8"):
+    with open(path, "w", newline="", encoding=encoding) as file:
+        writer = csv.DictWriter(file, rows[0], delimiter=delimiter)
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def same_arrays(one, other):
+    return all(
+        np.array_equal(one.splits[split].images, other.splits[split].images)
+        and np.array_equal(one.splits[split].labels, other.splits[split].labels)
+        and one.splits[split].sources == other.splits[split].sources
+        for split in one.splits | other.splits
+    )
+
+
+def test_a_table_of_a_folder_prepares_to_the_same_arrays_in_whatever_order_its_rows_are(shared, tmp_path):
+    folder = tmp_path / "grocery"
+    shutil.copytree(shared / "grocery_photos" / "images", folder)
+    found = [path for path in sorted(folder.rglob("*")) if path.suffix in (".jpg", ".jpeg", ".png")]
+    rows = [{"path": p.relative_to(folder).as_posix(), "label": p.relative_to(folder).parts[0]} for p in found]
+    of_folder = prepare.dataset(folder, tmp_path / "f", image_size=32)
+    of_table = prepare.dataset(written(folder / "all.csv", rows[::-1]), tmp_path / "t", image_size=32)
+    assert same_arrays(of_folder, of_table) and of_folder.class_names == of_table.class_names
+    assert of_folder.fingerprint == of_table.fingerprint
+
+
+def test_csv_of_spreadsheets_and_parquet_are_one(pictures, tmp_path):
+    rows = rows_of(pictures)
+    tables_ = [
+        written(pictures / "a.csv", rows),
+        written(pictures / "b.csv", rows, ";", "utf-8-sig"),
+        written(pictures / "c.CSV", rows, "\t"),
+        pictures / "d.parquet",
+    ]
+    pa.parquet.write_table(pa.Table.from_pylist(rows), tables_[3])
+    prepared = [prepare.dataset(table, tmp_path / table.name) for table in tables_]
+    assert len({data.fingerprint for data in prepared}) == 1 and prepared[0].class_names == ["even", "odd"]
+
+
+def test_split_and_weight(pictures, tmp_path):
+    table = written(
+        pictures / "a.csv",
+        rows_of(pictures, split=lambda i: ("Training", "VAL", "test")[i % 3], weight=lambda i: i / 4),
+    )
+    data = prepare.dataset(table, tmp_path / "d")
+    assert {name: len(split.labels) for name, split in data.splits.items()} == dict.fromkeys(data.splits, 4)
+    assert data.train.weights.dtype == np.float32 and data.train.weights.tolist() == [0, 0.75, 1.5, 2.25]
+    assert data.test.sources == [f"p{i}_2.png" for i in range(4)]
+    assert prepare.load(tmp_path / "d").train.weights.tolist() == data.train.weights.tolist()
+    together = prepare.dataset(table, tmp_path / "e", splits=False)
+    assert together.test is None and sum(len(split.labels) for split in together.splits.values()) == 12
+    assert sorted([*together.train.weights, *together.validation.weights]) == [i / 4 for i in range(12)]
+
+
+def test_no_weights_no_file(pictures, tmp_path):
+    data = prepare.dataset(written(pictures / "a.csv", rows_of(pictures)), tmp_path / "d")
+    assert data.train.weights is None and not (tmp_path / "d/train/weights.npy").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda rows: [row.pop("label") for row in rows], "has no column label"),
+        (lambda rows: rows[3].update(label=""), "row 5 has no label"),
+        (lambda rows: rows[3].update(path="  "), "row 5 has no path"),
+        (lambda rows: rows[4].update(path=rows[0]["path"]), "rows 2 and 6 are both p0_0.png"),
+        (lambda rows: rows[4].update(path="./" + rows[0]["path"]), "rows 2 and 6 are both"),
+        (lambda rows: [row.update(split="train" if i else "") for i, row in enumerate(rows)], "row 2 has no split"),
+        (lambda rows: [row.update(split="learn") for row in rows], "row 2 has the split learn"),
+        (lambda rows: [row.update(split="val") for row in rows], "no row has the split train"),
+        (lambda rows: [row.update(weight=-1) for row in rows], "row 2 has the weight -1"),
+        (lambda rows: [row.update(weight="much") for row in rows], "row 2 has the weight much"),
+        (lambda rows: [row.update(weight="nan") for row in rows], "row 2 has the weight nan"),
+        (lambda rows: [row.update(group="" if i == 2 else "g") for i, row in enumerate(rows)], "row 4 has no group"),
+        (lambda rows: [row.update(path="not-" + row["path"]) for row in rows], "none of its files is a picture|cannot be used"),
+    ],
+)  # fmt: skip
+def test_rows_that_cannot_be_used(change, text, pictures, tmp_path):
+    rows = rows_of(pictures)
+    change(rows)
+    with pytest.raises(errors.DataError, match=text):
+        prepare.dataset(written(pictures / "a.csv", rows), tmp_path / "d")
+    assert not (tmp_path / "d").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "kind"),
+    [
+        ("a.csv", b"", errors.DataError),
+        ("a.csv", b"path,label\n", errors.DataError),
+        ("a.csv", b"path,label\nx.png,a,b\n", errors.DataError),
+        ("a.csv", b"path,label\nx\0.png,a\n", errors.DataError),
+        ("a.csv", "path,label\nä.png,a\n".encode("utf-16"), errors.DataError),
+        ("a.csv", b'path,label\n"x.png,a\n', errors.DataError),
+        ("a.parquet", b"PAR1 and no more", errors.DataError),
+        ("none.csv", None, errors.InputNotFound),
+    ],
+)
+def test_files_that_are_no_table(name, content, kind, tmp_path):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(kind, match=name):
+        prepare.dataset(tmp_path / name, tmp_path / "d")
+
+
+def test_a_table_that_changed_is_refused_and_one_that_moved_is_not(pictures, tmp_path, capsys):
+    rows = rows_of(pictures)
+    table = written(pictures / "a.csv", rows)
+    first = prepare.dataset(table, tmp_path / "d")
+    assert prepare.dataset(written(table, rows[::-1]), tmp_path / "d").fingerprint == first.fingerprint
+    with pytest.raises(errors.SettingsError, match="1 removed"):
+        prepare.dataset(written(table, rows[1:]), tmp_path / "d")
+    with pytest.raises(errors.SettingsError, match="rows changed"):
+        prepare.dataset(written(table, [rows[0] | {"label": "odd"}, *rows[1:]]), tmp_path / "d")
+    written(table, rows)
+    shutil.copytree(pictures, tmp_path / "elsewhere" / "pictures")
+    moved = prepare.dataset(tmp_path / "elsewhere" / "pictures" / "a.csv", tmp_path / "d")
+    assert moved.fingerprint == first.fingerprint
+
+
+def sides(data):
+    return [{source.split("/")[-1][:2] for source in split.sources} for split in (data.train, data.validation)]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_groups_of_a_column_of_a_table_stay_together(seed, pictures, tmp_path):
+    rows = rows_of(pictures, patient=lambda i: f"p{i // 3}")
+    data = prepare.dataset(
+        written(pictures / "a.csv", rows), tmp_path / "d", group_by="patient", validation_fraction=0.3, seed=seed
+    )
+    train, validation = sides(data)
+    assert not train & validation and len(data.validation.labels) == 6 and set(data.validation.labels) == {0, 1}
+    with pytest.raises(errors.SettingsError, match="group_by is patient, asked for label"):
+        prepare.dataset(pictures / "a.csv", tmp_path / "d", group_by="label", validation_fraction=0.3, seed=seed)
+
+
+def test_groups_of_a_folder_are_what_a_pattern_finds(pictures, tmp_path):
+    for name, wanted in (("a", "02"), ("b", "13")):
+        (tmp_path / "f" / name).mkdir(parents=True)
+        for path in pictures.glob(f"p[{wanted}]*.png"):
+            shutil.copy(path, tmp_path / "f" / name)
+    data = prepare.dataset(tmp_path / "f", tmp_path / "d", group_by=r"/(p\d)_", validation_fraction=0.4)
+    train, validation = sides(data)
+    assert not train & validation and len(data.validation.labels) == 6
+    for pattern, text in (("/p._", "with a group"), ("(", "Give a regular expression")):
+        with pytest.raises(errors.SettingsError, match=text):
+            prepare.dataset(tmp_path / "f", tmp_path / "e", group_by=pattern)
+    with pytest.raises(errors.DataError, match="finds no group in this path"):
+        prepare.dataset(tmp_path / "f", tmp_path / "e", group_by=r"/(p[0-2])_")
+    assert not (tmp_path / "e").exists()
+
+
+def test_many_groups_come_close_to_the_fraction_in_each_class(tmp_path):
+    draw = np.random.default_rng(0)
+    labels = draw.choice(3, 3000, p=[0.7, 0.2, 0.1])
+    rows = [{"path": f"{i}.png", "label": f"c{label}", "group": draw.integers(150)} for i, label in enumerate(labels)]
+    source = tables.source(written(tmp_path / "a.csv", rows), None, None)
+    inputs = list(source.splits["train"]())
+    columns = {name: [getattr(item, name) for item in inputs] for name in ("label", "source", "group")}
+    writer = SimpleNamespace(columns=columns, labels=columns["label"], sources=columns["source"])
+    held_out = np.zeros(3000, bool)
+    held_out[holdout.chosen(writer, source.class_names, fraction=0.1, seed=0)] = True
+    groups, numbers = np.asarray(writer.columns["group"]), np.asarray(writer.labels)
+    assert not set(groups[held_out]) & set(groups[~held_out])
+    for label in range(3):
+        assert held_out[numbers == label].mean() == pytest.approx(0.1, abs=0.01)
+
+
+def test_groups_that_cannot_be_kept_apart_are_refused(pictures, tmp_path):
+    rows = rows_of(pictures, group=lambda i: "one" if i < 6 else "two", split=lambda i: "train" if i < 8 else "val")
+    with pytest.raises(errors.DataError, match="group two is in train and in validation"):
+        prepare.dataset(written(pictures / "a.csv", rows), tmp_path / "d")
+    rows = rows_of(pictures, group=lambda i: "odd" if (i // 3) % 2 else "even")
+    with pytest.raises(errors.DataError, match="no image is left for validation"):
+        prepare.dataset(written(pictures / "a.csv", rows), tmp_path / "d")
+
+
+@pytest.mark.parametrize("option", [{"group_by": "(x)"}, {"splits": True}, {"tfds_manual_dir": "."}])
+def test_an_option_that_a_source_does_not_take_is_refused(option, tmp_path):
+    with pytest.raises(errors.SettingsError, match=f"{next(iter(option))} was given"):
+        prepare.dataset("digits", tmp_path / "d", **option)
+
+
+def test_the_same_picture_twice_is_told(pictures, tmp_path, capsys):
+    rows = rows_of(pictures, split=lambda i: "train" if i % 2 else "val")
+    shutil.copy(pictures / "p0_0.png", pictures / "p3_1.png")  # even and odd, validation both
+    shutil.copy(pictures / "p1_0.png", pictures / "p1_1.png")  # validation and train
+    prepare.dataset(written(pictures / "a.csv", rows), tmp_path / "d")
+    said = capsys.readouterr().out
+    assert "1 pictures are in two classes (p0_0.png in even, p3_1.png in odd)" in said
+    assert "1 pictures are in two splits (p1_0.png in train, p1_1.png in validation)" in said
+
+
+def test_the_command_line_takes_a_table(pictures, tmp_path, capsys):
+    table = written(pictures / "a.csv", rows_of(pictures, patient=lambda i: f"p{i // 3}"))
+    command = ["prepare", str(table), str(tmp_path / "d"), "--group-by", "patient", "--validation-fraction", "0.5"]
+    assert cli.main(command) == 0
+    assert "6 train and 6 validation images" in capsys.readouterr().out
+    assert cli.main(["prepare", str(table), str(tmp_path / "e"), "--group-by", "color"]) == 78
+    assert "group_by='color': give one of the columns path, label, patient" in capsys.readouterr().err
+    assert not Path(tmp_path / "e").exists()

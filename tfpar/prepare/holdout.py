@@ -1,0 +1,99 @@
+"""Which images validate: some of each class, or whole groups; and whether an image is on both sides."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+
+from tfpar import errors
+from tfpar.prepare.arrays import SplitWriter
+
+_SHOWN = 3  # pairs of pictures in a message
+
+
+def chosen(writer: SplitWriter, class_names: list[str], *, fraction: float, seed: int) -> np.ndarray:
+    """Return the positions of the images that validate: about `fraction` of each class.
+
+    A hash of (seed, name) ranks images and groups. It needs no random stream, so the choice of the others stays when
+    pictures are added later.
+    """
+    groups = writer.columns["group"]
+    by_group = any(group is not None for group in groups)
+    positions = _of_groups(writer, fraction, seed) if by_group else _of_each_class(writer, class_names, fraction, seed)
+    labels = np.asarray(writer.labels)
+    numbers = np.bincount(labels), np.bincount(labels[positions], minlength=labels.max() + 1)
+    for name, images, held_out in zip(class_names, *numbers, strict=True):
+        if images and not held_out:
+            print(f"class {name}: {'its group' if by_group else 'its one image'} goes to train, none to validation")
+    return positions
+
+
+def _of_each_class(writer: SplitWriter, class_names: list[str], fraction: float, seed: int) -> np.ndarray:
+    labels, found = np.asarray(writer.labels), []
+    for label in range(len(class_names)):
+        members = np.flatnonzero(labels == label)
+        wanted = min(max(1, round(fraction * len(members))), len(members) - 1)
+        found.extend(sorted(members, key=lambda i: _rank(seed, writer.sources[i]))[:wanted])
+    return np.asarray(sorted(found), np.int64)
+
+
+def _of_groups(writer: SplitWriter, fraction: float, seed: int) -> np.ndarray:
+    """Move groups to and fro while that brings the classes closer to the fraction; none may lose its training images."""
+    names, group_of = np.unique(writer.columns["group"], return_inverse=True)
+    counts = np.zeros((len(names), max(writer.labels) + 1))  # images of each group and class
+    np.add.at(counts, (group_of, writer.labels), 1)
+    counts = counts[:, counts.any(axis=0)]
+    shares = counts / counts.sum(axis=0)
+    order = sorted(range(len(names)), key=lambda group: _rank(seed, names[group]))
+
+    def distance(held_out: np.ndarray) -> float:
+        share = shares[held_out].sum(axis=0)
+        return np.inf if (share > 1 - 1e-9).any() else ((share - fraction) ** 2).sum() + (share == 0).sum()
+
+    held_out = np.zeros(len(names), bool)
+    least, before = distance(held_out), np.inf
+    while least < before:
+        before = least
+        for group in order:
+            held_out[group] ^= True
+            if (now := distance(held_out)) < least - 1e-12:
+                least = now
+            else:
+                held_out[group] ^= True
+    return np.flatnonzero(held_out[group_of])
+
+
+def _rank(seed: int, name: str) -> bytes:
+    return hashlib.sha256(f"{seed}:{name}".encode()).digest()
+
+
+def check_groups(splits: dict[str, SplitWriter]) -> None:
+    """Refuse splits that the source gives where a group is in two of them."""
+    split_of: dict[str, str] = {}
+    for split, writer in splits.items():
+        for group in set(writer.columns["group"]) - {None}:
+            if split_of.setdefault(group, split) != split:
+                raise errors.DataError(
+                    f"group {group} is in {split_of[group]} and in {split}. Move it to one of them, or leave the groups out"
+                )
+
+
+def tell_same_pictures(splits: dict[str, SplitWriter], class_names: list[str]) -> None:
+    """Print a line where the same pixels are in two classes, and one where they are in two splits."""
+    digests = np.concatenate([np.frombuffer(bytes(writer.digests), "S16") for writer in splits.values()])
+    _, inverse, counts = np.unique(digests, return_inverse=True, return_counts=True)
+    places = [(split, i) for split, writer in splits.items() for i in range(len(writer.labels))]
+    first: dict[int, tuple[str, int, str]] = {}
+    in_two_classes, in_two_splits = [], []
+    for position in np.flatnonzero(counts[inverse] > 1):
+        split, i = places[position]
+        here = (split, splits[split].labels[i], splits[split].sources[i])
+        other = first.setdefault(inverse[position], here)
+        if here[1] != other[1]:
+            in_two_classes.append(f"{other[2]} in {class_names[other[1]]}, {here[2]} in {class_names[here[1]]}")
+        elif here[0] != other[0]:
+            in_two_splits.append(f"{other[2]} in {other[0]}, {here[2]} in {here[0]}")
+    for found, where in ((in_two_classes, "two classes"), (in_two_splits, "two splits")):
+        if found:
+            print(f"{len(found)} pictures are in {where} ({'; '.join(found[:_SHOWN])})")

@@ -1,0 +1,52 @@
+"""A prepared directory that is there already: does it stand for its source as the source is now?"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from tfpar import errors, files
+from tfpar.prepare import arrays, inputs, sources
+
+
+def check(directory: Path, source, settings: dict, size: tuple[int, int] | None) -> None:
+    """Refuse a directory that was prepared with other settings, or from what its source no longer is.
+
+    Args:
+        directory, source: as for `dataset`.
+        settings: what dataset.json would say of them.
+        size: height and width that were asked for; None takes what is there.
+    """
+    there = arrays.manifest_of(directory)
+    identity = sources.identity(source)
+    if _is_of(there, directory, source, identity):
+        identity = there["source"]
+    wanted = {"source": identity} | settings | ({"image_size": list(size)} if size else {})
+    has = there | {"image_size": there["image_shape"][:2]}
+    differing = [f"{key} is {has.get(key)}, asked for {wanted[key]}" for key in wanted if wanted[key] != has.get(key)]
+    if differing:
+        raise errors.SettingsError(
+            f"{directory}: prepared otherwise: {'; '.join(differing)}. Name another directory, prepare it again with --fresh, or "
+            "remove it"
+        )
+
+
+def _is_of(there: dict, directory: Path, source, identity: str) -> bool:
+    """Tell whether a directory was made of the files of this source, wherever they lie, as they are now."""
+    kind = there["source"].split(":")[0]
+    if kind not in ("folder", "table") or not isinstance(source, (str, os.PathLike)):
+        return False
+    moved_away = there["source"] != f"{kind}:{files.printable(os.path.abspath(source))}"
+    if not os.path.exists(source):  # a source that is gone is no obstacle
+        return not moved_away
+    if "source_files" not in there or not identity.startswith(f"{kind}:"):
+        return False
+    found = sources.find(source, splits=there.get("folders_are_splits"), group_by=there.get("group_by"))
+    said = inputs.changes(found, there["source_files"], arrays.names_of(directory, there), moved_away=moved_away)
+    if said and not moved_away:
+        place = files.printable(os.fspath(source))
+        raise errors.SettingsError(
+            f"{directory} is older than its source {place}: {said}. Prepare it again: tfpar prepare {place} {directory} --fresh "
+            f"(the old one is kept beside, for earlier runs), or use what is there by its name: tfpar train {directory}"
+        )
+    return not said

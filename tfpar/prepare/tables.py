@@ -1,0 +1,164 @@
+"""Tables of pictures: a `.csv` or `.parquet` file with one row per picture.
+
+| column | meaning |
+|---|---|
+| `path` | the picture's file, relative to the table |
+| `label` | its class, any text |
+| `split` | if there: `train`, or a held-out split by the names that folders may have |
+| `weight` | if there: a number of at least 0 that multiplies the loss of this image |
+| `group` | if there: all images of a group, such as a patient, stay on one side of the split |
+
+The order of the rows does not matter: examples come in the order of a folder with the same pictures.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from tfpar import errors, files, validate
+from tfpar.prepare import folders, inputs
+from tfpar.prepare.inputs import Input, Source
+
+KINDS = (".csv", ".parquet")
+
+
+class _Row(NamedTuple):
+    number: int  # in the file, for messages; the header is row 1
+    path: str
+    label: str
+    split: str
+    weight: float | None
+    group: str | None
+
+
+def source(table: Path, splits: bool | None, group_by: str | None) -> Source:
+    """Return a table as a source.
+
+    Args:
+        table: its file.
+        splits: False leaves the column `split` alone, True insists on it.
+        group_by: the column of the groups; None takes `group` where it is there.
+
+    Raises:
+        errors.DataError: it is no such table, or a row cannot be used; the message has the row's number.
+        errors.SettingsError: a column that was asked for is not there.
+    """
+    place = files.printable(str(table))
+    found, columns = _read(table, place)
+    if missing := [column for column in ("path", "label") if column not in columns]:
+        raise errors.DataError(
+            f"{place}: has no column {missing[0]} ({', '.join(columns)}). Name its columns path and label"
+        )
+    if group_by is not None and group_by not in columns:
+        validate.reject("group_by", group_by, f"one of the columns {', '.join(columns)}")
+    if splits and "split" not in columns:
+        raise errors.SettingsError(f"{place}: --splits, and no column split ({', '.join(columns)}). Leave --splits out")
+    with_splits = splits is not False and any(_text(row.get("split")) for row in found)
+    rows = [_row(place, number, row, with_splits, group_by or "group") for number, row in enumerate(found, 2)]
+    seen: dict[str, int] = {}
+    for row in rows:
+        if row.path in seen:
+            raise errors.DataError(
+                f"{place}: rows {seen[row.path]} and {row.number} are both {files.printable(row.path)}. Keep one (a column weight can make it count more)"
+            )
+        seen[row.path] = row.number
+    classes = sorted({row.label for row in rows})
+    by_split = _by_split(place, rows) if with_splits else {"train": rows}
+    return Source(
+        name=files.name_of(table),
+        class_names=classes,
+        splits={split: lambda some=some: _inputs(table.parent, some, classes) for split, some in by_split.items()},
+        counts={split: len(some) for split, some in by_split.items()},
+        stamp=inputs.stamp([table.parent / row.path for row in rows])
+        | {"table": hashlib.sha256("\n".join(sorted(map(repr, (row[1:] for row in rows)))).encode()).hexdigest()},
+    )
+
+
+def _read(table: Path, place: str) -> tuple[list[dict], list[str]]:
+    """Return the rows of a table and the names of its columns."""
+    try:
+        if table.suffix.lower() == ".parquet":
+            import pyarrow.parquet
+
+            content = pyarrow.parquet.read_table(table)
+            return content.to_pylist(), content.column_names
+        with open(table, newline="", encoding="utf-8-sig") as file:
+            header = file.readline()
+            file.seek(0)
+            delimiter = next((mark for mark in ",;\t" if mark in header), ",")  # some spreadsheets write others
+            reader = csv.DictReader(file, delimiter=delimiter, skipinitialspace=True, strict=True)
+            return list(reader), list(reader.fieldnames or [])
+    except UnicodeDecodeError as error:
+        raise errors.DataError(f"{place}: is not UTF-8 text ({error.reason}). Save it as CSV in UTF-8") from error
+    except (csv.Error, ValueError, NotImplementedError, OSError) as error:  # Arrow's errors are ValueErrors and others
+        if getattr(error, "errno", None):
+            raise errors.InputNotFound(f"{place}: cannot be read ({error.strerror}). {files.remedy(error)}") from error
+        raise errors.DataError(
+            f"{place}: is not a readable table ({errors.first_line(error)}). Save it again"
+        ) from error
+
+
+def _row(place: str, number: int, row: dict, with_splits: bool, group_by: str) -> _Row:
+    def reject(what: str):
+        raise errors.DataError(f"{place}: row {number} {what}")
+
+    if None in row:
+        reject("has more values than the table has columns. Quote values that contain the delimiter")
+    needed = ["path", "label"] + ["split"] * with_splits + [group_by] * (group_by in row)
+    for column in needed:
+        if not _text(row[column]):
+            reject(f"has no {column}. Give one, or remove the row")
+    if "\0" in _text(row["path"]):
+        reject("has a path with a zero byte. Correct it")
+    split = _text(row["split"]).lower() if with_splits else "train"
+    if split not in folders.TRAIN + folders.HELD_OUT:
+        reject(f"has the split {split}. Give one of {', '.join(folders.TRAIN + folders.HELD_OUT)}")
+    weight = None
+    if "weight" in row:
+        try:
+            weight = float(row["weight"])
+        except (TypeError, ValueError):
+            weight = math.nan
+        if not 0 <= weight < 1e9:
+            reject(f"has the weight {row['weight']}. Give a number from 0 to 1e9")
+    return _Row(
+        number,
+        str(PurePosixPath(_text(row["path"]))),
+        _text(row["label"]),
+        "train" if split in folders.TRAIN else split,
+        weight,
+        _text(row[group_by]) if group_by in row else None,
+    )
+
+
+def _text(value) -> str:
+    """Return a value as text; nothing for a missing one."""
+    return "" if value is None or value != value else str(value).strip()
+
+
+def _by_split(place: str, rows: list[_Row]) -> dict[str, list[_Row]]:
+    roles = folders.roles({row.split for row in rows})
+    if "train" not in roles:
+        raise errors.DataError(f"{place}: no row has the split train. Give one, or say --no-splits")
+    left = {row.split for row in rows} - set(roles.values())
+    if left:
+        print(f"{place}: {', '.join(sorted(left))} left out; validation is {roles['validation']}")
+    return {role: [row for row in rows if row.split == name] for role, name in roles.items()}
+
+
+def _inputs(root: Path, rows: list[_Row], classes: list[str]) -> Iterator[Input]:
+    index = {name: i for i, name in enumerate(classes)}
+    for row in sorted(rows, key=lambda row: _place_in_a_folder(row.path)):
+        yield Input(files.printable(row.path), index[row.label], root / row.path, weight=row.weight, group=row.group)
+
+
+def _place_in_a_folder(path: str) -> list[tuple[bool, bytes]]:
+    """Return a key that sorts paths as a walk does: the files of a folder before the folders in it."""
+    *above, name = PurePosixPath(path).parts
+    return [(True, os.fsencode(part)) for part in above] + [(False, os.fsencode(name))]

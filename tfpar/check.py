@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator
+from concurrent import futures
 
 import keras
 import numpy as np
@@ -94,13 +95,12 @@ def _busy() -> Iterator[None]:
         while not idle.is_set():
             tf.linalg.matmul(work, work).numpy()
 
-    thread = threading.Thread(target=multiply, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        idle.set()
-        thread.join()
+    with futures.ThreadPoolExecutor(1) as pool:
+        pool.submit(multiply)
+        try:
+            yield
+        finally:
+            idle.set()
 
 
 def _bits(value) -> bytes:

@@ -93,10 +93,7 @@ class Settings:
     )
     weights: str = _setting("none", check=_check_weights)
     steps_per_call: int | str = _setting(
-        "auto",
-        "between two looks at a signal; default auto: a quarter of a second",
-        bits=False,
-        check=_check_steps_per_call,
+        "auto", "between two looks at a signal; default auto: 0.25 seconds", bits=False, check=_check_steps_per_call
     )
     checkpoint_seconds: float = _setting(60.0, "between checkpoints; default 60", within=(0, 1e9), bits=False)
     fresh: bool = _setting(False, "start over; the old run is kept beside", bits=False)

@@ -64,13 +64,13 @@ def check(model: keras.Model, *, sets_rate: bool = False) -> None:
     _raise_first(_refusals(model, sets_rate))
 
 
-def check_graph(function, *, jit_compile: bool) -> None:
+def check_graph(function, *, xla: bool) -> None:
     """Refuse a traced shard that depends on more than its arguments, or, without XLA, has a sum in no fixed order.
 
     Raises:
         errors.SettingsError: it reads a variable of no layer, draws stateful random numbers, or calls a function traced before.
     """
-    _raise_first(_refusals_of_graph(function, jit_compile))
+    _raise_first(_refusals_of_graph(function, xla))
 
 
 def _raise_first(refusals: Iterator[str]) -> None:
@@ -78,17 +78,16 @@ def _raise_first(refusals: Iterator[str]) -> None:
         raise errors.SettingsError(refusal)
 
 
-def _refusals_of_graph(function, jit_compile: bool) -> Iterator[str]:
+def _refusals_of_graph(function, xla: bool) -> Iterator[str]:
     if function.graph.variables:
         names = ", ".join(sorted(variable.name.split(":")[0] for variable in function.graph.variables)[:3])
         yield (
-            f"the model reads variables past the step ({names}), so their gradients and changes would be lost: they belong to no "
-            "layer, or to a metric, or a tf.function inside the model reads them. Create them with add_weight of a layer, make seed "
-            "generators attributes of a layer, and do not decorate what layers call with @tf.function"
+            f"the model reads variables past the step ({names}): they belong to no layer or to a metric, or a tf.function inside reads "
+            "them. Create them with add_weight of a layer, seed generators as attributes of a layer, and leave @tf.function out"
         )
     if drawn := {node.op for node in tensorflow_repairs.nodes_of(function)} & STATEFUL_RANDOM:
         yield f"{', '.join(sorted(drawn))} of TensorFlow cannot repeat a step; use keras.random with a SeedGenerator"
-    if not jit_compile and (unordered := tensorflow_repairs.unordered_sums(function)):
+    if not xla and (unordered := tensorflow_repairs.unordered_sums(function)):
         yield (
             f"the model calls a tf.function that was traced before, with a sum in no fixed order ({unordered[0]}), so its gradient "
             "is not repeatable. Build the model, with that tf.function, again and install the step first"
@@ -123,10 +122,7 @@ def _refused_methods(model: keras.Model, names: tuple[str, ...]) -> Iterator[str
     for name in names:
         owner = next((kind for kind in type(model).__mro__ if name in vars(kind)), None)
         if name in vars(model) or (owner is not None and not owner.__module__.startswith("keras.")):
-            yield (
-                f"model {model.name} ({type(model).__name__}) overrides {name}, which tfpar replaces; express it as a loss or a metric "
-                "of compile or as a layer with add_loss, or train this model with Keras' own fit"
-            )
+            yield f"model {model.name} overrides {name}; give a loss, a metric or a layer with add_loss, or use Keras' own fit"
 
 
 def _refused_shapes(model: keras.Model) -> Iterator[str]:
@@ -140,8 +136,8 @@ def _refused_shapes(model: keras.Model) -> Iterator[str]:
     if not single or len(made.shape) != 2 or None in (*given.shape[1:], made.shape[1]):
         shapes = [keras.tree.map_structure(lambda tensor: tuple(tensor.shape), end) for end in (given, made)]
         yield (
-            f"model {model.name} takes {shapes[0]} and gives {shapes[1]}; give every side of its one input, as in keras.Input((224, "
-            "224, 3), dtype='uint8'), and logits [batch, classes] as its one output, neither in a list nor in a dictionary"
+            f"model {model.name} takes {shapes[0]} and gives {shapes[1]}; give one with one input and logits [batch, classes], neither "
+            "in a list nor in a dictionary, and give every side of the images, as in keras.Input((224, 224, 3), dtype='uint8')"
         )
 
 

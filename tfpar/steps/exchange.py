@@ -59,9 +59,7 @@ class Exchange:
     @property
     def sends(self) -> int:
         """The vectors that a replica contributes: one if its shards are one subtree, otherwise one for each shard."""
-        one_subtree = (
-            self.replicas & (self.replicas - 1) == 0
-        )  # a power of two: halving the tree gives each replica a node
+        one_subtree = self.replicas & (self.replicas - 1) == 0  # a power of two: halving the tree gives each one a node
         return 1 if self.all_reduce == "fast" or one_subtree else self.shards_per_replica
 
     @property

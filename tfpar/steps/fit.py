@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import weakref
 
@@ -62,7 +63,7 @@ def install(
         try:
             train_function.step = Step(model, shards=shards, seed=seed)
         except errors.SettingsError as error:
-            model.train_function = _raising(error)
+            model.train_function = functools.partial(_refuse, error)
             raise
         train_function.step.counts = counts
         keras_repairs.repair(model)
@@ -80,13 +81,9 @@ def install(
     return step
 
 
-def _raising(error: errors.SettingsError):
-    """Return a train function that refuses: after a `compile` that was refused, `fit` must not train with Keras' own step."""
-
-    def refuse(_iterator):
-        raise error
-
-    return refuse
+def _refuse(error: errors.SettingsError, _iterator) -> None:
+    """Stand in for the train function after a `compile` that was refused: `fit` must not train with Keras' own step."""
+    raise error
 
 
 def _check_fit(given: dict, train_function: _TrainFunction) -> None:
@@ -138,7 +135,6 @@ class _TrainFunction:
         rate = float(keras.ops.convert_to_numpy(optimizer.learning_rate))
         if not first and not scheduled and rate != self.rate:
             raise errors.SettingsError(
-                f"a callback changed the learning rate from {self.rate:g} to {rate:g} within a call of {self.steps_per_call} steps; "
-                "install the step with steps_per_call=1, or give the optimizer a schedule"
+                f"a callback changed the learning rate from {self.rate:g} to {rate:g} within a call; give steps_per_call=1"
             )
         self.rate = rate

@@ -35,8 +35,7 @@ def repair(model: keras.Model) -> None:
     version = ".".join(keras.__version__.split(".")[:2])
     if version not in TRIED:
         raise errors.SettingsError(
-            f"Keras {keras.__version__}: its repairs for several workers were tried with {', '.join(TRIED)} alone; install "
-            "one of those, or train with train.run, which does without"
+            f"Keras {keras.__version__}: its repairs were tried with {', '.join(TRIED)}; install that, or use train.run"
         )
     build_beforehand(model)
     model.train_function = _without_reduction(model, model.train_step)

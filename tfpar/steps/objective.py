@@ -85,14 +85,6 @@ def name_of(model: keras.Model) -> dict | str:
 # What a loss raises that takes the labels in another form.
 MISTAKES = (ValueError, TypeError, LookupError, AttributeError, AssertionError, tf.errors.OpError)
 _PROBABILITIES = "compile with SparseCategoricalCrossentropy or CategoricalCrossentropy(from_logits=True)"
-_ONE_HOT = {
-    getattr(keras.losses, name)
-    for name in (
-        "categorical_crossentropy", "categorical_focal_crossentropy", "binary_crossentropy", "binary_focal_crossentropy",
-        "categorical_hinge", "hinge", "squared_hinge", "mean_squared_error", "mean_absolute_error", "huber", "log_cosh",
-        "mean_absolute_percentage_error", "mean_squared_logarithmic_error", "cosine_similarity",
-    )
-}  # fmt: skip
 
 
 def _image_loss(model: keras.Model, integers, logits, classes: int) -> ImageLoss:
@@ -107,13 +99,12 @@ def _image_loss(model: keras.Model, integers, logits, classes: int) -> ImageLoss
     loss, weight = losses[0].loss, losses[0].loss_weights
     if loss.reduction not in ("sum_over_batch_size", "mean") or type(loss).__call__ is not keras.losses.Loss.__call__:
         raise errors.SettingsError(
-            f"loss {loss.name} has reduction={loss.reduction!r} or overrides __call__, and the step takes the mean over the images; "
-            "leave reduction out, and give the loss of each image in call(y_true, y_pred)"
+            f"loss {loss.name} has reduction={loss.reduction!r} or overrides __call__; leave reduction out, and override call"
         )
     function = getattr(loss, "fn", None)  # of a loss that wraps a function, as all that Keras names do
     if _takes_probabilities(function, getattr(loss, "_fn_kwargs", {})):
         raise errors.SettingsError(f"loss {loss.name} takes probabilities; {_PROBABILITIES}")
-    for one_hot in [True] if function in _ONE_HOT else [False, True]:
+    for one_hot in [True] if function and _is_one_hot(function) else [False, True]:
         found = ImageLoss(loss, one_hot, 1.0 if weight is None else float(weight))
         why, cause = _why_not_per_image(found, classes)
         if not why:
@@ -164,8 +155,7 @@ def _build_metrics(model: keras.Model, one_hot: bool, integers, logits) -> None:
     for metric in compiled.metrics:
         if _metric_takes_probabilities(metric):
             raise errors.SettingsError(
-                f"metric {metric.name} takes probabilities, and the model gives logits; give it from_logits=True or threshold=0, or "
-                "leave it out: each stage's predictions.parquet has the probabilities"
+                f"metric {metric.name} takes probabilities, not logits; give it from_logits=True or threshold=0, or leave it out"
             )
         try:
             keras_backend.compute_output_spec(metric.update_state, labels[takes_one_hot(metric)], logits)
@@ -199,11 +189,15 @@ def plain(found: dict) -> dict:
 
 
 def takes_one_hot(metric: keras.metrics.Metric) -> bool:
-    """Tell whether a metric takes one-hot labels: all of Keras' do, except those that say `sparse`; others take integers."""
-    of = getattr(metric, "_fn", None) or type(metric)
+    """Tell whether a metric takes one-hot labels."""
     if isinstance(metric, keras.metrics.IoU):
         return not metric.sparse_y_true
-    return of.__module__.startswith("keras.src.") and "sparse" not in of.__name__.lower()
+    return _is_one_hot(getattr(metric, "_fn", None) or type(metric))
+
+
+def _is_one_hot(function: Callable) -> bool:
+    """Tell whether a loss or metric takes one-hot labels: all of Keras' do, except those that say `sparse`."""
+    return function.__module__.startswith("keras.src.") and "sparse" not in function.__name__.lower()
 
 
 def _metric_takes_probabilities(metric: keras.metrics.Metric) -> bool:

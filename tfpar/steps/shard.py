@@ -34,15 +34,7 @@ class Shard:
         vector: how the gradients of `trained` and the values of `averaged` lie in `float32[size]`.
     """
 
-    def __init__(
-        self,
-        model: keras.Model,
-        loss: objective.ImageLoss,
-        batch: Sequence[tf.TensorSpec],
-        *,
-        seed: int,
-        jit_compile: bool,
-    ):
+    def __init__(self, model: keras.Model, loss: objective.ImageLoss, batch: Sequence[tf.TensorSpec], *, seed: int):
         """Trace the shard once for all replicas, outside of them: a trace of a large network takes seconds.
 
         Args:
@@ -51,23 +43,24 @@ class Shard:
             batch: of one shard: `[rows, height, width, channels]` in the dtype of the model's input, `int32[rows]` and optionally
                 `float32[rows]`, the weight of each image.
             seed: seed of the run.
-            jit_compile: compile the shard by XLA.
 
         Raises:
             errors.SettingsError: the model depends on more than these inputs, or has a sum in no fixed order.
         """
         self.model, self.loss, self.seed = model, loss, seed
-        self.seed_states = {id(generator.state) for generator in seed_generators(model)}
+        layers = model._flatten_layers(include_self=True, recursive=True)
+        self.seed_states = {id(generator.state) for layer in layers for generator in layer._seed_generators}
         self.trained: list[keras.Variable] = []
         self.averaged: list[keras.Variable] = []
-        decorate = tf.function(jit_compile=True, autograph=False) if jit_compile else exchange.not_inlined
+        xla = is_compiled_by_xla(model)
+        decorate = tf.function(jit_compile=True, autograph=False) if xla else exchange.not_inlined
         with tensorflow_repairs.fixed_order(), accepted.replicas_hidden():
             self.function = decorate(self._compute).get_concrete_function(
                 *([tf.TensorSpec(v.shape, v.dtype) for v in group] for group in variables_of(model)),
                 tf.TensorSpec([], tf.float32), tuple(batch), tf.TensorSpec([], tf.int64), tf.TensorSpec([], tf.int32),
             )  # fmt: skip
         self.vector = Vector(self.trained, self.averaged)
-        accepted.check_graph(self.function, jit_compile=jit_compile)
+        accepted.check_graph(self.function, xla=xla)
 
     def values(self) -> list:
         """Return the present values of the model's variables, and the loss scale."""
@@ -112,9 +105,7 @@ class Shard:
         gradients = tape.gradient(objective_value, trainable)
         trained = [(v, g) for v, g in zip(self.model.trainable_variables, gradients, strict=True) if g is not None]
         if not trained:
-            raise errors.SettingsError(
-                f"the loss of model {self.model.name} depends on no trainable variable; unfreeze a layer"
-            )
+            raise errors.SettingsError(f"the loss of {self.model.name} has no trainable variable; unfreeze a layer")
         averages = [
             (variable, after)
             for variable, before, after in zip(variables, given, changed, strict=True)
@@ -123,8 +114,7 @@ class Shard:
         for variable, _ in averages:
             if not keras.backend.is_float_dtype(variable.dtype):
                 raise errors.SettingsError(
-                    f"state {variable.path} is {variable.dtype} and changes in training; the step sets state to its mean over the "
-                    "shards, so create it with dtype float32"
+                    f"state {variable.path} is {variable.dtype} and changes in training, so it has no mean; make it float32"
                 )
         self.trained, self.averaged = [v for v, _ in trained], [v for v, _ in averages]
         rows = [losses, tf.fill(tf.shape(losses), penalty + 0.0), tf.cast(labels, tf.float32)]
@@ -144,10 +134,7 @@ class Vector:
         """Describe a vector with a value for each variable of these groups, one after the other."""
         self.groups = groups
         self.sizes = [int(np.prod(variable.shape)) for group in groups for variable in group]
-
-    @property
-    def size(self) -> int:
-        return sum(self.sizes)
+        self.size = sum(self.sizes)
 
     @staticmethod
     def pack(*groups: Sequence[tf.Tensor]) -> tf.Tensor:
@@ -171,10 +158,10 @@ def values_of(model: keras.Model) -> list[list[tf.Tensor]]:
     return [[tf.convert_to_tensor(v.value) for v in group] for group in variables_of(model)]
 
 
-def seed_generators(model: keras.Model) -> list[keras.random.SeedGenerator]:
-    """Return the seed generators of a model's random layers, each once."""
-    layers = model._flatten_layers(include_self=True, recursive=True)
-    return list({id(generator): generator for layer in layers for generator in layer._seed_generators}.values())
+def is_compiled_by_xla(model: keras.Model) -> bool:
+    """Tell whether the model was compiled with `jit_compile=True`. Keras resolves "auto" to XLA without a strategy and to no XLA
+    under one, which would change the bits, so "auto" is no XLA here."""
+    return model._compile_config.config.get("jit_compile") is True
 
 
 def seed_state(layer_seed: tf.Tensor, seed: int, step: tf.Tensor, shard: tf.Tensor) -> tf.Tensor:

@@ -6,6 +6,7 @@ import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from unittest import mock
 
 import keras
 import numpy as np
@@ -15,7 +16,7 @@ from tfpar import errors, validate
 from tfpar.settings import ALL_REDUCE, MOST_STEPS_PER_CALL, multiple
 from tfpar.steps import accepted, objective, tensorflow_repairs
 from tfpar.steps.exchange import Exchange
-from tfpar.steps.shard import COLUMNS, Shard
+from tfpar.steps.shard import COLUMNS, Shard, is_compiled_by_xla
 
 RATE_OF_STAGES = (
     "{who} {what}, but train.run sets it in every step; give the rates in the stages, as in Stage(10, 0.2, 0.02)"
@@ -83,8 +84,7 @@ class Step:
         self.loss = objective.build(model)
         metrics = [metric.name for metric in model._compile_metrics.metrics] if model._compile_metrics else []
         self.more_metrics = metrics not in ([], ["accuracy"])  # besides those that the step counts itself
-        # Keras resolves "auto" to XLA without a strategy and to no XLA under one, which would change the bits.
-        self.jit_compile = model._compile_config.config.get("jit_compile") is True
+        self.jit_compile = is_compiled_by_xla(model)
         self.shard = self.spec = None
         self.last_rate: np.float32 | None = None  # that this step has assigned
         self.run = tf.function(self._run, autograph=True, reduce_retracing=True)
@@ -113,8 +113,8 @@ class Step:
         in_process = 1 if self.exchange.several_workers else self.exchange.replicas
         if of_batch != in_process and not (self.exchange.several_workers and of_batch > 1):
             raise errors.SettingsError(
-                f"the batches are for {of_batch} replica{'s'[: of_batch > 1]}, and the model was created for {in_process}; create the "
-                "model inside strategy.scope(), and give engine.train_batches the same strategy"
+                f"the batches are for {of_batch} replica{'s'[: of_batch > 1]}, and the model was created for {in_process}; give both "
+                "the same strategy: create the model inside strategy.scope()"
             )
 
     def assigned_rate(self) -> np.float32:
@@ -132,7 +132,7 @@ class Step:
         if self.shard is None or element_spec != self.spec:
             members = element_spec if isinstance(element_spec, tuple) else (element_spec,)
             batch = [_of_one_shard(member, self.exchange.shards_per_replica) for member in members]
-            self.shard = Shard(self.model, self.loss, batch, seed=self.seed, jit_compile=self.jit_compile)
+            self.shard = Shard(self.model, self.loss, batch, seed=self.seed)
             self.spec = element_spec
         return self.shard
 
@@ -223,22 +223,18 @@ def _of_one_shard(spec, count: int) -> tf.TensorSpec:
     rows = getattr(spec, "shape", [None])[0]
     if rows is None or rows % count:
         raise errors.SettingsError(
-            f"batches of {rows} images per replica cannot be cut into {count} equal shards; give batches from engine.train_batches, "
-            "with a global batch that is a multiple of the shards"
+            f"batches of {rows} images per replica cannot be cut into {count} equal shards; give batches from engine.train_batches"
         )
     return tf.TensorSpec([rows // count, *spec.shape[1:]], spec.dtype)
 
 
-@contextlib.contextmanager
-def all_reduce_left_to_the_step(optimizer: keras.optimizers.Optimizer):
+def all_reduce_left_to_the_step(optimizer: keras.optimizers.Optimizer) -> contextlib.AbstractContextManager:
     """Disable the optimizer's own all-reduce during a step, because the gradients are summed already. It is restored afterwards;
     otherwise a plain `fit` with the same optimizer would no longer sum the gradients."""
     inner = getattr(optimizer, "inner_optimizer", optimizer)  # on the wrapper of mixed_float16 it would do nothing
-    inner._all_reduce_sum_gradients = lambda gradients_and_variables: gradients_and_variables
-    try:
-        yield
-    finally:
-        del inner._all_reduce_sum_gradients
+    return mock.patch.object(
+        inner, "_all_reduce_sum_gradients", lambda gradients_and_variables: gradients_and_variables
+    )
 
 
 def _write(strategy: tf.distribute.Strategy, variables, values) -> None:

@@ -23,6 +23,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterator
+from unittest import mock
 
 import tensorflow as tf
 from tensorflow.python.ops import gen_math_ops
@@ -34,12 +35,11 @@ _add_n = gen_math_ops.add_n
 def fixed_order() -> Iterator[None]:
     """Let every graph that is traced meanwhile add in one order: of three or more inputs, from the first to the last."""
     before = tf.config.optimizer.get_experimental_options()
-    earlier, gen_math_ops.add_n = gen_math_ops.add_n, _chain  # both the tape and tf.add_n call it by this name
     tf.config.optimizer.set_experimental_options({"arithmetic_optimization": False})
     try:
-        yield
+        with mock.patch.object(gen_math_ops, "add_n", _chain):  # both the tape and tf.add_n call it by this name
+            yield
     finally:
-        gen_math_ops.add_n = earlier
         tf.config.optimizer.set_experimental_options({"arithmetic_optimization": True} | before)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import keras
 import numpy as np
@@ -81,14 +81,3 @@ class Scalars(keras.callbacks.TensorBoard):
 
 def _scalars(logs: dict | None) -> dict:
     return {name: value for name, value in (logs or {}).items() if np.ndim(value) == 0}
-
-
-class EpochEnd(keras.callbacks.Callback):
-    """The first callback: it adds the validation numbers to the logs, so that the others see them."""
-
-    def __init__(self, finish_epoch: Callable[[dict], None]):
-        super().__init__()
-        self.finish_epoch = finish_epoch
-
-    def on_epoch_end(self, epoch, logs=None):
-        self.finish_epoch(logs)

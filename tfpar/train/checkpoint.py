@@ -65,7 +65,8 @@ def save(
         errors.InputOutputFailed: the disk is full or gone, or gave back other bytes; older checkpoints are intact.
     """
     directory = files.make_directory(directory)
-    place = directory / f"{max(_serials(directory), default=0) + 1:06d}"
+    newest_number = max((int(place.name) for place in _places(directory)), default=0)
+    place = directory / f"{newest_number + 1:06d}"
     values = values_of(variables) if values is None else values
     content = b"".join(value.tobytes() for value in values)
     described = [
@@ -84,8 +85,8 @@ def save(
     except errors.DataError as error:
         raise errors.InputOutputFailed(f"checkpoint verification failed ({error}). Check this disk") from error
     files.sync(directory)
-    for serial in sorted(_serials(directory))[:-KEPT]:
-        shutil.rmtree(directory / f"{serial:06d}", ignore_errors=True)
+    for old in _places(directory)[:-KEPT]:
+        shutil.rmtree(old, ignore_errors=True)
     return place
 
 
@@ -97,9 +98,7 @@ def newest(directory: str | os.PathLike) -> tuple[dict, list[tuple[dict, bytes]]
     Raises:
         errors.InputOutputFailed: one cannot be read now, which says nothing of its bytes; all are left.
     """
-    directory = Path(directory)
-    for serial in sorted(_serials(directory), reverse=True):
-        place = directory / f"{serial:06d}"
+    for place in reversed(_places(Path(directory))):
         try:
             manifest, content = _read(place)
             return manifest["progress"], cut(content, manifest["variables"])
@@ -146,8 +145,9 @@ def _summed_over_replicas(variable: keras.Variable) -> bool:
     return variable.value.synchronization == tf.VariableSynchronization.ON_READ
 
 
-def _serials(directory: Path) -> list[int]:
-    return [int(path.name) for path in directory.glob("[0-9]*") if path.name.isdecimal()] if directory.is_dir() else []
+def _places(directory: Path) -> list[Path]:
+    """Return the checkpoints of a run, the oldest first, whether they are valid or not."""
+    return sorted((path for path in directory.glob("[0-9]*") if path.name.isdecimal()), key=lambda path: int(path.name))
 
 
 def _read(place: Path) -> tuple[dict, bytes]:

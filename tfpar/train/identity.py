@@ -19,6 +19,7 @@ from tfpar import __version__, errors, validate
 from tfpar.prepare import Dataset
 from tfpar.settings import Settings
 from tfpar.steps import objective
+from tfpar.steps.shard import is_compiled_by_xla
 
 # Of the step and of inference; a change of their bits counts it up. 2: sums of three and more in a fixed order.
 ARITHMETIC = 2
@@ -37,7 +38,7 @@ def fingerprint(model: keras.Model, data: Dataset, settings: Settings) -> dict:
         "excluded_from_weight_decay": _not_decayed(model),
         "loss": _plain(objective.name_of(model)),
         "precision": keras.config.dtype_policy().name,
-        "jit_compile": model._compile_config.config.get("jit_compile") is True,
+        "jit_compile": is_compiled_by_xla(model),
         "data": data.fingerprint,
         **settings.that_decide_the_bits(),
     }
@@ -82,8 +83,8 @@ def check_fit(model: keras.Model, data: Dataset, class_weights=None) -> list[flo
         raise errors.SettingsError(f"the model takes {dtype} images; begin it with keras.Input(..., dtype='uint8')")
     if model.output_shape[-1] != data.num_classes or tuple(model.input_shape[1:]) != tuple(data.image_shape):
         raise errors.SettingsError(
-            f"the model takes {model.input_shape[1:]} and gives {model.output_shape[-1]} logits; "
-            f"the data has {tuple(data.image_shape)} and {data.num_classes} classes"
+            f"the model takes {model.input_shape[1:]} and gives {model.output_shape[-1]} logits; the data has "
+            f"{tuple(data.image_shape)} and {data.num_classes} classes. Give both the same"
         )
     if isinstance(class_weights, str) and class_weights == "balanced":
         counts = np.bincount(data.train.labels, minlength=data.num_classes)
@@ -97,7 +98,7 @@ def environment() -> dict:
     `computed` holds a hash of each result of `_test_computation`: it also notices what no other entry names.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    threading = tf.config.threading
+    threading, details = tf.config.threading, tf.config.experimental.get_device_details
     return {
         "tfpar": __version__,
         "arithmetic": ARITHMETIC,
@@ -107,10 +108,7 @@ def environment() -> dict:
         "numpy": np.__version__,
         "processor": _cpuinfo("model name") or platform.processor() or platform.machine(),
         "instructions": _instructions(),
-        "gpus": [
-            tf.config.experimental.get_device_details(gpu).get("device_name", "GPU")
-            for gpu in tf.config.list_physical_devices("GPU")
-        ],
+        "gpus": [details(gpu).get("device_name", "GPU") for gpu in tf.config.list_physical_devices("GPU")],
         "cores": cores,
         "intra_op_threads": _threads(threading.get_intra_op_parallelism_threads(), "TF_NUM_INTRAOP_THREADS", cores),
         "inter_op_threads": _threads(threading.get_inter_op_parallelism_threads(), "TF_NUM_INTEROP_THREADS", cores),
@@ -177,10 +175,8 @@ def _model_fingerprint(model: keras.Model, *, counted: bool = False) -> str:
     try:
         config = model.get_config()
     except NotImplementedError as error:
-        raise errors.SettingsError(
-            f"model {model.name} cannot be saved: {errors.first_line(error)}; add get_config to this class, as Keras' guide on "
-            "serialization shows"
-        ) from error
+        why = errors.first_line(error)
+        raise errors.SettingsError(f"model {model.name} cannot be saved: {why}; add get_config to its class") from error
     text = json.dumps(config | ({} if counted else {"name": _without_count(model)}), sort_keys=True, default=_number)
     for number, name in enumerate(dict.fromkeys(_operation_names(model))):
         text = text.replace(json.dumps(name), f'"#{number}"')

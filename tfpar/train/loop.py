@@ -127,7 +127,7 @@ class Training:
         found = self._open() if self.group.chief else None
         self._print(self.devices)
         self._warn_of_slow_averages()
-        progress = self._restored(found, self.variables)
+        progress = self._restored(found)
         if progress:
             self.progress = Progress.of_json(progress, self.step.counts)
             self.callback_states = progress["callbacks"]
@@ -142,26 +142,25 @@ class Training:
         slow = [layer for layer in normalizations if layer.momentum**steps > SHARE_OF_START]
         if slow:
             self._print(
-                f"layer {slow[0].name}: its running averages (momentum {slow[0].momentum:g}) need more than the {steps} steps of this "
-                "run, so validation lags behind training; train longer, or build it with a smaller momentum"
+                f"layer {slow[0].name}: its running averages need more than the {steps} steps of this run, so validation lags behind "
+                f"training; train longer, or build it with a smaller momentum than {slow[0].momentum:g}"
             )
 
-    def _restored(self, found: tuple[dict, list] | None, variables: list[keras.Variable]) -> dict | None:
-        """Write the first values of a checkpoint that the chief has found into these variables of all workers; return its progress."""
+    def _restored(self, found: tuple[dict, list] | None, count: int | None = None) -> dict | None:
+        """Write the values of a checkpoint that the chief has found, or the first `count`, on all workers; return its progress."""
         if self.group.size > 1:
             known = self.group.from_chief(found and (found[0], [entry for entry, _ in found[1]]))
             content = self.group.bytes_from_chief(b"".join(piece for _, piece in found[1]) if found else b"")
             found = known and (known[0], checkpoint.cut(content, known[1]))
         if not found:
             return None
-        values = found[1] if variables is self.variables else found[1][: len(variables)]
-        checkpoint.restore(variables, values, self.group.strategy)
+        checkpoint.restore(self.variables[:count], found[1][:count], self.group.strategy)
         return found[0]
 
     def restore(self) -> None:
         """Give the model the weights of a finished run; nothing is written, unless a checkpoint is damaged."""
         found = checkpoint.newest(self.directory / "checkpoints") if self.group.chief else None
-        if not self._restored(found, [*self.model.trainable_variables, *self.model.non_trainable_variables]):
+        if not self._restored(found, len(self.model.variables)):  # the optimizer's and the metrics' come behind
             self.model.load_weights(self.directory / "model.keras")
 
     def _open(self) -> tuple[dict, list] | None:
@@ -215,9 +214,11 @@ class Training:
         stage, batch = settings.stages[progress.stage], settings.global_batch_size
         described = schedule.describe(stage, epoch_steps=self.epoch_steps, factor=self.factor, global_batch_size=batch)
         self._print(f"stage {progress.stage + 1} of {len(settings.stages)}: {described}")
+        # The first callback: it adds the validation numbers to the logs, so that the others see them.
+        first = keras.callbacks.LambdaCallback(on_epoch_end=lambda _epoch, logs: self._finish_epoch(logs))
         logs = [callbacks_of.Scalars(self.directory / "tensorboard", write_graph=False)] * self.group.chief
         callbacks = keras.callbacks.CallbackList(
-            [callbacks_of.EpochEnd(self._finish_epoch), *self.callbacks, *logs],
+            [first, *self.callbacks, *logs],
             add_progbar=self.verbose != 0, model=self.model, verbose=self.verbose, epochs=self._epochs(), steps=self.epoch_steps,
             stage=progress.stage + 1, resumed=self.callback_states is not None,
         )  # fmt: skip
@@ -278,9 +279,8 @@ class Training:
         """Learn from all workers what one alone knows: a signal, an ended stage, a due checkpoint, the next call's length."""
         due = time.monotonic() - self.saved >= self.settings.checkpoint_seconds
         of_chief = [due, self.automatic_steps] if self.group.chief else [0, 0]
-        asked, ending, due, steps = self.group.sum(
-            [self.stop.requested, bool(self.model.stop_training), *of_chief]
-        ).tolist()
+        known = [self.stop.requested, bool(self.model.stop_training), *of_chief]
+        asked, ending, due, steps = self.group.sum(known).tolist()
         self.progress.ending, self.checkpoint_due, self.automatic_steps = bool(ending), bool(due), steps
         if asked:
             raise Interrupted(self.step.counts.step)

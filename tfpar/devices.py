@@ -14,6 +14,7 @@ from __future__ import annotations
 import tensorflow as tf
 
 from tfpar import errors, validate
+from tfpar.settings import multiple
 from tfpar.workers import cluster, group
 
 
@@ -89,13 +90,9 @@ def per_replica(global_batch_size: int, strategy: tf.distribute.Strategy) -> int
         errors.SettingsError: the global batch cannot be divided evenly among the replicas.
     """
     replicas = strategy.num_replicas_in_sync
-    if global_batch_size < 1 or global_batch_size % replicas:
-        fitting = max(1, -(-global_batch_size // replicas)) * replicas
-        raise errors.SettingsError(
-            f"global batch {global_batch_size} cannot be divided evenly among {replicas} replicas; "
-            f"take a multiple of {replicas}, such as {fitting}"
-        )
-    return global_batch_size // replicas  # data-parallel: the global batch stays, each replica gets its part of it
+    problem = f"global batch {global_batch_size} cannot be divided evenly among {replicas} replicas"
+    # data-parallel: the global batch stays, each replica gets its part of it
+    return multiple(global_batch_size, replicas, problem) // replicas
 
 
 def describe(
@@ -108,7 +105,8 @@ def describe(
     """
     replicas = strategy.num_replicas_in_sync
     workers = group.WorkerGroup(strategy).size
-    line = f"{replicas} replica{'s'[: replicas > 1]} ({', '.join(names(strategy))}{f' on each of {workers} workers' * (workers > 1)})"
+    where = ", ".join(names(strategy)) + f" on each of {workers} workers" * (workers > 1)
+    line = f"{replicas} replica{'s'[: replicas > 1]} ({where})"
     if global_batch_size is not None:
         line += f": global batch {global_batch_size} -> {per_replica(global_batch_size, strategy)} per replica"
     if shards is not None:

@@ -54,9 +54,8 @@ def write(path: str | os.PathLike, content: bytes | str | Callable[[Path], None]
         beside.replace(path)
         sync(path.parent)
     except OSError as error:
-        raise errors.InputOutputFailed(
-            f"{path}: writing failed ({error.strerror or error}); what was there before is intact. {remedy(error)}"
-        ) from error
+        why = f"{path}: writing failed ({error.strerror or error}); what was there before is intact"
+        raise errors.InputOutputFailed(f"{why}. {remedy(error)}") from error
     finally:
         with contextlib.suppress(OSError):
             beside.unlink(missing_ok=True)

@@ -86,7 +86,8 @@ def config(index=0, workers=("localhost:9",), kind="worker"):
         (config(workers=["localhost"]), "its own address, as host:port"),
         (config(index=1), "worker 1 of 1"),
         (config(kind="evaluator"), "name all processes under worker"),
-        (config(workers=["no-such-host.invalid:9", "localhost:9"]), "does not resolve: no-such-host.invalid"),
+        (config(workers=["no-such-host.invalid:9", "localhost:9"]), "the name no-such-host.invalid does not resolve"),
+        (config(1, ["no-such-host.invalid:9", "localhost:0"]), "localhost:0"),
         (config(workers=["localhost:99999"]), "localhost:99999"),
     ],
 )
@@ -103,7 +104,7 @@ def test_tf_config_with_a_port_in_use_and_a_free_one(monkeypatch):
         port = listener.getsockname()[1]
         monkeypatch.setenv("TF_CONFIG", config(workers=[f"localhost:{port}", "localhost:1"]))
         (found,) = doctor._workers()
-        assert found.state == "fix" and f"port {port}" in found.found
+        assert found.state == "fix" and f"cannot listen on localhost:{port}" in found.found
     found, firewall = doctor._workers()
     assert firewall.state == "note" and "without a password" in firewall.found
     assert found.state == "good" and found.found == "worker 0 of 2"

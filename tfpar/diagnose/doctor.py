@@ -59,14 +59,10 @@ def table(findings: list[Finding]) -> str:
     lines = []
     for state, name, found, remedy in findings:
         start = f"{state:4}  {name:13} "
-        lines += _wrapped(start, found)
-        lines += _wrapped(" " * len(start) + "-> ", remedy) if remedy else []
+        for first, text in ((start, found), (" " * len(start) + "-> ", remedy)):
+            indents = {"initial_indent": first, "subsequent_indent": " " * len(first)}
+            lines += textwrap.wrap(text, WIDTH, break_on_hyphens=False, **indents)
     return "\n".join(lines)
-
-
-def _wrapped(start: str, text: str) -> list[str]:
-    """Return the lines of a text, the first after `start`, the others below where that one begins."""
-    return textwrap.wrap(text, WIDTH, initial_indent=start, subsequent_indent=" " * len(start), break_on_hyphens=False)
 
 
 def works(findings: list[Finding]) -> bool:
@@ -159,38 +155,31 @@ def meminfo(key: str) -> int | None:
 
 
 def _workers() -> Iterator[Finding]:
-    """Look at TF_CONFIG, or the TFPAR_ variables: the list of workers, which of them this is, whether names resolve and the own port is free."""
+    """Look at TF_CONFIG, or the TFPAR_ variables: the list of workers, which of them this is, its port, and all names."""
     try:
         found = rendezvous.cluster()
-    except errors.SettingsError as error:
+        if found:
+            rendezvous.listening(found.addresses[found.index], found.index).close()
+    except (errors.SettingsError, errors.Unavailable) as error:
         yield Finding("fix", "TF_CONFIG", *str(error).rsplit("; ", 1))
         return
     if not found:
         yield Finding("good", "TF_CONFIG", "one worker")
         return
-    hosts = [address.rpartition(":")[0] for address in found.addresses]
-    unknown = [host for host in hosts if not _resolves(host)]
-    port = int(found.addresses[found.index].rpartition(":")[2])
+    places = [rendezvous.place_of(address) for address in found.addresses]
+    unknown = [host for host, _ in places if not _resolves(host)]
     if unknown:
-        told = f"does not resolve: {', '.join(unknown)}"
-        yield Finding("fix", "TF_CONFIG", told, "check the names, or start their machines first")
-    elif not _port_is_free(port):
-        yield Finding("fix", "TF_CONFIG", f"port {port} of this worker is in use", "end what uses it, or name another")
+        names = f"does not resolve: {', '.join(unknown)}"
+        yield Finding("fix", "TF_CONFIG", names, "check the names, or start their machines first")
     else:
-        yield Finding("good", "TF_CONFIG", f"worker {found.index} of {len(hosts)}")
-        told = f"TensorFlow's server will listen on every address, port {port}, without a password"
-        yield Finding("note", "firewall", told, "admit the other workers to this port, and nobody else")
+        yield Finding("good", "TF_CONFIG", f"worker {found.index} of {len(places)}")
+        port = f"TensorFlow's server will listen on every address, port {places[found.index][1]}, without a password"
+        yield Finding("note", "firewall", port, "admit the other workers to this port, and nobody else")
 
 
 def _resolves(host: str) -> bool:
     with contextlib.suppress(OSError):
-        return bool(socket.getaddrinfo(host.strip("[]"), None))
-    return False
-
-
-def _port_is_free(port: int) -> bool:
-    with contextlib.suppress(OSError), socket.create_server(("", port)):
-        return True
+        return bool(socket.getaddrinfo(host, None))
     return False
 
 

@@ -7,13 +7,13 @@ a compiler saves by joining operations, is not in it; TensorFlow's own half a gi
 Example:
     >>> print(memory.estimate(model, data, stages, global_batch_size=256))
     1,003 train and 111 validation images: 4 steps an epoch of 256 images, 60 steps in all
-    1 shard of 256 images, 256 images per replica, 1 replica
+    shards: 1 of 256 images; replicas: 1; 256 images per replica
       weights                  0.3 MB
       gradients                1.6 MB
       optimizer                0.3 MB
       activations          2,510.3 MB
       input                   21.2 MB
-    2,533.7 MB per replica of 20,519.2 MB; the largest batch that fits in 1 shard: 2,080
+    2,533.7 MB per replica of 20,519.2 MB; the largest batch that fits: 2,080
 """
 
 from __future__ import annotations
@@ -57,14 +57,13 @@ class Estimate(NamedTuple):
         rows, local = self.global_batch_size // self.shards, self.global_batch_size // self.replicas
         lines = [
             f"{images} images: {self.epoch_steps:,} steps an epoch of {self.global_batch_size:,} images, {self.steps:,} steps in all",
-            f"{self.shards} shard{'s'[: self.shards > 1]} of {rows:,} images, {local:,} images per replica, "
-            f"{self.replicas} replica{'s'[: self.replicas > 1]}",
+            f"shards: {self.shards} of {rows:,} images; replicas: {self.replicas}; {local:,} images per replica",
             *(f"  {name:15}{size / 1e6:>15,.1f} MB" for name, size in self.parts.items()),
         ]
         needed = f"{sum(self.parts.values()) / 1e6:,.1f} MB per replica"
         if self.available is None:
             return "\n".join([*lines, needed])
-        fits = f"the largest batch that fits in {self.shards} shard{'s'[: self.shards > 1]}: {self.largest_batch:,}"
+        fits = f"the largest batch that fits: {self.largest_batch:,}"
         if not self.largest_batch:
             fits = "no batch fits; take a smaller model, smaller pictures, or more memory"
         return "\n".join([*lines, f"{needed} of {self.available / 1e6:,.1f} MB; {fits}"])
@@ -81,12 +80,8 @@ def estimate(model: keras.Model, data, stages: Sequence[Stage], **settings) -> E
     Raises:
         errors.SettingsError: as `train.run` would.
     """
-    replicas = model.distribute_strategy.num_replicas_in_sync
-    given = Settings(stages=stages, **settings).resolved(replicas)
-    identity.check_fit(model, data, given.class_weights)
-    shards, batch = given.shards, given.global_batch_size
-    with model.distribute_strategy.scope():
-        step = Step(model, shards=shards, learning_rate=lambda number: 0.0, all_reduce=given.all_reduce)
+    step, given, _class_weights = step_of(model, data, {"stages": stages} | settings)
+    replicas, shards, batch = step.strategy.num_replicas_in_sync, given.shards, given.global_batch_size
     rows, local, image = batch // shards, batch // replicas, data.train.images[:1].nbytes
     shard = step.trace((tf.TensorSpec([local, *data.image_shape], tf.uint8), tf.TensorSpec([local], tf.int32)))
     parts = {
@@ -107,6 +102,15 @@ def estimate(model: keras.Model, data, stages: Sequence[Stage], **settings) -> E
     total = sum(stage.epochs for stage in given.stages) * epoch_steps
     examples = {name: len(split.labels) for name, split in data.splits.items()}
     return Estimate(examples, epoch_steps, total, batch, shards, replicas, parts, available, largest)
+
+
+def step_of(model: keras.Model, data, settings: dict) -> tuple[Step, Settings, list[float] | None]:
+    """Return the step that `train.run` would take, with a learning rate of 0; its settings, and the weights of the classes."""
+    given = Settings(**settings).resolved(model.distribute_strategy.num_replicas_in_sync)
+    class_weights = identity.check_fit(model, data, given.class_weights)
+    chosen = {"shards": given.shards, "seed": given.seed, "all_reduce": given.all_reduce}
+    with model.distribute_strategy.scope():
+        return Step(model, learning_rate=lambda _step: 0.0, **chosen), given, class_weights
 
 
 def _bytes(variables) -> int:

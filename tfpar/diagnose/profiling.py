@@ -6,7 +6,7 @@ and one step per call against several. The differences are the parts. The kernel
 whose trace is kept for TensorBoard.
 
 Example:
-    >>> found = train.profile(model, data, "runs/fashion.profile", global_batch_size=256)
+    >>> found = profiling.profile(model, data, "runs/fashion.profile", global_batch_size=256)
     >>> print(found)
     a step takes 148.2 ms: 864 images a second
       waiting for input     0.4 ms    0%
@@ -30,11 +30,11 @@ import tensorflow as tf
 from matplotlib.figure import Figure
 
 from tfpar import engine, errors, files
+from tfpar.diagnose.memory import step_of
 from tfpar.engine import distribute
-from tfpar.settings import MOST_STEPS_PER_CALL, Settings
-from tfpar.steps import accepted, tensorflow_repairs
+from tfpar.settings import MOST_STEPS_PER_CALL
+from tfpar.steps import tensorflow_repairs
 from tfpar.steps.step import Step, all_reduce_left_to_the_step
-from tfpar.train import identity
 from tfpar.train.loop import CALL_SECONDS
 
 TURNS = 5
@@ -81,14 +81,8 @@ def profile(model: keras.Model, data, directory: str | os.PathLike, **settings) 
     """
     if isinstance(model.distribute_strategy, tf.distribute.MultiWorkerMirroredStrategy):
         raise errors.SettingsError("profile looks at one process: run it without TF_CONFIG and the TFPAR_ variables")
-    accepted.check(model, sets_rate=True)
-    given = Settings(**settings).resolved(model.distribute_strategy.num_replicas_in_sync)
-    class_weights = identity.check_fit(model, data, given.class_weights)
+    step, given, class_weights = step_of(model, data, settings)
     directory = files.make_directory(directory)
-    with model.distribute_strategy.scope():
-        step = Step(
-            model, shards=given.shards, seed=given.seed, learning_rate=lambda number: 0.0, all_reduce=given.all_reduce
-        )
     batches = iter(engine.train_batches(
         data.train, step.strategy, global_batch_size=given.global_batch_size, seed=given.seed, augment=given.augment,
         class_weights=class_weights,
@@ -234,32 +228,27 @@ def _kind(name: str, *, device: bool) -> str | None:
     if device:
         return name.split("(")[0][:60]
     _path, colon, kind = name.split("#")[0].rpartition(":")
-    calls = ("PartitionedCall", "StatefulPartitionedCall", "While", "StatelessWhile", "If", "StatelessIf")
-    if not colon or not kind.isidentifier() or "::" in name or kind in calls:
+    if not colon or not kind.isidentifier() or "::" in name or kind.endswith(("PartitionedCall", "While", "If")):
         return None
     return kind.removeprefix("_MklNative").removeprefix("_Mkl")  # oneDNN's kernels of the same operations
 
 
 def _advice(parts: dict[str, float], operations: dict[str, float], step: Step) -> str:
     """Return one sentence: what takes more than its share, and the remedy."""
-    total = sum(parts.values())
-    share = {name: value / total for name, value in parts.items()}
+    share = {name: value / sum(parts.values()) for name, value in parts.items()}
     if share["waiting for input"] > 0.1:
         return "The step waits for its images: prepare them smaller, augment less, or put the data on a faster disk."
     if share["Python"] > 0.1:
         return "Python takes its time between short steps: give more --steps-per-call, or a larger batch."
     if share["all-reduce"] > 0.2:
-        return f"The exchange of {step.exchange.replicas} replicas is long: a larger global batch makes it rarer, --all-reduce fast smaller."
-    longest = next(iter(operations), "compute")
+        return f"The exchange of {step.exchange.replicas} replicas is long: give a larger global batch, or --all-reduce fast."
+    computes = f"The step computes, most of all {next(iter(operations), 'operations without a name')}"
     on_cpu = not tf.config.list_logical_devices("GPU")
     if on_cpu and os.environ.get("TF_ENABLE_ONEDNN_OPTS") != "1":
-        return (
-            f"The step computes, most of all {longest}: TF_ENABLE_ONEDNN_OPTS=1 may help a larger network; "
-            "else take a smaller one, or a GPU."
-        )
+        return f"{computes}: set TF_ENABLE_ONEDNN_OPTS=1, which may help a larger network, or take a GPU."
     if not on_cpu and not step.jit_compile:
-        return f"The step computes, most of all {longest}, and XLA is off: --xla, or compile(jit_compile=True), joins its kernels."
-    return f"The step computes, most of all {longest}: that is as it should be; a smaller network or a faster device remain."
+        return f"{computes}, and XLA is off: --xla, or compile(jit_compile=True), joins its kernels."
+    return f"{computes}, as it should: only a smaller network or a faster device is faster."
 
 
 def draw(found: Profile) -> Figure:

@@ -53,9 +53,8 @@ def metrics(predictions: pa.Table, losses: np.ndarray, class_names: list[str]) -
     probabilities = probabilities_of(predictions)
     own = probabilities[np.arange(len(labels)), labels][:, np.newaxis]
     # Ties count by position, as a sort would put them.
-    before = (probabilities > own) | (
-        (probabilities == own) & (np.arange(probabilities.shape[1]) < labels[:, np.newaxis])
-    )
+    smaller_label = np.arange(probabilities.shape[1]) < labels[:, np.newaxis]
+    before = (probabilities > own) | ((probabilities == own) & smaller_label)
     correct = predicted == labels
     return {
         "examples": len(labels),

@@ -15,6 +15,7 @@ from tfpar import files
 from tfpar.results import reading
 
 MISTAKES = 24
+MEANS = ("loss", "accuracy", "top5_accuracy")
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
 table { border-collapse: collapse; } th, td { padding: .2rem .9rem .2rem 0; text-align: right; border-bottom: 1px solid #ddd; }
@@ -45,9 +46,8 @@ def curves(run: reading.Run) -> Figure:
     """Draw loss, accuracy and learning rate by epoch; a line marks where a stage begins."""
     history = run.history.to_pydict()
     figure = Figure(figsize=(10, 3.2), layout="constrained")
-    for axes, names in zip(
-        figure.subplots(1, 3), (("loss", "val_loss"), ("accuracy", "val_accuracy"), ("learning_rate",)), strict=True
-    ):
+    panels = (("loss", "val_loss"), ("accuracy", "val_accuracy"), ("learning_rate",))
+    for axes, names in zip(figure.subplots(1, 3), panels, strict=True):
         for name in names:
             label = {"val_": "validation"}.get(name[:4], "training") if len(names) > 1 else name.replace("_", " ")
             axes.plot(history["epoch"], history[name], marker=".", label=label)
@@ -97,10 +97,8 @@ def _stages(run: reading.Run) -> str:
         computed = run.metrics(stage=stage)
         epochs, rate, final = run.settings["stages"][stage - 1]
         rates = f"{rate:g}" if final is None else f"{rate:g} to {final:g}"
-        rows.append(
-            f"<tr><td>{stage}<td>{epochs}<td>{rates}<td>{computed['examples']}<td>{'not finite' if computed['loss'] is None else format(computed['loss'], '.4f')}"
-            f"<td>{computed['accuracy']:.4f}<td>{computed['top5_accuracy']:.4f}"
-        )
+        shown = ("not finite" if computed[name] is None else f"{computed[name]:.4f}" for name in MEANS)
+        rows.append("<tr><td>" + "<td>".join(map(str, (stage, epochs, rates, computed["examples"], *shown))))
     return "".join(rows) + "</table>"
 
 
@@ -116,17 +114,14 @@ def _mistakes(run: reading.Run, split) -> str:
         picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
         said, true = (html.escape(run.class_names[predictions[key][i]]) for key in ("predicted", "label"))
         caption = f"<b>{said}</b> {predictions['confidence'][i]:.0%}, is <b>{true}</b><br>{html.escape(predictions['source'][i])}"
-        shown.append(f"<figure>{_png(picture, 'mistake')}<figcaption>{caption}</figcaption></figure>")
+        shown.append(f"<figure>{_image(picture, 'mistake')}<figcaption>{caption}</figcaption></figure>")
     return f"<p>{len(wrong)} of {len(predictions['index'])} are wrong.</p><div class=mistakes>{''.join(shown)}</div>"
 
 
-def _png(picture: Image.Image, text: str) -> str:
+def _image(picture: Figure | Image.Image, text: str) -> str:
     content = io.BytesIO()
-    picture.save(content, "png")
-    return f'<img alt="{text}" src="data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}">'
-
-
-def _image(figure: Figure, text: str) -> str:
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=110, metadata={"Software": None})
+    if isinstance(picture, Figure):
+        picture.savefig(content, format="png", dpi=110, metadata={"Software": None})
+    else:
+        picture.save(content, format="png")
     return f'<img alt="{text}" src="data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}">'

@@ -87,9 +87,8 @@ def _loss_raises(error_of: Callable[[str], Exception]) -> Iterator[None]:
     try:
         yield
     except tf.errors.OpError as error:
-        message = re.sub(
-            r"\{\{.*?\}\}", "", str(error)
-        )  # without the places in the graph, which name devices of workers
+        # Without the places in the graph, which name devices of workers.
+        message = re.sub(r"\{\{.*?\}\}", "", str(error))
         if not isinstance(error, LOST) and not (isinstance(error, LOST_IF_NAMED) and NAMES.search(message)):
             raise
         # TensorFlow says it after the places in the program.
@@ -102,10 +101,8 @@ def _not_connected(reason: str) -> errors.Unavailable:
     addresses = found.addresses if found else ()
     closed = [f"worker {i} ({address})" for i, address in enumerate(addresses) if rendezvous.unreachable(address)]
     where = f"{', '.join(closed)} does not accept connections from here" if closed else reason
-    return errors.Unavailable(
-        f"the {len(addresses) or 'other'} workers met, but TensorFlow could not exchange a number between them ({where}). Open the "
-        "workers' ports in the firewall, and on GPUs look at what NCCL_DEBUG=INFO prints"
-    )
+    met = f"the {len(addresses) or 'other'} workers met, but TensorFlow could not exchange a number between them ({where})"
+    return errors.Unavailable(f"{met}. Open their ports in the firewall; on GPUs read what NCCL_DEBUG=INFO prints")
 
 
 class WorkerGroup:
@@ -120,10 +117,10 @@ class WorkerGroup:
 
     def __init__(self, strategy: tf.distribute.Strategy):
         self.strategy = strategy
-        several = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
-        resolver = strategy.cluster_resolver if several else None
-        self.index = resolver.task_id if several else 0
-        self.size = resolver.cluster_spec().num_tasks("worker") if several else 1
+        self.index, self.size = 0, 1
+        if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+            resolver = strategy.cluster_resolver
+            self.index, self.size = resolver.task_id, resolver.cluster_spec().num_tasks("worker")
         self.chief = self.index == 0
         self.local = strategy.num_replicas_in_sync // self.size
         self._summed = tf.function(self._sum, input_signature=[tf.TensorSpec([None], tf.int32)], autograph=False)

@@ -178,10 +178,8 @@ def _started(command: Sequence[str], environment: dict, cores: set[int] | None) 
         [sys.executable, "-m", "tfpar", *command], env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, start_new_session=True,
     )  # fmt: skip
-    if cores:
-        os.sched_setaffinity(
-            process.pid, cores
-        )  # its only thread, which is still starting Python; the others inherit it
+    if cores:  # of its only thread, which is still starting Python; the others inherit them
+        os.sched_setaffinity(process.pid, cores)
     return process
 
 

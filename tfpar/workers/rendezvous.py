@@ -73,21 +73,26 @@ def meet(addresses: Sequence[str], index: int, *, same: dict, seconds: float) ->
     """
     deadline = time.monotonic() + seconds
     hello = {"index": index, "same": {"workers": list(addresses), **same}}
-    with _listening(addresses[index], index, deadline) as listener:
+    with listening(addresses[index], index, deadline) as listener:
         if index:
             _join(addresses, hello, deadline, seconds)
         else:
             _gather(listener, addresses, hello, deadline, seconds)
 
 
-def _place(address: str) -> tuple[str, int]:
+def place_of(address: str) -> tuple[str, int]:
+    """Return host and port of `host:port`."""
     host, _, port = address.rpartition(":")
     return host.strip("[]"), int(port)
 
 
-def _listening(address: str, index: int, deadline: float) -> socket.socket:
-    """Return a socket that listens on a worker's address; the name of a pod may come later than the pod."""
-    host, port = _place(address)
+def listening(address: str, index: int, deadline: float = 0.0) -> socket.socket:
+    """Return a socket that listens on a worker's address; the name of a pod may come later than the pod.
+
+    Raises:
+        errors.Unavailable: the name does not resolve at the deadline, or the port is taken or of another machine.
+    """
+    host, port = place_of(address)
     while True:
         try:
             family, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -95,11 +100,11 @@ def _listening(address: str, index: int, deadline: float) -> socket.socket:
         except socket.gaierror as error:
             if time.monotonic() > deadline:
                 why = f"worker {index}: the name {host} does not resolve ({error.strerror})"
-                raise errors.Unavailable(f"{why}. Fix the list of workers or the name service.") from error
+                raise errors.Unavailable(f"{why}; fix the list of workers or the name service") from error
             time.sleep(PAUSE)
         except OSError as error:
             why = f"worker {index} cannot listen on {address} ({os.strerror(error.errno)})"
-            raise errors.Unavailable(f"{why}. Give it a free port of its own machine.") from error
+            raise errors.Unavailable(f"{why}; give it a free port of its own machine") from error
 
 
 def _join(addresses: Sequence[str], hello: dict, deadline: float, seconds: float) -> None:
@@ -107,7 +112,7 @@ def _join(addresses: Sequence[str], hello: dict, deadline: float, seconds: float
     why = "it does not answer"
     while time.monotonic() < deadline:
         try:
-            with socket.create_connection(_place(addresses[0]), max(PAUSE, deadline - time.monotonic())) as line:
+            with socket.create_connection(place_of(addresses[0]), max(PAUSE, deadline - time.monotonic())) as line:
                 _send(line, hello)
                 line.settimeout(max(PAUSE, deadline - time.monotonic()) + MARGIN)
                 answer = _heard(line)
@@ -195,7 +200,7 @@ def _closed(addresses: Sequence[str], index: int) -> list[tuple[int, str]]:
 def unreachable(address: str) -> str:
     """Return why `host:port` does not accept a connection; empty where it does."""
     try:
-        socket.create_connection(_place(address), timeout=MARGIN).close()
+        socket.create_connection(place_of(address), timeout=MARGIN).close()
     except OSError as error:
         return error.strerror or str(error)
     return ""

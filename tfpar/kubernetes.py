@@ -1,10 +1,10 @@
 """The same training on Kubernetes: an Indexed Job with a headless Service, or a JobSet, as plain manifests.
 
 One pod is one worker with all its GPUs. Every pod runs the same `tfpar train`, with the same words as on a laptop: it
-works in `/tfpar`, where the claims are mounted as `data` (read-only) and `runs`. Which worker it is says
-`JOB_COMPLETION_INDEX`, which Kubernetes sets; where the others are, a pattern of names (see `workers`). Exit codes decide
-what follows: 42 (stopped, saved) and 75 (another worker was lost) cost nothing, a failure that a restart cannot fix ends
-the Job, everything else counts.
+works in `/tfpar`, where the claims are mounted as `data` (read-only) and `runs`. Kubernetes sets `JOB_COMPLETION_INDEX`,
+which says which worker a pod is; a pattern of host names says where the others are (see `workers`). Exit codes decide
+what follows: 42 (stopped, saved) and 75 (another worker was lost) do not count as failures, a failure that a restart
+cannot fix ends the Job, and everything else counts.
 
 Example:
     >>> found = kubernetes.manifests(["train", "data/fashion"], workers=2, gpus=1, image="registry.example/tfpar:1")
@@ -37,7 +37,7 @@ QUANTITY = rf"(\d{{1,15}}(?:\.\d{{1,9}})?)({'|'.join(UNITS)})"
 PLACE = "/tfpar"  # where the command runs; the claims are mounted below it
 USER = 1000
 RESTARTS = 10  # failures that count; as `tfpar launch`
-# Pauses between the pods of a failing Job grow to ten minutes; those who are there wait longer for those who are not.
+# Kubernetes pauses up to ten minutes between the pods of a failing Job; the other pods must wait longer than that.
 WAIT_SECONDS = 1200
 SAVE_SECONDS = 120  # after SIGTERM, for a checkpoint
 
@@ -144,7 +144,7 @@ class _Refusing(argparse.ArgumentParser):
 
 
 def _words(command: Sequence[str], *, replicas: int) -> list[str]:
-    """Return the container's command, after everything was refused that could only fail in the cluster."""
+    """Return the container's command; refuse what would fail only in the cluster."""
     if isinstance(command, str) or not all(isinstance(word, str) and not _SURROGATE.search(word) for word in command):
         validate.reject("command", command, 'a list of words in valid Unicode, such as ["train", "data/fashion"]')
     given = parser({}, kind=_Refusing).parse_args(command)
@@ -213,7 +213,7 @@ def _memory(kind: str, value) -> float:
 
 
 def _service(meta: dict, port: int) -> dict:
-    """Return what gives every pod a name: workers look for each other before they are ready."""
+    """Return the headless Service that gives every pod a host name, also before the pod is ready."""
     spec = {
         "clusterIP": "None",
         "publishNotReadyAddresses": True,
@@ -224,9 +224,9 @@ def _service(meta: dict, port: int) -> dict:
 
 
 def _policy(meta: dict, pods: dict, port: int, gpus: int) -> dict:
-    """Return who may connect to the pods: the pods of the same job. TensorFlow's server knows no password.
+    """Return the NetworkPolicy: only pods of the same job may connect, because TensorFlow's server has no password.
 
-    On CPUs they use the one port; on GPUs NCCL opens others as it needs them.
+    On CPUs the workers use one port; on GPUs NCCL opens others as it needs them.
     """
     ports = {} if gpus else {"ports": [{"protocol": "TCP", "port": port}]}
     allowed = {"from": [{"podSelector": {"matchLabels": {**pods}}}], **ports}
@@ -236,8 +236,7 @@ def _policy(meta: dict, pods: dict, port: int, gpus: int) -> dict:
 
 
 def _job(workers: int, deadline: int, pod: dict, *, saved: str, restarts: int) -> dict:
-    """Return the Job's own part; `saved` is what follows when a worker was stopped and its state is saved."""
-
+    """Return the spec of a Job; `saved` is the action that follows when a worker was stopped and its state is saved."""
     rules = [
         {"action": action, "onExitCodes": {"containerName": "tfpar", "operator": "In", "values": [*codes]}}
         for action, codes in (
@@ -260,7 +259,7 @@ def _job(workers: int, deadline: int, pod: dict, *, saved: str, restarts: int) -
 
 
 def _set(name: str, job: dict) -> dict:
-    """Return the JobSet's own part. Rules see of a failed Job its reason and message; an unknown message ends the set."""
+    """Return the spec of a JobSet. Its rules read reason and message of a failed Job; an unknown message ends the set."""
     rules = [
         {
             "name": "saved",

@@ -1,6 +1,6 @@
-"""What a value that a user gives must be, said in one way: the value, the rule, what to give.
+"""Checks of the values that users give. A message names the value and what to give instead.
 
-Each function returns the value as the plain kind it stands for, or refuses it before any work begins.
+Each function returns the value as a plain Python or NumPy object, or refuses it before any work begins.
 
 Example:
     >>> validate.integer("seed", -1, 0, 99)

@@ -106,9 +106,9 @@ def _not_connected(reason: str) -> errors.Unavailable:
 
 
 class WorkerGroup:
-    """What the workers of a strategy tell each other; for a single process everything is its own word.
+    """Exchange values between the workers of a strategy; in a single process each method returns what it was given.
 
-    Every method must be called by all workers, in the same order.
+    All workers must call the same methods in the same order.
 
     Attributes:
         index: of this worker; size: how many there are.

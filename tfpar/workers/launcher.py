@@ -33,12 +33,9 @@ POLL = 0.1  # seconds
 GRACE = 20.0  # seconds for the others to notice that one has gone
 STOP_GRACE = 60.0  # seconds to save after a signal
 LONGEST_PAUSE = 30.0  # seconds between two starts; they double from 1
-STOPPED = (
-    Interrupted.exit_code,
-    errors.WorkerLost.exit_code,
-    128 + signal.SIGTERM,
-)  # how workers end that were told to
-FINAL = (0, Interrupted.exit_code, *errors.FINAL)  # after these no start follows
+# How workers end that were told to.
+STOPPED = (Interrupted.exit_code, errors.WorkerLost.exit_code, 128 + signal.SIGTERM)
+FINAL = (0, Interrupted.exit_code, *errors.FINAL)  # after these codes no restart follows
 
 
 def launch(
@@ -73,21 +70,21 @@ def launch(
     with files.locked(logs / ".lock", "another launch"), StopSignal() as stop:
         stop.deferred = True
         for restart in range(restarts + 1):
-            workers = _WorkerProcesses(command, cores, logs, restart)
+            processes = _WorkerProcesses(command, cores, logs, restart)
             if restart == 0 and (line := open_to_others()):
                 print(line, flush=True)
-            code = workers.wait(stop)
+            code = processes.wait(stop)
             if stop.requested and code in STOPPED:
                 raise Interrupted(None)
             if code in FINAL:
                 return code
             if stop.requested:
-                print(f"{workers.cause} while all were told to stop; the same command continues", flush=True)
+                print(f"{processes.cause} while all were told to stop; the same command continues", flush=True)
                 return code
             if restart < restarts:
-                again = f"{workers.cause}; all start again ({restart + 1} of {restarts})"
+                again = f"{processes.cause}; all start again ({restart + 1} of {restarts})"
                 _pause(min(2.0**restart, LONGEST_PAUSE), again, stop)
-        print(f"{workers.cause}; it was started {restarts + 1} times, the same command continues", flush=True)
+        print(f"{processes.cause}; it was started {restarts + 1} times, the same command continues", flush=True)
     return code
 
 
@@ -116,7 +113,7 @@ class _WorkerProcesses:
             raise
 
     def wait(self, stop: StopSignal) -> int:
-        """Wait for the end of all workers, and return the first cause's code."""
+        """Wait until all workers have ended, and return the exit code of the first cause."""
         deadline, told, failed = float("inf"), False, {}
         try:
             while None in (codes := [process.poll() for process in self.processes]):
@@ -133,7 +130,7 @@ class _WorkerProcesses:
                     self._send(signal.SIGKILL)
                 time.sleep(POLL)
         finally:
-            self._send(signal.SIGKILL)  # nobody is left where this one ends with an error
+            self._send(signal.SIGKILL)  # no worker outlives an error in the launcher
             for process, reader in zip(self.processes, self.readers, strict=True):
                 process.wait()
                 reader.join()
@@ -141,7 +138,7 @@ class _WorkerProcesses:
         return self._first_cause(failed, STOPPED if told else (errors.WorkerLost.exit_code,))
 
     def _first_cause(self, failed: dict[int, int], merely: Sequence[int]) -> int:
-        """Return 0, or the code of the first that did not merely miss another, or do what it was told."""
+        """Return 0, or the exit code of the first worker that neither missed another nor did what it was told."""
         if not failed:
             return 0
         codes = {index: 128 - code if code < 0 else code for index, code in failed.items()}

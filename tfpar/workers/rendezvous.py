@@ -127,9 +127,8 @@ def _join(addresses: Sequence[str], hello: dict, deadline: float, seconds: float
         if answer is not None:
             return
         time.sleep(PAUSE)
-    raise errors.Unavailable(
-        f"worker 0 ({addresses[0]}) did not come within {seconds:g} seconds ({why}); start all workers"
-    )
+    missing = f"worker 0 ({addresses[0]}) did not come within {seconds:g} seconds ({why})"
+    raise errors.Unavailable(f"{missing}; start all workers")
 
 
 def _gather(listener: socket.socket, addresses: Sequence[str], hello: dict, deadline: float, seconds: float) -> None:

@@ -14,7 +14,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from tfpar import cli, prepare, results
+from tfpar import cli, commands, prepare, results, screen
 from tfpar.prepare import arrays
 
 QUICK = ["--stage", "1@0.2:0.02", "--stage", "1@0.02"]
@@ -106,6 +106,36 @@ def test_predict(tfpar, place, digits):
     assert code == 0 and out.startswith(f"0.png: {answers[0]['label']} (")
 
 
+def test_predict_a_folder(tfpar, place, digits, monkeypatch):
+    below = place / "new" / "below"
+    below.mkdir(parents=True)
+    for i in range(5):
+        Image.fromarray(digits.validation.images[i, :, :, 0]).save((below if i % 2 else place / "new") / f"{i}.png")
+    (place / "new" / "notes.txt").write_text("not a picture, and not taken for one")
+    (place / "new" / ".hidden.png").write_text("neither")
+    monkeypatch.setattr(commands, "PREDICTED_TOGETHER", 2)
+    code, out, err = tfpar("predict", "runs/digits", "new")
+    names = [line.split(":")[0] for line in out.splitlines()]
+    assert (
+        code == 0 and not err and names == [f"new/{i}.png" for i in (0, 2, 4)] + [f"new/below/{i}.png" for i in (1, 3)]
+    )
+    (below / "2.png").write_bytes(b"no picture")
+    code, again, err = tfpar("predict", "runs/digits", "new")
+    assert code == 65 and again == out and "new/below/2.png: text, not a picture" in err and "1 of 6 pictures" in err
+    code, out, _ = tfpar("predict", "runs/digits", "new", "--json")
+    assert code == 65 and [answer["image"] for answer in json.loads(out)] == names
+    (place / "empty").mkdir()
+    code, _, err = tfpar("predict", "runs/digits", "empty")
+    assert code == 66 and "no pictures in it" in err
+
+
+@pytest.mark.parametrize("limit", [600_000, 1_500_000])
+def test_too_little_address_space_to_import_is_no_defect(limit, tmp_path):
+    command = f"ulimit -v {limit}; exec {sys.executable} -m tfpar train digits"
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 69 and done.stderr.startswith("tfpar: out of memory"), done.stderr
+
+
 def test_evaluate_gives_the_metrics_of_the_last_stage(tfpar, place):
     code, out, _ = tfpar("evaluate", "runs/digits")
     assert code == 0 and json.loads(out) == results.Run(place / "runs" / "digits").metrics()
@@ -136,9 +166,9 @@ def test_no_bars_of_tensorflow_datasets_in_a_log(monkeypatch, needed):
 
     asked = []
     monkeypatch.setattr(tfds, "disable_progress_bar", lambda: asked.append(1))
-    cli._bars_on_a_terminal(needed)
+    commands._bars_on_a_terminal(needed)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    cli._bars_on_a_terminal(needed)
+    commands._bars_on_a_terminal(needed)
     assert len(asked) == needed
 
 
@@ -157,7 +187,7 @@ def test_damaged_pictures_are_told_of_in_our_words_alone(tmp_path):
     for kind in ("cat", "dog"):
         (tmp_path / "photos" / kind).mkdir(parents=True)
         for i in range(3):
-            Image.new("RGB", (8, 8)).save(tmp_path / "photos" / kind / f"{i}.png")
+            Image.new("RGB", (8, 8), (i, len(kind), ord(kind[0]))).save(tmp_path / "photos" / kind / f"{i}.png")
         (tmp_path / "photos" / kind / "damaged.tif").write_bytes(damaged)
         (tmp_path / "photos" / kind / "deep.tif").write_bytes(deep)
     out, err = start("prepare", "photos", "d", cwd=tmp_path).communicate(timeout=60)
@@ -168,9 +198,9 @@ def test_damaged_pictures_are_told_of_in_our_words_alone(tmp_path):
 
 
 def test_what_python_writes_reaches_the_screen_while_c_is_silent(capfd, monkeypatch):
-    with open(2, "w", buffering=1, closefd=False) as screen:
-        monkeypatch.setattr(sys, "stderr", screen)
-        with cli._stderr_silenced(True, but_python=True):
+    with open(2, "w", buffering=1, closefd=False) as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        with screen.stderr_silenced(True, but_python=True):
             os.write(2, b"C\n")
             print("Python", file=sys.stderr)
         print("after", file=sys.stderr)
@@ -207,7 +237,7 @@ def test_adamw_and_mixed_precision(tfpar):
 
 
 REFUSED = [
-    (["train", "no-such-thing"], 66, "no such folder, and no TensorFlow data set"),
+    (["train", "no-such-thing"], 66, "no such folder or table, and no TensorFlow data set"),
     (["train", "./nowhere"], 66, "no such folder"),
     (["prepare", "empty", "d"], 65, "no pictures in it"),
     (

@@ -195,7 +195,10 @@ def _add_predict_and_evaluate(command) -> None:
     predict = command("predict", "label new pictures")
     predict.add_argument("run", help="the directory of a run")
     predict.add_argument(
-        "images", nargs="+", metavar="image", help="a picture, of any size and kind that prepare reads"
+        "images",
+        nargs="+",
+        metavar="image",
+        help="a picture of any size and kind that prepare reads, or a folder of them",
     )
     predict.add_argument("--json", action="store_true", help="print JSON")
 

@@ -1,20 +1,19 @@
-"""The command line: one thin command per function."""
+"""The command line: run one command, and turn every way it can end into an exit code and at most one line."""
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
 import shlex
 import sys
 import tempfile
 import traceback
-from pathlib import Path
 
 from tfpar import errors, files
-from tfpar.arguments import SETTINGS, parser
+from tfpar.arguments import parser
+from tfpar.commands import COMMANDS, require_tensorflow
+from tfpar.screen import say, to_nowhere
 
-DEFAULT_STAGES = {"sgd": ["10@0.2:0.02", "5@0.02:0"], "adamw": ["10@0.001:0.0001", "5@0.0001:0"]}
+_WITHOUT_TENSORFLOW = (COMMANDS["doctor"], COMMANDS["kubernetes"])
+_WRITING = (COMMANDS["prepare"], COMMANDS["train"], COMMANDS["launch"])  # they need no reader of what they print
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -29,43 +28,55 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         sys.stdout.flush()
     except OSError:  # what ended the command counts, not that nobody can be told
-        _to_nowhere(sys.stdout)
+        to_nowhere(sys.stdout)
     return code
 
 
 def _code_of(given) -> int:
     """Run the command and return its exit code."""
     try:
-        if given.command not in (_doctor, _kubernetes):
-            _require_tensorflow()
+        if given.command not in _WITHOUT_TENSORFLOW:
+            require_tensorflow()
         code = given.command(given) or 0
         sys.stdout.flush()
         return code
     except KeyboardInterrupt as stopped:
         told = f": tfpar {shlex.join(given.arguments)}" if hasattr(stopped, "exit_code") else ""
-        _say(f"{stopped}{told}" if str(stopped) else "stopped")
+        say(f"{stopped}{told}" if str(stopped) else "stopped")
         return getattr(stopped, "exit_code", 130)
     except errors.KINDS as error:
         details = f" (TensorFlow's own report: {_trace_file()})" if isinstance(error, errors.WorkerLost) else ""
-        _say(f"tfpar: {' '.join(str(error).split())}{details}")
+        say(f"tfpar: {' '.join(str(error).split())}{details}")
         return error.exit_code
     except BrokenPipeError:
-        _to_nowhere(sys.stdout)  # who read our output has gone
-        if given.command not in (_prepare, _train, _launch):
+        to_nowhere(sys.stdout)  # who read our output has gone
+        if given.command not in _WRITING:
             return 0
-        _say("tfpar: nobody reads the output any more; send it to a file, and run the same command again")
+        say("tfpar: nobody reads the output any more; send it to a file, and run the same command again")
         return errors.InputOutputFailed.exit_code
     except _out_of_memory():
-        _say("tfpar: out of memory; take smaller pictures, a smaller batch, or more shards")
-        return errors.Unavailable.exit_code
+        return _tell_out_of_memory()
+    except ImportError as error:
+        if "map segment" in str(error) or "allocate memory" in str(error):  # of the system's loader of libraries
+            return _tell_out_of_memory()
+        return _tell_defect(error)
     except OSError as error:
         place = error.filename or "reading or writing"
-        _say(f"tfpar: {place}: {error.strerror or error}; earlier state is intact. {files.remedy(error)}")
+        say(f"tfpar: {place}: {error.strerror or error}; earlier state is intact. {files.remedy(error)}")
         return errors.InputOutputFailed.exit_code
     except Exception as error:  # noqa: BLE001 - the one last handler
-        said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        _say(f"tfpar: a defect of tfpar ({said}); please report it with {_trace_file()}")
-        return 70
+        return _tell_defect(error)
+
+
+def _tell_out_of_memory() -> int:
+    say("tfpar: out of memory; take smaller pictures, a smaller batch, or more shards, or raise the limit (ulimit -v)")
+    return errors.Unavailable.exit_code
+
+
+def _tell_defect(error: Exception) -> int:
+    said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    say(f"tfpar: a defect of tfpar ({said}); please report it with {_trace_file()}")
+    return 70
 
 
 def _trace_file() -> str:
@@ -75,322 +86,6 @@ def _trace_file() -> str:
     return file.name
 
 
-def _say(line: str) -> None:
-    """Print a line to stderr, where it can be written: the exit code says it too."""
-    try:
-        print(line, file=sys.stderr, flush=True)
-    except OSError:
-        _to_nowhere(sys.stderr)
-
-
-def _to_nowhere(stream) -> None:
-    """Let what is left to be written vanish, or Python would end with a code of its own."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-
-
-@contextlib.contextmanager
-def _quiet(active: bool):
-    """Print nothing: one of several workers speaks for all."""
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere if active else sys.stdout):
-        yield
-
-
 def _out_of_memory() -> tuple[type[BaseException], ...]:
     tensorflow = sys.modules.get("tensorflow")  # not imported for this
     return (MemoryError, tensorflow.errors.ResourceExhaustedError) if tensorflow else (MemoryError,)
-
-
-# ---- the commands
-
-
-def _prepare(given) -> None:
-    from tfpar import prepare
-
-    by_name = given.source != "digits" and not Path(given.source).exists()
-    if by_name:
-        _import_tensorflow(given)  # TensorFlow Datasets will
-    with _stderr_silenced(not given.verbose, but_python=True):  # libtiff tells of damaged pictures in its own words
-        _bars_on_a_terminal(by_name)
-        data = prepare.dataset(
-            given.source, given.directory, image_size=given.image_size, validation_fraction=given.validation_fraction,
-            seed=given.seed, on_bad_image=given.on_bad_image, tfds_manual_dir=given.tfds_manual_dir, splits=given.splits,
-            group_by=given.group_by, fresh=given.fresh,
-        )  # fmt: skip
-    _print_data(data)
-
-
-def _train(given) -> None:
-    _import_tensorflow(given)
-    import keras
-
-    from tfpar import check, results, schedule, signals, train
-    from tfpar.diagnose import memory, profiling
-    from tfpar.workers.group import WorkerGroup, check_connection
-
-    run = Path(given.run or f"runs/{files.name_of(given.data)}")
-    strategy = _strategy(given)
-    group = WorkerGroup(strategy)
-    # After the strategy: TensorFlow takes SIGTERM for itself when several workers start.
-    with signals.StopSignal(), group.worker_loss_as_error(), _quiet(not group.chief):
-        check_connection(strategy)
-        continues = (run / "run.json").exists() and not given.fresh
-        known = results.Run(run).facts["data"]["verified"] if continues else {}
-        with group.chief_first(), _stderr_silenced(not given.verbose, but_python=True):
-            data = _data(given.data, known)
-        _print_data(data)
-        keras.config.set_dtype_policy(given.precision)
-        keras.utils.set_random_seed(given.seed)
-        with strategy.scope():
-            model = _compiled(given, data)
-        if given.verbose:
-            check.same_gradient(model, data.train.images[:16], data.train.labels[:16])
-        settings = {name: getattr(given, name) for name in SETTINGS} | {
-            "stages": given.stage or [schedule.parse(text) for text in DEFAULT_STAGES[given.optimizer]]
-        }
-        if given.dry_run:
-            print(f"{memory.estimate(model, data, **settings)}\nnothing was trained")
-            return
-        if given.profile:
-            place = f"{run}.profile"
-            print(profiling.profile(model, data, place, **settings))
-            print(f"nothing was trained; the picture is {place}/profile.png, the trace: tensorboard --logdir {place}")
-            return
-        metrics = train.run(model, data, run, **settings, weights=_weights_name(given.weights)).metrics()
-        print(
-            f"finished: accuracy {metrics['accuracy']:.4f} on {metrics['examples']} validation images, {run / 'report.html'}"
-        )
-
-
-def _predict(given) -> None:
-    import numpy as np
-
-    from tfpar import results
-    from tfpar.prepare import pictures
-    from tfpar.results import predictions
-
-    run = results.Run(given.run)
-    height, width, channels = run.facts["data"]["image_shape"]
-    pixels = []
-    for path in given.images:
-        try:
-            with pictures.quiet(), _stderr_silenced(not given.verbose):
-                pixels.append(pictures.load(path, (height, width), channels=channels))
-        except pictures.BadPicture as reason:
-            raise errors.InputNotFound(f"{files.printable(path)}: {reason}") from reason
-    _import_tensorflow(given)
-    with _stderr_silenced(not given.verbose):
-        logits = run.model().predict(np.stack(pixels), verbose=0)
-    probabilities = predictions.softmax(logits)
-    answers = [
-        {"image": files.printable(path), "label": run.class_names[p.argmax()], "confidence": float(p.max())}
-        for path, p in zip(given.images, probabilities, strict=True)
-    ]
-    if given.json:
-        print(json.dumps(answers, indent=1, ensure_ascii=False))
-    else:
-        print("\n".join(f"{answer['image']}: {answer['label']} ({answer['confidence']:.1%})" for answer in answers))
-
-
-def _evaluate(given) -> None:
-    from tfpar import results
-    from tfpar.results import predictions
-
-    run = results.Run(given.run)
-    _import_tensorflow(given)
-    from tfpar import prepare
-    from tfpar.train import inference
-
-    data = prepare.load(given.data or run.facts["data"]["directory"])
-    split = data.splits.get(given.split)
-    if split is None:
-        raise errors.SettingsError(f"{data.directory} has no split {given.split}; it has {', '.join(data.splits)}")
-    if not len(split.labels):
-        raise errors.DataError(f"{data.directory}: its split {given.split} has no image; name another --split")
-    shape = tuple(run.facts["data"]["image_shape"])
-    if tuple(data.image_shape) != shape:
-        raise errors.SettingsError(
-            f"{data.directory} has pictures {tuple(data.image_shape)}, the run was trained on {shape}; prepare them with "
-            f"--image-size {shape[0]}x{shape[1]}"
-        )
-    if data.class_names != run.class_names:
-        other = sorted(set(data.class_names) ^ set(run.class_names))
-        raise errors.SettingsError(
-            f"{data.directory} has {data.num_classes} classes, the run was trained on {len(run.class_names)}; "
-            + (f"only one of them has {', '.join(other[:5])}" if other else "they stand in another order")
-        )
-    model = run.model()
-    logits, losses = inference.Inference(model)(split)
-    computed = predictions.metrics(predictions.table(logits, split), losses, data.class_names)
-    print(json.dumps(computed, indent=1, ensure_ascii=False))
-
-
-def _doctor(given) -> int:
-    from tfpar.diagnose import doctor
-
-    found = doctor.examine()
-    print(json.dumps([finding._asdict() for finding in found], indent=1) if given.json else doctor.table(found))
-    return 0 if doctor.works(found) else errors.Unavailable.exit_code
-
-
-def _launch(given) -> int:
-    from tfpar.results import writing
-    from tfpar.workers import launcher
-
-    train = parser(COMMANDS).parse_args(given.words)
-    if train.command is not _train or train.profile or train.dry_run:
-        raise errors.SettingsError(
-            f"launch runs several workers that train, without --profile and --dry-run; given was {' '.join(given.words)}"
-        )
-    run, words = Path(train.run or f"runs/{files.name_of(train.data)}"), list(given.words)
-    if train.fresh:  # here, once: workers that start again continue
-        words.remove("--fresh")
-        writing.keep_earlier_run(run)
-    return launcher.launch(
-        words, workers=given.workers, logs=given.logs or run / "workers", restarts=given.restarts,
-        cores_per_worker=given.cores_per_worker,
-    )  # fmt: skip
-
-
-def _kubernetes(given) -> None:
-    from tfpar import kubernetes
-
-    others = ("command", "arguments", "verbose", "dockerfile", "words")
-    options = {name: value for name, value in vars(given).items() if name not in others}
-    print(kubernetes.text(kubernetes.manifests(given.words, **options)), end="")
-
-
-def _dockerfile() -> str:
-    from tfpar import kubernetes
-
-    return kubernetes.dockerfile()
-
-
-# ---- their parts
-
-
-def _strategy(given):
-    """Meet the other workers where there are some, otherwise take this machine's devices."""
-    from tfpar import devices, signals, workers
-    from tfpar.workers import group
-
-    if given.deterministic:
-        import tensorflow as tf
-
-        tf.config.experimental.enable_op_determinism()
-    if given.simulate is None and workers.cluster():
-        return group.strategy(command=given.arguments)
-    with signals.StopSignal(), _stderr_silenced(not given.verbose):
-        return devices.strategy(simulate=given.simulate)  # before TensorFlow Datasets starts TensorFlow
-
-
-def _compiled(given, data):
-    """Return the network that the command names, compiled."""
-    import keras
-
-    from tfpar import models
-
-    model = models.build(given.model, data.image_shape, data.num_classes, weights=given.weights, freeze=given.freeze)
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    if given.label_smoothing:
-        loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=given.label_smoothing)
-    model.compile(_optimizer(given), loss, metrics=["accuracy"], jit_compile=given.xla)
-    return model
-
-
-def _data(source: str, known: dict):
-    """Load a prepared directory, or prepare the source into data/NAME and find it there the next time."""
-    from tfpar import prepare
-
-    if (Path(source) / "dataset.json").exists():
-        return prepare.load(source, known=known)
-    target = Path("data") / files.name_of(source)
-    _bars_on_a_terminal(source != "digits" and not Path(source).exists() and not target.exists())
-    return prepare.dataset(source, target, known=known)
-
-
-def _bars_on_a_terminal(needed: bool) -> None:
-    """Where TensorFlow Datasets is needed, let it draw progress bars on a terminal alone: a log would fill with them."""
-    if needed and not sys.stderr.isatty():
-        import tensorflow_datasets as tfds
-
-        tfds.disable_progress_bar()
-
-
-def _print_data(data) -> None:
-    shape = "x".join(map(str, data.image_shape))
-    splits = " and ".join(f"{len(split.labels):,} {name}" for name, split in data.splits.items())
-    print(f"{data.directory}: {splits} images {shape}, {data.num_classes} classes")
-
-
-def _weights_name(weights: str | None) -> str:
-    """Return what the run remembers of its first weights: a file's name may stay while its bytes change."""
-    return "none" if weights is None else weights if weights == "imagenet" else f"sha256:{files.sha256(weights)}"
-
-
-def _optimizer(given):
-    import keras
-
-    if given.optimizer == "adamw":
-        optimizer = keras.optimizers.AdamW(weight_decay=given.weight_decay)
-    else:
-        optimizer = keras.optimizers.SGD(momentum=0.9, nesterov=True, weight_decay=given.weight_decay)
-    return keras.optimizers.LossScaleOptimizer(optimizer) if given.precision == "mixed_float16" else optimizer
-
-
-def _require_tensorflow() -> None:
-    """Refuse another Keras backend before Keras is imported: it may be one that is not installed."""
-    from tfpar.diagnose import doctor
-
-    backend, path = doctor.configured_backend()
-    if backend != "tensorflow":
-        raise errors.SettingsError(
-            f"Keras' backend is {backend}, tfpar needs tensorflow; set KERAS_BACKEND=tensorflow, "
-            f'or "backend": "tensorflow" in {path}'
-        )
-
-
-def _import_tensorflow(given) -> None:
-    """Import TensorFlow and keep its start-up chatter off the screen."""
-    if not given.verbose:
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    # TensorFlow turns oneDNN on by itself on some processors only; on others its convolutions are as much faster.
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-    with _stderr_silenced(not given.verbose):
-        import tensorflow as tf
-    if not given.verbose:
-        tf.get_logger().setLevel("ERROR")
-
-
-class _stderr_silenced:  # noqa: N801 - used like a function
-    """Send to nowhere what C code writes to file descriptor 2; Python's errors still raise.
-
-    So does TensorFlow while it starts, and libtiff at a damaged picture. `but_python` keeps what Python writes there.
-    """
-
-    def __init__(self, active: bool, *, but_python: bool = False):
-        self.active, self.but_python = active, but_python
-
-    def __enter__(self):
-        if self.active:
-            sys.stderr.flush()
-            self.kept, self.stream = os.dup(2), sys.stderr
-            if self.but_python:
-                sys.stderr = open(self.kept, "w", buffering=1, errors="backslashreplace", closefd=False)
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, 2)
-            os.close(nowhere)
-
-    def __exit__(self, *_exception):
-        if self.active:
-            if self.but_python:
-                sys.stderr.flush()
-            sys.stderr = self.stream
-            os.dup2(self.kept, 2)
-            os.close(self.kept)
-
-
-# By name: the same parser reads the command that `launch` runs.
-COMMANDS = {
-    "prepare": _prepare, "train": _train, "predict": _predict, "evaluate": _evaluate, "launch": _launch, "kubernetes": _kubernetes,
-    "doctor": _doctor, "--dockerfile": _dockerfile,
-}  # fmt: skip

@@ -81,10 +81,8 @@ def dataset(
     if tfds_manual_dir is not None:
         validate.path("tfds_manual_dir", tfds_manual_dir)
     settings = {"validation_fraction": validation_fraction, "seed": seed}
-    if splits is not None:
-        settings["folders_are_splits"] = bool(splits)
-    if group_by is not None:
-        settings["group_by"] = group_by
+    optional = {"folders_are_splits": splits, "group_by": group_by}
+    settings |= {name: value for name, value in optional.items() if value is not None}
     there = (directory / "dataset.json").exists()
     if there and not fresh:
         reuse.check(directory, source, settings, size)
@@ -172,22 +170,7 @@ def _make(source: Source, work: Path, size, on_bad_image: str, settings: dict, o
         named = "; ".join(f"{source}: {reason}" for source, reason in bad[:3])
         raise errors.DataError(f"{source.name}: {len(bad)} of {total + len(bad)} inputs cannot be used ({named}, ...)")
     class_names = _filled_classes(source, splits)
-    numbers = Counter(splits["train"].labels)
-    (most, largest), (least, smallest) = (numbers.most_common()[place] for place in (0, -1))
-    if largest >= UNBALANCED * smallest:
-        print(
-            f"class {class_names[most]} has {largest} images and {class_names[least]} has {smallest}: consider train --class-weights balanced"
-        )
-    if "validation" in splits:
-        holdout.check_groups(splits)
-    else:
-        of = {"fraction": settings["validation_fraction"], "seed": settings["seed"]}
-        chosen = holdout.chosen(splits["train"], class_names, **of)
-        splits["validation"] = splits["train"].move(chosen, work / "validation")
-    if not splits["validation"].labels:
-        raise errors.DataError(
-            f"{source.name}: no image is left for validation; give more images or a larger validation fraction"
-        )
+    _hold_out(source, splits, class_names, settings)
     holdout.tell_same_pictures(splits, class_names)
     for writer in splits.values():
         writer.close()
@@ -196,6 +179,26 @@ def _make(source: Source, work: Path, size, on_bad_image: str, settings: dict, o
         settings = settings | {"source": source.identity()}
     described = _described(source.name, work, shape, class_names, splits, len(skipped), settings)
     return described | ({"source_files": source.stamp} if source.stamp else {})
+
+
+def _hold_out(source: Source, splits: dict[str, arrays.SplitWriter], class_names: list[str], settings: dict) -> None:
+    """Give the source a validation split where it has none of its own; tell of classes that are much larger than others."""
+    train = splits["train"]
+    (most, largest), *_, (least, smallest) = Counter(train.labels).most_common()
+    if largest >= UNBALANCED * smallest:
+        print(
+            f"class {class_names[most]} has {largest} images and {class_names[least]} has {smallest}: consider train --class-weights balanced"
+        )
+    if "validation" in splits:
+        holdout.check_groups(splits)
+    else:
+        of = {"fraction": settings["validation_fraction"], "seed": settings["seed"]}
+        chosen = holdout.chosen(train, class_names, **of)
+        splits["validation"] = train.move(chosen, train.directory.with_name("validation"))
+    if not splits["validation"].labels:
+        raise errors.DataError(
+            f"{source.name}: no image is left for validation; give more images, more groups, or a larger validation fraction"
+        )
 
 
 def _fill(writer: arrays.SplitWriter, source: Source, split: str, on_bad_image: str) -> list[tuple[str, str]]:

@@ -149,6 +149,18 @@ def _roots(root: Path, folders: list[str], splits: bool | None) -> dict[str, Pat
     return found
 
 
+def pictures(root: str) -> list[str]:
+    """Return the paths of all files below a folder that may be pictures, in a fixed order.
+
+    Raises:
+        errors.InputNotFound: there is none, or a folder cannot be read.
+    """
+    found = [str(path) for _, path in _walk(Path(root)) if not foreign(path.name)]
+    if not found:
+        raise errors.InputNotFound(f"{files.printable(root)}: no pictures in it or below. Name a folder with pictures")
+    return found
+
+
 def _no_classes(root: Path, train: Path, listed: list) -> str:
     """Return where the classes seem to be, for the message that there are none."""
     place, flat = (

@@ -1,0 +1,291 @@
+"""The commands: each checks what it was given, calls the library, and prints what follows."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from tfpar import errors, files
+from tfpar.arguments import SETTINGS, parser
+from tfpar.screen import quiet, say, stderr_silenced
+
+PREDICTED_TOGETHER = 64  # pictures
+DEFAULT_STAGES = {"sgd": ["10@0.2:0.02", "5@0.02:0"], "adamw": ["10@0.001:0.0001", "5@0.0001:0"]}
+
+
+def _prepare(given) -> None:
+    from tfpar import prepare
+
+    by_name = given.source != "digits" and not Path(given.source).exists()
+    if by_name:
+        _import_tensorflow(given)  # TensorFlow Datasets will
+    with stderr_silenced(not given.verbose, but_python=True):  # libtiff tells of damaged pictures in its own words
+        _bars_on_a_terminal(by_name)
+        data = prepare.dataset(
+            given.source, given.directory, image_size=given.image_size, validation_fraction=given.validation_fraction,
+            seed=given.seed, on_bad_image=given.on_bad_image, tfds_manual_dir=given.tfds_manual_dir, splits=given.splits,
+            group_by=given.group_by, fresh=given.fresh,
+        )  # fmt: skip
+    _print_data(data)
+
+
+def _train(given) -> None:
+    _import_tensorflow(given)
+    import keras
+
+    from tfpar import check, results, schedule, signals, train
+    from tfpar.diagnose import memory, profiling
+    from tfpar.workers.group import WorkerGroup, check_connection
+
+    run = Path(given.run or f"runs/{files.name_of(given.data)}")
+    strategy = _strategy(given)
+    group = WorkerGroup(strategy)
+    # After the strategy: TensorFlow takes SIGTERM for itself when several workers start.
+    with signals.StopSignal(), group.worker_loss_as_error(), quiet(not group.chief):
+        check_connection(strategy)
+        continues = (run / "run.json").exists() and not given.fresh
+        known = results.Run(run).facts["data"]["verified"] if continues else {}
+        with group.chief_first(), stderr_silenced(not given.verbose, but_python=True):
+            data = _data(given.data, known)
+        _print_data(data)
+        keras.config.set_dtype_policy(given.precision)
+        keras.utils.set_random_seed(given.seed)
+        with strategy.scope():
+            model = _compiled(given, data)
+        if given.verbose:
+            check.same_gradient(model, data.train.images[:16], data.train.labels[:16])
+        settings = {name: getattr(given, name) for name in SETTINGS} | {
+            "stages": given.stage or [schedule.parse(text) for text in DEFAULT_STAGES[given.optimizer]]
+        }
+        if given.dry_run:
+            print(f"{memory.estimate(model, data, **settings)}\nnothing was trained")
+            return
+        if given.profile:
+            place = f"{run}.profile"
+            print(profiling.profile(model, data, place, **settings))
+            print(f"nothing was trained; the picture is {place}/profile.png, the trace: tensorboard --logdir {place}")
+            return
+        metrics = train.run(model, data, run, **settings, weights=_weights_name(given.weights)).metrics()
+        print(
+            f"finished: accuracy {metrics['accuracy']:.4f} on {metrics['examples']} validation images, {run / 'report.html'}"
+        )
+
+
+def _predict(given) -> int:
+    import numpy as np
+
+    from tfpar import results
+    from tfpar.prepare import folders, pictures
+    from tfpar.results import predictions
+
+    run = results.Run(given.run)
+    height, width, channels = run.facts["data"]["image_shape"]
+    paths = [path for image in given.images for path in (folders.pictures(image) if Path(image).is_dir() else [image])]
+    answers, unreadable, model = [], 0, None
+    for start in range(0, len(paths), PREDICTED_TOGETHER):
+        pixels, readable = [], []
+        for path in paths[start : start + PREDICTED_TOGETHER]:
+            try:
+                with pictures.quiet(), stderr_silenced(not given.verbose):
+                    pixels.append(pictures.load(path, (height, width), channels=channels))
+                readable.append(files.printable(path))
+            except pictures.BadPicture as reason:
+                if path in given.images:
+                    raise errors.InputNotFound(f"{files.printable(path)}: {reason}") from reason
+                say(f"{files.printable(path)}: {reason}")
+                unreadable += 1
+        if not pixels:
+            continue
+        _import_tensorflow(given)
+        with stderr_silenced(not given.verbose):
+            model = model or run.model()
+            probabilities = predictions.softmax(model.predict(np.stack(pixels), verbose=0))
+        for path, row in zip(readable, probabilities, strict=True):
+            answer = {"image": path, "label": run.class_names[row.argmax()], "confidence": float(row.max())}
+            answers.append(answer)
+            if not given.json:
+                print(f"{answer['image']}: {answer['label']} ({answer['confidence']:.1%})")
+    if given.json:
+        print(json.dumps(answers, indent=1, ensure_ascii=False))
+    if unreadable:
+        say(f"tfpar: {unreadable} of {len(paths)} pictures cannot be read; the others are labelled")
+    return errors.DataError.exit_code if unreadable else 0
+
+
+def _evaluate(given) -> None:
+    from tfpar import results
+    from tfpar.results import predictions
+
+    run = results.Run(given.run)
+    _import_tensorflow(given)
+    from tfpar import prepare
+    from tfpar.train import inference
+
+    data = prepare.load(given.data or run.facts["data"]["directory"])
+    split = data.splits.get(given.split)
+    if split is None:
+        raise errors.SettingsError(f"{data.directory} has no split {given.split}; it has {', '.join(data.splits)}")
+    if not len(split.labels):
+        raise errors.DataError(f"{data.directory}: its split {given.split} has no image; name another --split")
+    shape = tuple(run.facts["data"]["image_shape"])
+    if tuple(data.image_shape) != shape:
+        raise errors.SettingsError(
+            f"{data.directory} has pictures {tuple(data.image_shape)}, the run was trained on {shape}; prepare them with "
+            f"--image-size {shape[0]}x{shape[1]}"
+        )
+    if data.class_names != run.class_names:
+        other = sorted(set(data.class_names) ^ set(run.class_names))
+        raise errors.SettingsError(
+            f"{data.directory} has {data.num_classes} classes, the run was trained on {len(run.class_names)}; "
+            + (f"only one of them has {', '.join(other[:5])}" if other else "they stand in another order")
+        )
+    model = run.model()
+    logits, losses = inference.Inference(model)(split)
+    computed = predictions.metrics(predictions.table(logits, split), losses, data.class_names)
+    print(json.dumps(computed, indent=1, ensure_ascii=False))
+
+
+def _doctor(given) -> int:
+    from tfpar.diagnose import doctor
+
+    found = doctor.examine()
+    print(json.dumps([finding._asdict() for finding in found], indent=1) if given.json else doctor.table(found))
+    return 0 if doctor.works(found) else errors.Unavailable.exit_code
+
+
+def _launch(given) -> int:
+    from tfpar.results import writing
+    from tfpar.workers import launcher
+
+    train = parser(COMMANDS).parse_args(given.words)
+    if train.command is not _train or train.profile or train.dry_run:
+        raise errors.SettingsError(
+            f"launch runs several workers that train, without --profile and --dry-run; given was {' '.join(given.words)}"
+        )
+    run, words = Path(train.run or f"runs/{files.name_of(train.data)}"), list(given.words)
+    if train.fresh:  # here, once: workers that start again continue
+        words.remove("--fresh")
+        writing.keep_earlier_run(run)
+    return launcher.launch(
+        words, workers=given.workers, logs=given.logs or run / "workers", restarts=given.restarts,
+        cores_per_worker=given.cores_per_worker,
+    )  # fmt: skip
+
+
+def _kubernetes(given) -> None:
+    from tfpar import kubernetes
+
+    others = ("command", "arguments", "verbose", "dockerfile", "words")
+    options = {name: value for name, value in vars(given).items() if name not in others}
+    print(kubernetes.text(kubernetes.manifests(given.words, **options)), end="")
+
+
+def _dockerfile() -> str:
+    from tfpar import kubernetes
+
+    return kubernetes.dockerfile()
+
+
+# ---- their parts
+
+
+def _strategy(given):
+    """Meet the other workers where there are some, otherwise take this machine's devices."""
+    from tfpar import devices, signals, workers
+    from tfpar.workers import group
+
+    if given.deterministic:
+        import tensorflow as tf
+
+        tf.config.experimental.enable_op_determinism()
+    if given.simulate is None and workers.cluster():
+        return group.strategy(command=given.arguments)
+    with signals.StopSignal(), stderr_silenced(not given.verbose):
+        return devices.strategy(simulate=given.simulate)  # before TensorFlow Datasets starts TensorFlow
+
+
+def _compiled(given, data):
+    """Return the network that the command names, compiled."""
+    import keras
+
+    from tfpar import models
+
+    model = models.build(given.model, data.image_shape, data.num_classes, weights=given.weights, freeze=given.freeze)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    if given.label_smoothing:
+        loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=given.label_smoothing)
+    model.compile(_optimizer(given), loss, metrics=["accuracy"], jit_compile=given.xla)
+    return model
+
+
+def _data(source: str, known: dict):
+    """Load a prepared directory, or prepare the source into data/NAME and find it there the next time."""
+    from tfpar import prepare
+
+    if (Path(source) / "dataset.json").exists():
+        return prepare.load(source, known=known)
+    target = Path("data") / files.name_of(source)
+    _bars_on_a_terminal(source != "digits" and not Path(source).exists() and not target.exists())
+    return prepare.dataset(source, target, known=known)
+
+
+def _bars_on_a_terminal(needed: bool) -> None:
+    """Where TensorFlow Datasets is needed, let it draw progress bars on a terminal alone: a log would fill with them."""
+    if needed and not sys.stderr.isatty():
+        import tensorflow_datasets as tfds
+
+        tfds.disable_progress_bar()
+
+
+def _print_data(data) -> None:
+    shape = "x".join(map(str, data.image_shape))
+    splits = " and ".join(f"{len(split.labels):,} {name}" for name, split in data.splits.items())
+    print(f"{data.directory}: {splits} images {shape}, {data.num_classes} classes")
+
+
+def _weights_name(weights: str | None) -> str:
+    """Return what the run remembers of its first weights: a file's name may stay while its bytes change."""
+    return "none" if weights is None else weights if weights == "imagenet" else f"sha256:{files.sha256(weights)}"
+
+
+def _optimizer(given):
+    import keras
+
+    if given.optimizer == "adamw":
+        optimizer = keras.optimizers.AdamW(weight_decay=given.weight_decay)
+    else:
+        optimizer = keras.optimizers.SGD(momentum=0.9, nesterov=True, weight_decay=given.weight_decay)
+    return keras.optimizers.LossScaleOptimizer(optimizer) if given.precision == "mixed_float16" else optimizer
+
+
+def require_tensorflow() -> None:
+    """Refuse another Keras backend before Keras is imported: it may be one that is not installed."""
+    from tfpar.diagnose import doctor
+
+    backend, path = doctor.configured_backend()
+    if backend != "tensorflow":
+        raise errors.SettingsError(
+            f"Keras' backend is {backend}, tfpar needs tensorflow; set KERAS_BACKEND=tensorflow, "
+            f'or "backend": "tensorflow" in {path}'
+        )
+
+
+def _import_tensorflow(given) -> None:
+    """Import TensorFlow and keep its start-up chatter off the screen."""
+    if not given.verbose:
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # TensorFlow turns oneDNN on by itself on some processors only; on others its convolutions are as much faster.
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+    with stderr_silenced(not given.verbose):
+        import tensorflow as tf
+    if not given.verbose:
+        tf.get_logger().setLevel("ERROR")
+
+
+# By name: the same parser reads the command that `launch` runs.
+COMMANDS = {
+    "prepare": _prepare, "train": _train, "predict": _predict, "evaluate": _evaluate, "launch": _launch, "kubernetes": _kubernetes,
+    "doctor": _doctor, "--dockerfile": _dockerfile,
+}  # fmt: skip

@@ -88,9 +88,7 @@ class Settings:
     class_weights: Sequence[float] | None = _setting(None)
     scale_learning_rate: bool = _setting(True)
     warmup_epochs: float | None = _setting(None, within=(0, float(schedule.MOST_EPOCHS)))
-    all_reduce: str = _setting(
-        "ordered", "ordered (default): the same bits on any number of replicas; fast: less to send", choices=ALL_REDUCE
-    )
+    all_reduce: str = _setting("ordered", "default ordered; fast: less to send, no promise of bits", choices=ALL_REDUCE)
     weights: str = _setting("none", check=_check_weights)
     steps_per_call: int | str = _setting(
         "auto", "between two looks at a signal; default auto: 0.25 seconds", bits=False, check=_check_steps_per_call

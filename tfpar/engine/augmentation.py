@@ -31,8 +31,6 @@ def flipped_and_shifted(x: tf.Tensor, draws: tf.Tensor, crop: bool) -> tf.Tensor
     if crop:
         rows = tf.clip_by_value(rows + _shift(draws[:, 1:2], height, kind), 0, height - 1)
         columns = tf.clip_by_value(columns + _shift(draws[:, 2:3], width, kind), 0, width - 1)
-    else:
-        rows = tf.tile(rows, [count, 1])
     image = tf.range(count, dtype=kind)[:, tf.newaxis, tf.newaxis]
     places = (image * height + rows[:, :, tf.newaxis]) * width + columns[:, tf.newaxis, :]
     return tf.gather(tf.reshape(x, [-1, channels]), places)

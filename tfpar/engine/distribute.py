@@ -31,6 +31,12 @@ def for_replicas(
     together = min(max(1, TOGETHER_BYTES // batch_bytes), MOST_TOGETHER)
     ahead = 2 if batch_bytes > AHEAD_BYTES else 4  # small batches wait for threads to wake, large ones for memory
     _keep_freed_memory()
+    options = tf.data.Options()
+    # The default graph rewrites copy the captured array, which may be larger than the memory.
+    options.experimental_optimization.apply_default_optimizations = False
+    # Its thread sleeps for up to ten seconds, and the end of an iterator waits for it.
+    options.autotune.enabled = False
+    options.deterministic = True
 
     def dataset(context=None) -> tf.data.Dataset:
         # data-parallel: one pipeline for each CPU replica, one a process for GPUs; it yields its replicas' batches in turn.
@@ -51,7 +57,7 @@ def for_replicas(
         elements = tf.data.Dataset.range(first, last, together).map(several, num_parallel_calls=calls)
         if together > 1:
             elements = elements.unbatch().take(last - first)
-        return elements.with_options(_options())
+        return elements.with_options(options)
 
     return distributed(dataset, strategy)
 
@@ -114,13 +120,3 @@ def _keep_freed_memory() -> None:
         trim_threshold, mmap_threshold = -1, -3  # the numbers of malloc.h
         libc.mallopt(mmap_threshold, 1 << 30) or libc.mallopt(mmap_threshold, 32 << 20)  # the most of older ones
         libc.mallopt(trim_threshold, (1 << 31) - 1)
-
-
-def _options() -> tf.data.Options:
-    options = tf.data.Options()
-    # The default graph rewrites copy the captured array, which may be larger than the memory.
-    options.experimental_optimization.apply_default_optimizations = False
-    # Its thread sleeps for up to ten seconds, and the end of an iterator waits for it.
-    options.autotune.enabled = False
-    options.deterministic = True
-    return options

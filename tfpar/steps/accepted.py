@@ -61,7 +61,7 @@ def check(model: keras.Model, *, sets_rate: bool = False) -> None:
     Raises:
         errors.SettingsError: with the remedy.
     """
-    _raise_first(_refusals(model, sets_rate))
+    raise_first(_refusals(model, sets_rate))
 
 
 def check_graph(function, *, xla: bool) -> None:
@@ -70,10 +70,11 @@ def check_graph(function, *, xla: bool) -> None:
     Raises:
         errors.SettingsError: it reads a variable of no layer, draws stateful random numbers, or calls a function traced before.
     """
-    _raise_first(_refusals_of_graph(function, xla))
+    raise_first(_refusals_of_graph(function, xla))
 
 
-def _raise_first(refusals: Iterator[str]) -> None:
+def raise_first(refusals: Iterator[str]) -> None:
+    """Raise `errors.SettingsError` with the first message, if there is one."""
     if refusal := next(refusals, None):
         raise errors.SettingsError(refusal)
 
@@ -199,9 +200,8 @@ def replicas_hidden():
 
     def refuse(*_given, **_options):
         raise errors.SettingsError(
-            "a layer of the model looks across replicas (it reads their number or its replica's id, or calls all_reduce or "
-            "all_gather). tfpar computes a shard without knowing the replicas, so that the bits do not depend on their number. "
-            "Let the layer use its own shard alone, or train this model with Keras' own fit"
+            "a layer of the model looks across replicas (it reads their number or its replica's id, or calls all_reduce or all_gather), "
+            "so the bits would depend on their number. Let it use its own shard alone, or train this model with Keras' own fit"
         )
 
     kinds = (distribute_lib._DefaultReplicaContext, tf.distribute.Strategy)  # of a trace outside of all strategies

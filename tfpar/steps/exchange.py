@@ -78,21 +78,18 @@ class Exchange:
         # a + b is b + a: with two parts every all-reduce gives the tree's bits.
         return self.all_reduce == "fast" or (self.replicas == 2 and self.sends == 1)
 
-    def partial_sums(self, parts: list[tf.Tensor]) -> list[tf.Tensor]:
-        """Return what a replica sends, from the vectors `float32[size]` of its shards."""
-        return parts if self.sends == len(parts) else [tree(parts)]
-
-    def __call__(self, context, sums: list[tf.Tensor], rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def __call__(self, context, parts: list[tf.Tensor], rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Return the sum over all shards and the rows of all images, on every replica.
 
         Args:
             context: of this replica.
-            sums: `sends` vectors `float32[size]`.
+            parts: vectors `float32[size]` of this replica's shards, or the `sends` vectors that it contributes.
             rows: `float32[images, width]`: what is kept of each of this replica's images.
 
         Returns:
             `float32[size]` and `float32[replicas * images, width]`.
         """
+        sums = parts if self.sends == len(parts) else [tree(parts)]
         if self.replicas == 1:
             return sums[0], rows
         size, (images, width) = sums[0].shape[0], rows.shape
@@ -104,8 +101,7 @@ class Exchange:
                 total = context.all_reduce(tf.distribute.ReduceOp.SUM, vectors[0])
             else:
                 number = int(tf.get_static_value(context.replica_id_in_sync_group))
-                reduce = _pairs_one_by_one(number)
-                total = sum_in_pairs(vectors, replica=number, replicas=self.replicas, reduce=reduce)
+                total = sum_in_pairs(vectors, replica=number, replicas=self.replicas, reduce=_pairs_one_by_one(number))
             total, placed = tf.split(total, [size, -1])
             return total, tf.reshape(placed, [self.replicas * images, width])
         vector = tf.concat([*sums, tf.reshape(rows, [-1])], axis=0)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import inspect
 import weakref
+from collections.abc import Iterator
 
 import keras
 import tensorflow as tf
 
 from tfpar import errors
 from tfpar.settings import MOST_STEPS_PER_CALL
-from tfpar.steps import keras_repairs
+from tfpar.steps import accepted, keras_repairs
 from tfpar.steps.step import Step
 
 
@@ -71,7 +72,8 @@ def install(
 
     def fit(*arguments, **options):
         if model.train_function is train_function:
-            _check_fit(inspect.signature(type(model).fit).bind(model, *arguments, **options).arguments, train_function)
+            given = inspect.signature(type(model).fit).bind(model, *arguments, **options).arguments
+            accepted.raise_first(_refusals(given, train_function))
         return type(model).fit(model, *arguments, **options)
 
     keras_repairs.repair(model)
@@ -86,23 +88,17 @@ def _refuse(error: errors.SettingsError, _iterator) -> None:
     raise error
 
 
-def _check_fit(given: dict, train_function: _TrainFunction) -> None:
-    """Refuse arguments of `fit` that the endless batches of the engine do not go with."""
+def _refusals(given: dict, train_function: _TrainFunction) -> Iterator[str]:
+    """Yield what is wrong with arguments of `fit` that the endless batches of the engine do not go with."""
     if given.get("class_weight") is not None or given.get("sample_weight") is not None:
-        raise errors.SettingsError(
-            "fit cannot apply class_weight or sample_weight to these batches; give engine.train_batches(class_weights=[...])"
-        )
+        yield "fit cannot apply class_weight or sample_weight to these batches; give engine.train_batches(class_weights=[...])"
     steps, installed = given.get("steps_per_epoch"), train_function.steps_per_epoch
     if train_function.steps_per_call > 1 and steps != installed:
-        raise errors.SettingsError(
-            f"fit was given steps_per_epoch={steps}, and steps.install {installed}; with several steps per call, give both the same"
-        )
+        yield f"steps_per_epoch is {steps} in fit and {installed} in steps.install; with several steps per call, give both the same"
     cardinality = getattr(given.get("x"), "cardinality", 0)
     number = int(cardinality() if callable(cardinality) else cardinality)
     if steps is None and (number == tf.data.INFINITE_CARDINALITY or number > 1 << 40):
-        raise errors.SettingsError(
-            "these batches are endless; give steps_per_epoch=engine.steps_per_epoch(split, global_batch_size=...)"
-        )
+        yield "these batches are endless; give steps_per_epoch=engine.steps_per_epoch(split, global_batch_size=...)"
 
 
 class _TrainFunction:
@@ -132,7 +128,7 @@ class _TrainFunction:
         """Refuse a learning rate that changes within a call: its steps are taken at the end of the call, with the last one."""
         optimizer, first = self.step.model.optimizer, self.asked % self.steps_per_call == 1
         scheduled = isinstance(optimizer._learning_rate, keras.optimizers.schedules.LearningRateSchedule)
-        rate = float(keras.ops.convert_to_numpy(optimizer.learning_rate))
+        rate = self.step.assigned_rate()
         if not first and not scheduled and rate != self.rate:
             raise errors.SettingsError(
                 f"a callback changed the learning rate from {self.rate:g} to {rate:g} within a call; give steps_per_call=1"

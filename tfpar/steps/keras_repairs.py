@@ -1,4 +1,4 @@
-"""What Keras needs to train on several workers, until Keras itself does: one function for each repair.
+"""What Keras needs to train on several workers, until Keras itself does.
 
 `model.fit` under `tf.distribute.MultiWorkerMirroredStrategy` fails in Keras 3 (keras#20585, open since 2024, called
 unsupported), and so does `model.evaluate`. `repair` sets three attributes of one model; no function of Keras is replaced. `tests/steps/test_keras_repairs.py`
@@ -37,19 +37,14 @@ def repair(model: keras.Model) -> None:
         raise errors.SettingsError(
             f"Keras {keras.__version__}: its repairs were tried with {', '.join(TRIED)}; install that, or use train.run"
         )
-    build_beforehand(model)
-    model.train_function = _without_reduction(model, model.train_step)
-    model.test_function = _without_reduction(model, model.test_step)
-
-
-def build_beforehand(model: keras.Model) -> None:
-    """Build optimizer, loss and metrics now: `fit` would take a batch from the data and average it over the workers
-    outside of a `tf.function`, which fails."""
     inputs = keras.KerasTensor((1, *model.inputs[0].shape[1:]), model.inputs[0].dtype)
+    # Otherwise `fit` would take a batch from the data and average it over the workers outside of a tf.function, which fails.
     with model.distribute_strategy.scope():
         model.optimizer.build(model.trainable_variables)
         model._symbolic_build(data_batch=(inputs, np.zeros(1, np.int32)))
     model._maybe_symbolic_build = lambda iterator=None, data_batch=None: None
+    model.train_function = _without_reduction(model, model.train_step)
+    model.test_function = _without_reduction(model, model.test_step)
 
 
 def _without_reduction(model: keras.Model, step: Callable) -> Callable:

@@ -202,14 +202,10 @@ def _is_one_hot(function: Callable) -> bool:
 
 def _metric_takes_probabilities(metric: keras.metrics.Metric) -> bool:
     """Tell whether a metric compares its predictions with a probability, or requires that they are some."""
-    kinds = (
-        keras.metrics.Precision, keras.metrics.Recall, confusion_metrics._ConfusionMatrixConditionCount,
-        confusion_metrics.SensitivitySpecificityBase,
-    )  # fmt: skip
     if isinstance(metric, keras.metrics.AUC):
         return not metric._from_logits
     function, options = getattr(metric, "_fn", None), getattr(metric, "_fn_kwargs", {})
     if function is keras.metrics.binary_accuracy:
         return options.get("threshold", 0.5) != 0
-    threshold = getattr(metric, "threshold", None)
-    return isinstance(metric, kinds) or bool(threshold) or _takes_probabilities(function, options)
+    counting = any(kind.__module__ == confusion_metrics.__name__ for kind in type(metric).__mro__)
+    return counting or bool(getattr(metric, "threshold", None)) or _takes_probabilities(function, options)

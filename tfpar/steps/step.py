@@ -18,9 +18,7 @@ from tfpar.steps import accepted, objective, tensorflow_repairs
 from tfpar.steps.exchange import Exchange
 from tfpar.steps.shard import COLUMNS, Shard, is_compiled_by_xla
 
-RATE_OF_STAGES = (
-    "{who} {what}, but train.run sets it in every step; give the rates in the stages, as in Stage(10, 0.2, 0.02)"
-)
+RATE_OF_STAGES = "{who} {what}; train.run sets it in every step, so give the rates in the stages: Stage(10, 0.2, 0.02)"
 
 
 @dataclass
@@ -110,11 +108,11 @@ class Step:
     def _check_batches(self, element_spec) -> None:
         """Refuse batches that were made for another strategy than the model."""
         of_batch = len(getattr(tf.nest.flatten(element_spec)[0], "_value_specs", [None]))
-        in_process = 1 if self.exchange.several_workers else self.exchange.replicas
-        if of_batch != in_process and not (self.exchange.several_workers and of_batch > 1):
+        of_model = self.exchange.replicas
+        if of_batch != of_model and not self.exchange.several_workers:
             raise errors.SettingsError(
-                f"the batches are for {of_batch} replica{'s'[: of_batch > 1]}, and the model was created for {in_process}; give both "
-                "the same strategy: create the model inside strategy.scope()"
+                f"the batches are for {of_batch} replica{'s'[: of_batch > 1]}, and the model was created for {of_model}; give both the "
+                "same strategy: create the model inside strategy.scope()"
             )
 
     def assigned_rate(self) -> np.float32:
@@ -168,8 +166,8 @@ class Step:
     def _replica_step(self, batch, number: tf.Tensor):
         """Take one step on one replica: its shards, the sum over all shards, the update."""
         context = tf.distribute.get_replica_context()
-        sums, rows = self._compute_shards(context, batch, number)
-        total, rows = self.exchange(context, sums, rows)
+        vectors, rows = self._compute_shards(context, batch, number)
+        total, rows = self.exchange(context, vectors, rows)
         self.update(context, total / self.exchange.shards)
         losses, penalties, labels = tf.unstack(rows[:, :COLUMNS], axis=1)
         labels, logits = tf.cast(labels, tf.int32), rows[:, COLUMNS:]
@@ -177,7 +175,7 @@ class Step:
         return losses, tf.argmax(logits, axis=1, output_type=tf.int32) == labels
 
     def _compute_shards(self, context, batch, number: tf.Tensor):
-        """Compute this replica's shards one after the other; return what it sends and its rows of losses and logits."""
+        """Compute this replica's shards one after the other; return their vectors, and all rows of losses and logits."""
         count, values = self.exchange.shards_per_replica, self.shard.values()
         batches = zip(*(tf.split(member, count) for member in batch), strict=True)
         vectors, rows = [], []
@@ -186,7 +184,7 @@ class Step:
                 vector, row = self.shard(values, shard_batch, number, context.replica_id_in_sync_group * count + k)
             vectors.append(vector)
             rows.append(row)
-        return self.exchange.partial_sums(vectors), tf.concat(rows, axis=0)
+        return vectors, tf.concat(rows, axis=0)
 
     def update(self, context, mean: tf.Tensor) -> None:
         """Apply the mean over all shards, `float32[size]`, on this replica."""

@@ -24,8 +24,7 @@ def checked(callbacks) -> list[keras.callbacks.Callback]:
         validate.reject("callbacks", callbacks, "a list of keras.callbacks.Callback")
     for callback in callbacks:
         if isinstance(callback, (keras.callbacks.LearningRateScheduler, keras.callbacks.ReduceLROnPlateau)):
-            who = type(callback).__name__
-            raise errors.SettingsError(RATE_OF_STAGES.format(who=who, what="changes the learning rate"))
+            raise errors.SettingsError(RATE_OF_STAGES.format(who=type(callback).__name__, what="sets the rate"))
         if isinstance(callback, (keras.callbacks.BackupAndRestore, keras.callbacks.SwapEMAWeights)):
             raise errors.SettingsError(f"{type(callback).__name__} repeats what train.run does itself; leave it out")
     return list(callbacks)
@@ -33,11 +32,8 @@ def checked(callbacks) -> list[keras.callbacks.Callback]:
 
 def states(callbacks: Sequence[keras.callbacks.Callback]) -> dict:
     """Return the state of each callback that has `get_state()`, by its position, as JSON can hold it."""
-    return {
-        str(i): keras.saving.serialize_keras_object(callback.get_state())
-        for i, callback in enumerate(callbacks)
-        if hasattr(callback, "get_state")
-    }
+    keeping = {str(i): callback for i, callback in enumerate(callbacks) if hasattr(callback, "get_state")}
+    return {i: keras.saving.serialize_keras_object(callback.get_state()) for i, callback in keeping.items()}
 
 
 def restore(callbacks: Sequence[keras.callbacks.Callback], earlier: dict, *, chief: bool) -> None:

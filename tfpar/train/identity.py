@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import os
 import platform
@@ -23,9 +22,7 @@ from tfpar.steps.shard import is_compiled_by_xla
 
 # Of the step and of inference; a change of their bits counts it up. 2: sums of three and more in a fixed order.
 ARITHMETIC = 2
-VECTOR_INSTRUCTIONS = (
-    "amx_bf16", "avx512_bf16", "avx512_vnni", "avx512f", "avx_vnni", "avx2", "avx", "sse4_2",
-)  # best first  # fmt: skip
+BEST_FIRST = ("amx_bf16", "avx512_bf16", "avx512_vnni", "avx512f", "avx_vnni", "avx2", "avx", "sse4_2")
 WORDS = {"data": "the data's fingerprint", "jit_compile": "XLA"}
 
 
@@ -43,8 +40,7 @@ def fingerprint(model: keras.Model, data: Dataset, settings: Settings) -> dict:
         **settings.that_decide_the_bits(),
     }
     loss = keras.tree.flatten(model.loss)[0]
-    made_by = loss if inspect.isfunction(loss) else type(loss)
-    if not isinstance(loss, str) and not made_by.__module__.startswith("keras."):
+    if not isinstance(loss, str) and not getattr(loss, "__module__", "").startswith("keras."):
         values["loss_gives"] = _value_of(loss, data.num_classes)
     return json.loads(json.dumps(values, default=_number))
 
@@ -140,7 +136,7 @@ def _threads(configured: int, variable: str, cores: int) -> int:
 def _instructions() -> str:
     """Return the best vector instructions that oneDNN and Eigen may use on this processor."""
     flags = _cpuinfo("flags").split()
-    best = next((name for name in VECTOR_INSTRUCTIONS if name in flags), platform.machine())
+    best = next((name for name in BEST_FIRST if name in flags), platform.machine())
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA")
     return f"{best}, at most {limit}" if limit else best
 

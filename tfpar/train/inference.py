@@ -46,8 +46,7 @@ class Inference:
         return np.ascontiguousarray(rows[:, 1:]), rows[:, 0].copy()
 
     def _run(self, batch):
-        gathered = self.strategy.run(self._replica, args=(batch,))
-        return self.strategy.experimental_local_results(gathered)[0]
+        return self.strategy.experimental_local_results(self.strategy.run(self._replica, args=(batch,)))[0]
 
     def _replica(self, batch):
         rows = self.chunk(*shard.values_of(self.model), *batch)

@@ -131,8 +131,8 @@ class Training:
         if progress:
             self.progress = Progress.of_json(progress, self.step.counts)
             self.callback_states = progress["callbacks"]
-            epochs = self._epochs()
             if self.group.chief:
+                epochs = self._epochs()
                 epoch = min(len(self.progress.rows) + 1, epochs)
                 print(f"continuing after step {self.step.counts.step}, in epoch {epoch} of {epochs}")
 
@@ -253,7 +253,7 @@ class Training:
             callbacks.on_train_batch_begin(counts.step - first)
             self._call(batches, last - counts.step)
             logs = self._logs()
-            callbacks.on_train_batch_end(counts.step - first - 1, logs)
+            callbacks.on_train_batch_end(counts.step - first - 1, dict(logs))
             self._agree()
             if counts.step < last and self.checkpoint_due:
                 self._save()
@@ -295,8 +295,6 @@ class Training:
         logits, losses = self.inference(self.data.validation, between=self._stop_if_requested)
         others = objective.metrics_of(self.model, self.data.validation.labels, logits) if self.step.more_metrics else {}
         logs |= {f"val_{name}": value for name, value in others.items()} | {
-            "loss": counts.losses / counts.images,
-            "accuracy": counts.correct / counts.images,
             "val_loss": predictions.mean(losses),
             "val_accuracy": float((logits.argmax(axis=1) == self.data.validation.labels).mean()),
             "learning_rate": self.rate(counts.step - 1),
@@ -320,9 +318,8 @@ class Training:
         if self.group.chief:
             writing.write_stage(self.directory, number, table, metrics, self.model)
         correct = round(metrics["accuracy"] * metrics["examples"])
-        place = self.directory / stage_path(number)
         found = f"accuracy {metrics['accuracy']:.4f} ({correct} of {metrics['examples']})"
-        self._print(f"stage {number}: {found}, in {place}")
+        self._print(f"stage {number}: {found}, in {self.directory / stage_path(number)}")
         self.progress.stage, self.progress.stage_start, self.progress.ending = number, self.step.counts.step, False
         self._save()
         self._stop_if_requested()

@@ -13,7 +13,7 @@ import keras
 from tfpar import files, results, validate
 from tfpar.results import writing
 from tfpar.schedule import Stage
-from tfpar.settings import Settings
+from tfpar.settings import FIELDS, Settings
 from tfpar.signals import StopSignal
 from tfpar.steps import accepted
 from tfpar.train import callbacks as callbacks_of
@@ -82,11 +82,8 @@ def run(
         errors.OutputError: the directory holds something else, or another process trains in it.
         errors.WorkerLost: another worker has gone; start all again.
     """
-    settings = Settings(
-        stages=stages, global_batch_size=global_batch_size, shards=shards, seed=seed, augment=augment, class_weights=class_weights,
-        scale_learning_rate=scale_learning_rate, warmup_epochs=warmup_epochs, all_reduce=all_reduce, weights=weights,
-        steps_per_call=steps_per_call, checkpoint_seconds=checkpoint_seconds, fresh=fresh, verbose=verbose,
-    )  # fmt: skip
+    given = locals()
+    settings = Settings(**{name: given[name] for name in FIELDS})
     if not settings.stages:
         validate.reject("stages", stages, "a list of at least one stage, such as [Stage(epochs=10, learning_rate=0.1)]")
     callbacks, directory = callbacks_of.checked(callbacks), validate.path("directory", directory)

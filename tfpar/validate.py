@@ -89,20 +89,23 @@ def path(name: str, value) -> Path:
     return Path(value)
 
 
-def split(value) -> tuple[np.ndarray, np.ndarray]:
+def split(value, *, one_hot: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Return the images and the labels of a split.
 
     Raises:
-        errors.SettingsError: they are not `uint8[N, height, width, channels]` and whole numbers `[N]`, N at least 1.
+        errors.SettingsError: they are not `uint8[N, height, width, channels]` and whole numbers `[N]`, N at least 1; with
+            `one_hot` the labels may be numbers `[N, classes]` as well.
     """
     import numpy as np  # not above: `tfpar --help` needs the limits, and is immediate
 
     rule = "(images, labels): uint8 [N, height, width, channels] and whole numbers [N], N at least 1"
+    rule += ", or one-hot labels [N, classes]" * one_hot
     images, labels = value[:2] if isinstance(value, (tuple, list)) and len(value) > 1 else (None, None)
     if not (isinstance(images, np.ndarray) and isinstance(labels, np.ndarray)):
         reject("split", value, rule)
-    right = images.dtype == np.uint8 and images.ndim == 4 and images.size and labels.dtype.kind in "iu"
-    if not right or labels.shape != images.shape[:1]:
+    rows = one_hot and labels.ndim == 2 and labels.shape[1] > 1 and labels.dtype.kind in "iufb"
+    right = images.dtype == np.uint8 and images.ndim == 4 and images.size and labels.shape[:1] == images.shape[:1]
+    if not right or not (rows or (labels.ndim == 1 and labels.dtype.kind in "iu")):
         found = f"{images.dtype}{list(images.shape)} and {labels.dtype}{list(labels.shape)}"
         raise errors.SettingsError(f"split={found}: give {rule}")
     return images, labels

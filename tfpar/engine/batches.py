@@ -20,7 +20,7 @@ def steps_per_epoch(split, *, global_batch_size: int) -> int:
         errors.SettingsError: the split is none, or the batch no whole number of at least 1.
     """
     batch = validate.integer("global_batch_size", global_batch_size, 1, validate.MOST_BATCH)
-    return -(-len(validate.split(split)[0]) // batch)
+    return -(-len(validate.split(split, one_hot=True)[0]) // batch)
 
 
 def train_batches(
@@ -36,17 +36,18 @@ def train_batches(
     """Return the endless training batches, one element per replica and step, for `model.fit` or a loop.
 
     Args:
-        split: `(images, labels, ...)`: `uint8[N, height, width, channels]` and `int32[N]`.
+        split: `(images, labels, ...)`: `uint8[N, height, width, channels]` and `int32[N]`, or one-hot labels `[N, classes]`
+            for a loss that takes those. Its `weights`, if it has any, multiply the loss of each image.
         strategy: whose replicas get the batches.
         global_batch_size: images of one step over all replicas; a multiple of the replicas.
         seed: of the order and of the augmentation.
         first_step: where to start; `fit(initial_epoch=2)` goes with `first_step=2 * epoch`.
         augment: `"none"`, `"flip"` (left-right), or `"crop-flip"` (shifted by up to an eighth of the side as well).
-        class_weights: one number per class; adds a third member `float32[batch]` to the elements.
+        class_weights: one number per class, as a list or Keras' dictionary; multiplies the weights of the split.
 
     Returns:
         A `tf.data.Dataset` on one device, else a distributed one, of `(uint8[B/R, height, width, channels],
-        int32[B/R])`.
+        int32[B/R])`, or `float32[B/R, classes]` for one-hot labels; with weights of either kind a third member `float32[B/R]`.
 
     Raises:
         errors.SettingsError: the batch cannot be divided among the replicas, or an argument is out of its range.
@@ -57,10 +58,9 @@ def train_batches(
     seed = validate.integer("seed", seed, 0, validate.MOST_SEED)
     first_step = validate.integer("first_step", first_step, 0, validate.MOST_POSITION // global_batch_size)
     validate.choice("augment", augment, AUGMENTATIONS)
-    class_weights = validate.class_weights(class_weights, int(validate.split(split)[1].max()) + 1, exactly=False)
+    images, labels = _constants(validate.split(split, one_hot=True))
+    weights = _weights(split, class_weights)
     local_batch = devices.per_replica(global_batch_size, strategy)
-    images, labels = _constants(split)
-    weights = None if class_weights is None else tf.constant(class_weights, tf.float32)
     examples, block = len(split[0]), permutation.block_of(split[0])
     read_ahead = permutation.ReadAhead(split[0], seed=seed) if block and permutation.of_a_file(split[0]) else None
 
@@ -76,7 +76,7 @@ def train_batches(
             of = {"seed": seed, "global_batch_size": global_batch_size, "rows": local_batch}
             drawn = augmentation.draws(steps, first_rows, **of)
             x = augmentation.flipped_and_shifted(x, drawn, crop=augment == "crop-flip")
-        return (x, y) if weights is None else (x, y, tf.gather(weights, y))
+        return (x, y) if weights is None else (x, y, tf.gather(weights, chosen))
 
     return for_replicas(batches, strategy, batch_bytes=local_batch * split[0][:1].nbytes, first_step=first_step)
 
@@ -92,7 +92,7 @@ def inference_batches(split, strategy: tf.distribute.Strategy):
         A finite dataset of `(uint8[64, height, width, channels], int32[64])` per replica.
     """
     examples, replicas = len(split[0]), strategy.num_replicas_in_sync
-    images, labels = _constants(split)
+    images, labels = _constants(validate.split(split))
 
     def batches(steps: tf.Tensor, replica: tf.Tensor):
         chosen = tf.minimum(_rows((steps * replicas + replica) * INFERENCE_CHUNK, INFERENCE_CHUNK), examples - 1)
@@ -108,8 +108,20 @@ def _rows(firsts: tf.Tensor, count: int) -> tf.Tensor:
 
 
 def _constants(split) -> tuple[tf.Tensor, tf.Tensor]:
-    """Return images and labels as tensors; labels of any whole kind as the `int32` that batches have."""
-    return _constant(split[0]), _constant(split[1].astype(np.int32, copy=False))
+    """Return images and labels as tensors; labels as the `int32[N]` or `float32[N, classes]` that batches have."""
+    images, labels = split
+    return _constant(images), _constant(labels.astype(np.int32 if labels.ndim == 1 else np.float32, copy=False))
+
+
+def _weights(split, class_weights) -> tf.Tensor | None:
+    """Return the weight of each image, `float32[N]`: its own times that of its class."""
+    own, labels = getattr(split, "weights", None), split[1]
+    classes = labels.shape[1] if labels.ndim == 2 else int(labels.max()) + 1
+    class_weights = validate.class_weights(class_weights, classes, exactly=False)
+    if class_weights is None:
+        return None if own is None else tf.constant(own, tf.float32)
+    of_class = np.asarray(class_weights, np.float32)[labels.argmax(axis=1) if labels.ndim == 2 else labels]
+    return tf.constant(of_class if own is None else own * of_class, tf.float32)
 
 
 def _constant(array: np.ndarray) -> tf.Tensor:

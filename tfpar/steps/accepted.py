@@ -64,22 +64,15 @@ def check(model: keras.Model, *, sets_rate: bool = False) -> None:
     raise_first(_refusals(model, sets_rate))
 
 
-def check_graph(function, *, xla: bool) -> None:
-    """Refuse a traced shard that depends on more than its arguments, or, without XLA, has a sum in no fixed order.
-
-    Raises:
-        errors.SettingsError: it reads a variable of no layer, draws stateful random numbers, or calls a function traced before.
-    """
-    raise_first(_refusals_of_graph(function, xla))
-
-
 def raise_first(refusals: Iterator[str]) -> None:
     """Raise `errors.SettingsError` with the first message, if there is one."""
     if refusal := next(refusals, None):
         raise errors.SettingsError(refusal)
 
 
-def _refusals_of_graph(function, xla: bool) -> Iterator[str]:
+def refusals_of_graph(function, *, xla: bool) -> Iterator[str]:
+    """Yield why a traced shard depends on more than its arguments, or, without XLA, has a sum in no fixed order: it reads a
+    variable of no layer, draws stateful random numbers, or calls a function traced before."""
     if function.graph.variables:
         names = ", ".join(sorted(variable.name.split(":")[0] for variable in function.graph.variables)[:3])
         yield (
@@ -128,10 +121,7 @@ def _refused_methods(model: keras.Model, names: tuple[str, ...]) -> Iterator[str
 
 def _refused_shapes(model: keras.Model) -> Iterator[str]:
     if not getattr(model, "inputs", None):
-        yield (
-            f"model {model.name} ({type(model).__name__}) does not know its input. A Sequential: begin it with keras.Input((height, "
-            "width, channels), dtype='uint8'). A subclassed model: make it functional, keras.Model(inputs, network(inputs))"
-        )
+        yield f"model {model.name} has no known input; begin it with keras.Input(...), or if it is subclassed make it functional"
     given, made = _ends(model)
     single = isinstance(given, keras.KerasTensor) and isinstance(made, keras.KerasTensor)
     if not single or len(made.shape) != 2 or None in (*given.shape[1:], made.shape[1]):

@@ -60,7 +60,7 @@ class Shard:
                 tf.TensorSpec([], tf.float32), tuple(batch), tf.TensorSpec([], tf.int64), tf.TensorSpec([], tf.int32),
             )  # fmt: skip
         self.vector = Vector(self.trained, self.averaged)
-        accepted.check_graph(self.function, xla=xla)
+        accepted.raise_first(accepted.refusals_of_graph(self.function, xla=xla))
 
     def values(self) -> list:
         """Return the present values of the model's variables, and the loss scale."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -54,10 +54,9 @@ def rows_kept(callbacks: Sequence[keras.callbacks.Callback], epochs: int, *, chi
     loggers = [each for each in callbacks if isinstance(each, keras.callbacks.CSVLogger) and not each.append]
     for logger in loggers if epochs else ():
         logger.append = True
-        if chief and os.path.exists(logger.filename):
-            with open(logger.filename, encoding="utf-8") as file:
-                lines = file.readlines()
-            files.write(logger.filename, "".join(lines[: epochs + 1]))  # a killed run may have logged an epoch too many
+        log = Path(logger.filename)
+        if chief and log.exists():  # a killed run may have logged an epoch too many
+            files.write(log, "".join(log.read_text(encoding="utf-8").splitlines(keepends=True)[: epochs + 1]))
     try:
         yield
     finally:

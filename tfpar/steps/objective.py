@@ -38,8 +38,24 @@ class ImageLoss(NamedTuple):
 
 
 def labels_for(one_hot: bool, labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    """Return the labels as they are, or as `float32[batch, classes]`."""
-    return tf.one_hot(labels, logits.shape[-1]) if one_hot else labels
+    """Return the labels as they are, or as `float32[batch, classes]`.
+
+    Raises:
+        errors.SettingsError: the batches have one-hot labels, and integers are needed.
+    """
+    if labels.shape.rank == 1:
+        return tf.one_hot(labels, logits.shape[-1]) if one_hot else labels
+    if one_hot and labels.shape[1:] == logits.shape[1:]:
+        return labels
+    raise errors.SettingsError(
+        f"the batches have labels {labels.shape}, and the loss takes {f'[batch, {logits.shape[-1]}]' if one_hot else 'integers [batch]'}; "
+        "give integer labels [batch], which serve every loss, or compile with a loss for one-hot labels"
+    )
+
+
+def integers(labels: tf.Tensor) -> tf.Tensor:
+    """Return the class of each image, whether labels are integers or one-hot."""
+    return labels if labels.shape.rank == 1 else tf.argmax(labels, axis=1)
 
 
 def build(model: keras.Model) -> ImageLoss:

@@ -117,7 +117,7 @@ class Shard:
                     f"state {variable.path} is {variable.dtype} and changes in training, so it has no mean; make it float32"
                 )
         self.trained, self.averaged = [v for v, _ in trained], [v for v, _ in averages]
-        rows = [losses, tf.fill(tf.shape(losses), penalty + 0.0), tf.cast(labels, tf.float32)]
+        rows = [losses, tf.fill(tf.shape(losses), penalty + 0.0), tf.cast(objective.integers(labels), tf.float32)]
         rows = tf.concat([tf.stack(rows, axis=1), tf.cast(logits, tf.float32)], axis=1)
         return Vector.pack([gradient for _, gradient in trained], [value for _, value in averages]), rows
 

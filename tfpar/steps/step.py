@@ -130,6 +130,10 @@ class Step:
         if self.shard is None or element_spec != self.spec:
             members = element_spec if isinstance(element_spec, tuple) else (element_spec,)
             batch = [_of_one_shard(member, self.exchange.shards_per_replica) for member in members]
+            if self.more_metrics and batch[1].shape.rank == 2:
+                raise errors.SettingsError(
+                    "metrics besides accuracy need integer labels [batch]; give the batches those"
+                )
             self.shard = Shard(self.model, self.loss, batch, seed=self.seed)
             self.spec = element_spec
         return self.shard

@@ -1,6 +1,7 @@
 """What a run wrote is read back, compared and drawn."""
 
 import re
+import warnings
 
 import numpy as np
 import pytest
@@ -97,3 +98,17 @@ def test_a_wrong_count_is_noticed(run, tmp_path):
     metrics["per_class"]["3"]["correct"] += 1
     path.write_text(json.dumps(metrics))
     assert not check.exact_metrics(results.Run(tmp_path / "r"))
+
+
+def test_chinese_class_names_are_drawn_without_a_warning_whatever_fonts_there_are(monkeypatch, run):
+    class Font:
+        name = "Noto Sans CJK SC"
+
+    monkeypatch.setattr(report.font_manager.fontManager, "ttflist", [Font, *report.font_manager.fontManager.ttflist])
+    assert report._families()[:2] == ["DejaVu Sans", "Noto Sans CJK SC"]
+    monkeypatch.undo()
+    monkeypatch.setattr(report, "_families", lambda: ["DejaVu Sans"])  # which has no Chinese characters
+    monkeypatch.setattr(run, "class_names", ["苹果", "香蕉", *map(str, range(8))])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert report._image(report.confusion(run), "x").startswith("<img")

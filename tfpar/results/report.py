@@ -5,9 +5,11 @@ from __future__ import annotations
 import base64
 import html
 import io
+import warnings
 from pathlib import Path
 
 import numpy as np
+from matplotlib import font_manager
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -16,6 +18,10 @@ from tfpar.results import reading
 
 MISTAKES = 24
 MEANS = ("loss", "accuracy", "top5_accuracy")
+_CHINESE_FONTS = (
+    "Noto Sans CJK SC", "Noto Sans SC", "Noto Sans CJK JP", "Source Han Sans SC", "Source Han Sans CN", "WenQuanYi Micro Hei",
+    "WenQuanYi Zen Hei", "Droid Sans Fallback", "PingFang SC", "Hiragino Sans GB", "Arial Unicode MS", "Microsoft YaHei", "SimHei",
+)  # fmt: skip
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
 table { border-collapse: collapse; } th, td { padding: .2rem .9rem .2rem 0; text-align: right; border-bottom: 1px solid #ddd; }
@@ -76,14 +82,21 @@ def confusion(run: reading.Run, *, stage: int | None = None) -> Figure:
     figure.colorbar(shown, ax=axes, label="percent of the true class", shrink=0.8)
     axes.set(xlabel="predicted", ylabel="true")
     if classes <= 50:
-        axes.set_xticks(range(classes), [_short(name) for name in run.class_names], rotation=90)
-        axes.set_yticks(range(classes), [_short(name) for name in run.class_names])
+        names = [_short(name) for name in run.class_names]
+        axes.set_xticks(range(classes), names, rotation=90, fontfamily=_families())
+        axes.set_yticks(range(classes), names, fontfamily=_families())
     if classes <= 12:
         for (row, column), count in np.ndenumerate(counts):
             if count:
                 color = "white" if percent[row, column] > 50 else "black"
                 axes.text(column, row, str(count), ha="center", va="center", color=color, fontsize=8)
     return figure
+
+
+def _families() -> list[str]:
+    """Return the fonts of class names: Matplotlib's own, then those of this machine that have Chinese characters."""
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    return ["DejaVu Sans", *(name for name in _CHINESE_FONTS if name in installed)]
 
 
 def _short(name: str) -> str:
@@ -121,7 +134,9 @@ def _mistakes(run: reading.Run, split) -> str:
 def _image(picture: Figure | Image.Image, text: str) -> str:
     content = io.BytesIO()
     if isinstance(picture, Figure):
-        picture.savefig(content, format="png", dpi=110, metadata={"Software": None})
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph .* missing from")  # no installed font has the character
+            picture.savefig(content, format="png", dpi=110, metadata={"Software": None})
     else:
         picture.save(content, format="png")
     return f'<img alt="{text}" src="data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}">'

@@ -1,6 +1,6 @@
 """Every hook and argument of Keras gives the numbers of plain Keras, or raises an error before the first step.
 
-The table of `tfpar.steps.accepted` in tests. Each row is tried beside plain Keras on one device and one shard.
+What does not fit into a row of `keras_rows`: runs, the learning rate, sources, signals.
 """
 
 import csv
@@ -13,6 +13,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from keras_rows import Penalized, compiled, network, without_decay
 from networks import LOSS
 from PIL import Image
 
@@ -20,22 +21,6 @@ from tfpar import devices, engine, errors, prepare, results, signals, steps, tra
 from tfpar.steps import accepted
 
 layers = keras.layers
-
-
-def network(*extra, kind=keras.Model, last=None, **options):
-    inputs = keras.Input((8, 8, 1), dtype="uint8")
-    x = layers.Flatten()(layers.Rescaling(1 / 255)(inputs))
-    for layer in extra:
-        x = layer(x)
-    x = layers.Dense(10, kernel_initializer="zeros", name="logits")(x)
-    return kind(inputs, last(x) if last else x, **options)
-
-
-def compiled(model, **options):
-    model.compile(
-        **{"optimizer": keras.optimizers.SGD(0.1, momentum=0.9), "loss": LOSS, "metrics": ["accuracy"]} | options
-    )
-    return model
 
 
 def fitted(build, data, *, ours, count=4, shards=1, **options):
@@ -49,83 +34,6 @@ def fitted(build, data, *, ours, count=4, shards=1, **options):
     )
     history = model.fit(batches, steps_per_epoch=count, verbose=0, **options).history
     return [np.asarray(w) for w in model.get_weights()], {name: values[-1] for name, values in history.items()}
-
-
-# ---- honoured
-
-
-class Penalized(layers.Layer):
-    def call(self, x):
-        self.add_loss(0.01 * keras.ops.mean(x**2))
-        return x
-
-
-class Averaging(layers.Layer):
-    def build(self, shape):
-        self.seen = self.add_weight(shape=(), initializer="zeros", trainable=False)
-
-    def call(self, x, training=None):
-        if training:
-            self.seen.assign(self.seen + 1)
-        return x
-
-
-class Unused(layers.Layer):
-    """Has a weight that the loss does not depend on: Keras leaves it alone, also its decay."""
-
-    def build(self, shape):
-        self.idle = self.add_weight(shape=(3,), initializer="ones")
-
-    def call(self, x):
-        return x
-
-
-class Doubled(keras.optimizers.SGD):
-    def apply_gradients(self, grads_and_vars):
-        return super().apply_gradients([(2 * gradient, variable) for gradient, variable in grads_and_vars])
-
-
-def named_by_a_list():
-    inputs = keras.Input((8, 8, 1), dtype="uint8")
-    return keras.Model(
-        [inputs], layers.Dense(10, kernel_initializer="zeros")(layers.Flatten()(layers.Rescaling(1 / 255)(inputs)))
-    )
-
-
-HONOURED = {
-    "add_loss": lambda: compiled(network(Penalized())),
-    "regularizer": lambda: compiled(network(layers.Dense(7, kernel_regularizer="l2", activity_regularizer="l1"))),
-    "float state": lambda: compiled(network(Averaging())),
-    "unused weight": lambda: compiled(network(Unused()), optimizer=keras.optimizers.SGD(0.1, weight_decay=0.1)),
-    "apply_gradients": lambda: compiled(network(), optimizer=Doubled(0.1)),
-    "excluded from decay": lambda: compiled(network(), optimizer=without_decay()),
-    "loss_weights": lambda: compiled(network(), loss_weights=0.5),
-    "input in a list": lambda: compiled(named_by_a_list()),
-    "sequential": lambda: compiled(
-        keras.Sequential([keras.Input((8, 8, 1), dtype="uint8"), layers.Rescaling(1 / 255), layers.Flatten(), layers.Dense(10, kernel_initializer="zeros")])
-    ),
-    "frozen layer": lambda: compiled(network(layers.Dense(9, trainable=False))),
-    "metrics": lambda: compiled(network(), metrics=["accuracy", keras.metrics.SparseTopKCategoricalAccuracy(3)]),
-    "clipping": lambda: compiled(network(), optimizer=keras.optimizers.Adam(0.01, global_clipnorm=0.1)),
-    "schedule": lambda: compiled(network(), optimizer=keras.optimizers.SGD(keras.optimizers.schedules.CosineDecay(0.1, 4))),
-}  # fmt: skip
-
-
-def without_decay():
-    optimizer = keras.optimizers.AdamW(0.01, weight_decay=0.5)
-    optimizer.exclude_from_weight_decay(var_names=["kernel"])
-    return optimizer
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", HONOURED)
-def test_honoured_with_the_numbers_of_keras(digits, name):
-    (weights, logs), (expected, theirs) = (fitted(HONOURED[name], digits, ours=ours) for ours in (True, False))
-    for ours, plain in zip(weights, expected, strict=True):
-        np.testing.assert_allclose(ours, plain, rtol=1e-4, atol=1e-6)
-    assert set(logs) == set(theirs)
-    for key, value in theirs.items():
-        assert logs[key] == pytest.approx(value, rel=1e-4, abs=1e-6), key
 
 
 class Unseeded(layers.Layer):
@@ -150,104 +58,6 @@ def test_random_numbers_without_a_seed_generator_are_new_in_every_step_and_the_s
     first = step.gradient(image).numpy()
     step.counts.step += 1
     assert not np.array_equal(first, step.gradient(image).numpy())
-
-
-# ---- refused
-
-
-class OwnStep(keras.Model):
-    def train_step(self, data):
-        return super().train_step(data)
-
-
-class OwnLoss(keras.Model):
-    def compute_loss(self, *arguments, **options):
-        return super().compute_loss(*arguments, **options)
-
-
-class Subclassed(keras.Model):
-    def call(self, x):
-        return x
-
-
-class Measured(layers.Layer):
-    def __init__(self):
-        super().__init__()
-        self.size = keras.metrics.Mean(name="size")
-
-    def call(self, x):
-        self.size.update_state(x)
-        return x
-
-
-class Counting(Averaging):
-    def build(self, shape):
-        self.seen = self.add_weight(shape=(), initializer="zeros", dtype="int32", trainable=False)
-
-
-OUTSIDE = []
-
-
-class Outside(layers.Layer):
-    def call(self, x):
-        return x * OUTSIDE[0]
-
-
-class Stateful(layers.Layer):
-    def call(self, x):
-        return x + tf.random.normal(tf.shape(x))
-
-
-def two_outputs():
-    model = network()
-    return keras.Model(model.input, {"logits": model.output})
-
-
-def any_size():
-    inputs = keras.Input((None, None, 1), dtype="uint8")
-    return keras.Model(inputs, layers.Dense(10)(layers.GlobalAveragePooling2D()(layers.Rescaling(1 / 255)(inputs))))
-
-
-REFUSED = {
-    "train_step": (lambda: compiled(network(kind=OwnStep)), "overrides train_step"),
-    "compute_loss": (lambda: compiled(network(kind=OwnLoss)), "overrides compute_loss"),
-    "run_eagerly": (lambda: compiled(network(), run_eagerly=True), "run_eagerly"),
-    "steps_per_execution": (lambda: compiled(network(), steps_per_execution=2), "steps_per_execution"),
-    "weighted_metrics": (lambda: compiled(network(), weighted_metrics=["accuracy"]), "weighted_metrics"),
-    "subclassed": (lambda: compiled(Subclassed()), "make it functional"),
-    "sequential without input": (lambda: compiled(keras.Sequential([layers.Flatten(), layers.Dense(10)])), r"begin it with keras\.Input"),
-    "dictionary": (lambda: compiled(two_outputs()), "neither in a list nor in a dictionary"),
-    "any size": (lambda: compiled(any_size()), "give every side"),
-    "softmax": (lambda: compiled(network(last=keras.ops.softmax)), "give logits"),
-    "softmax before another layer": (
-        lambda: compiled(network(last=lambda x: layers.Reshape((10,))(layers.Softmax()(x)))), "give logits",
-    ),
-    "softmax in a Lambda": (lambda: compiled(network(last=layers.Lambda(lambda x: keras.ops.softmax(x)))), "give logits"),
-    "metric of a layer": (lambda: compiled(network(Measured())), "metric of its own"),
-    "integer state": (lambda: compiled(network(Counting())), "is int32 and changes"),
-    "variable of no layer": (lambda: compiled(network(Outside())), "belong to no layer"),
-    "stateful random": (lambda: compiled(network(Stateful())), "RandomStandardNormal"),
-    "accumulation": (lambda: compiled(network(), optimizer=keras.optimizers.SGD(0.1, gradient_accumulation_steps=2)), "more shards"),
-    "reduction of the loss": (
-        lambda: compiled(network(), loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="sum")), "leave reduction out",
-    ),
-    "nothing to train": (lambda: compiled(frozen()), "no trainable variable"),
-}  # fmt: skip
-
-
-def frozen():
-    model = network()
-    model.trainable = False
-    return model
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_refused_before_the_first_step_with_the_remedy(digits, name):
-    OUTSIDE[:] = [tf.Variable(2.0)]
-    build, said = REFUSED[name]
-    with pytest.raises(errors.SettingsError, match=said) as refused:
-        fitted(build, digits, ours=True)
-    assert "\n" not in str(refused.value)
 
 
 def test_the_table_names_what_is_refused():
@@ -401,7 +211,7 @@ def test_state_that_does_not_serialize_is_a_setting_too(digits, tmp_path):
     trained(digits, tmp_path / "loss", model=compiled(network(), loss=Softened(2.0)))
     with pytest.raises(errors.SettingsError, match="loss_gives"):
         trained(digits, tmp_path / "loss", model=compiled(network(), loss=Softened(3.0)))
-    trained(digits, tmp_path / "decay", model=compiled(network(), optimizer=without_decay()))
+    trained(digits, tmp_path / "decay", model=without_decay(var_names=["kernel"]))
     with pytest.raises(errors.SettingsError, match="excluded_from_weight_decay"):
         trained(
             digits,

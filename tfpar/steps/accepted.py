@@ -9,15 +9,19 @@ Refused, because the step would ignore it or its result would depend on the numb
 
 | what | take instead |
 |---|---|
-| `train_step`, `compute_loss`, `compute_metrics` overridden | a loss, a metric, a layer with `add_loss`, or Keras' own `fit` |
+| `train_step`, `compute_loss`, `compute_metrics`, an optimizer's `scale_loss` overridden; in a run also `test_step`, `predict_step` | a loss, a metric, a layer with `add_loss`, or Keras' own `fit` |
 | `run_eagerly`, `steps_per_execution`, `weighted_metrics` of `compile` | nothing, `steps_per_call`, `metrics` |
 | several inputs or outputs, dictionaries, images of any size, a subclassed model | one functional model per size |
 | a softmax or sigmoid at the end | logits |
 | metrics inside layers | `compile(metrics=[...])` |
+| layers that assign their trained weights (`SpectralNormalization`) | other layers |
 | state of layers that is not float, variables of no layer | float state created with `add_weight` |
 | random operations of TensorFlow (`tf.random.uniform`) | `keras.random`, `tf.random.stateless_uniform` |
 | variables in float64 | float32 |
 | `BatchNormalization(synchronized=True)`, layers that look across replicas | the layer's own shard |
+| batches that are not images, integer labels `[batch]` and perhaps weights `[batch]` | `engine.train_batches` |
+| a mask at the output, `ignore_class` of a loss | data without these images |
+| `MultiOptimizer`; in a run an optimizer with a schedule | one optimizer; stages |
 | `gradient_accumulation_steps`, `use_ema`, `loss_scale_factor` of an optimizer | more shards; nothing; `mixed_float16` |
 """
 
@@ -37,7 +41,7 @@ from tfpar import errors
 from tfpar.steps import tensorflow_repairs
 
 REPLACED = ("train_step", "compute_loss", "stateless_compute_loss", "compute_metrics", "make_train_function")
-REPLACED_BY_A_RUN = ("test_step", "make_test_function")
+REPLACED_BY_A_RUN = ("test_step", "make_test_function", "predict_step", "make_predict_function")
 REFUSED_OF_OPTIMIZERS = {
     "gradient_accumulation_steps": "leave that out and take more shards: they are computed one after the other, at the memory of one",
     "use_ema": "leave it out: it changes the weights when fit ends, or fails under a strategy",
@@ -112,11 +116,11 @@ def _refusals(model: keras.Model, sets_rate: bool) -> Iterator[str]:
             yield f"variable {variable.path} was created outside of strategy.scope(); create model and optimizer inside it"
 
 
-def _refused_methods(model: keras.Model, names: tuple[str, ...]) -> Iterator[str]:
+def _refused_methods(thing: keras.Model | keras.optimizers.Optimizer, names: tuple[str, ...]) -> Iterator[str]:
     for name in names:
-        owner = next((kind for kind in type(model).__mro__ if name in vars(kind)), None)
-        if name in vars(model) or (owner is not None and not owner.__module__.startswith("keras.")):
-            yield f"model {model.name} overrides {name}; give a loss, a metric or a layer with add_loss, or use Keras' own fit"
+        owner = next((kind for kind in type(thing).__mro__ if name in vars(kind)), None)
+        if name in vars(thing) or (owner is not None and not owner.__module__.startswith("keras.")):
+            yield f"{type(thing).__name__} {thing.name} overrides {name}; give a loss, a metric or a layer with add_loss, or use Keras' own fit"
 
 
 def _refused_shapes(model: keras.Model) -> Iterator[str]:
@@ -130,6 +134,8 @@ def _refused_shapes(model: keras.Model) -> Iterator[str]:
             f"model {model.name} takes {shapes[0]} and gives {shapes[1]}; give one with one input and logits [batch, classes], neither "
             "in a list nor in a dictionary, and give every side of the images, as in keras.Input((224, 224, 3), dtype='uint8')"
         )
+    if getattr(made, "_keras_mask", None) is not None:
+        yield f"model {model.name} gives logits with a mask, which drops images from Keras' loss; end the mask before the logits"
 
 
 def _refused_layers(model: keras.Model) -> Iterator[str]:
@@ -174,7 +180,10 @@ def _ends(model: keras.Model) -> tuple:
 
 def _refused_optimizers(optimizer: keras.optimizers.Optimizer, sets_rate: bool) -> Iterator[str]:
     inner = getattr(optimizer, "inner_optimizer", optimizer)
-    if sets_rate and isinstance(inner._learning_rate, keras.optimizers.schedules.LearningRateSchedule):
+    yield from _refused_methods(inner, ("scale_loss", *["finalize_variable_values"] * sets_rate))
+    if hasattr(inner, "optimizers"):
+        yield f"{type(inner).__name__} holds several optimizers, and the step sums the gradients of one; compile with one of them"
+    if sets_rate and not isinstance(inner._learning_rate, keras.Variable):
         yield (
             f"the optimizer carries a {type(inner._learning_rate).__name__}; give it a plain number, and say the rates in the "
             "stages: Stage(epochs=10, learning_rate=0.2, final_learning_rate=0.02)"

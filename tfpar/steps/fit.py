@@ -74,6 +74,7 @@ def install(
         if model.train_function is train_function:
             given = inspect.signature(type(model).fit).bind(model, *arguments, **options).arguments
             accepted.raise_first(_refusals(given, train_function))
+            accepted.check(model)  # it may have been changed since
         return type(model).fit(model, *arguments, **options)
 
     keras_repairs.repair(model)

@@ -140,6 +140,8 @@ def _why_not_per_image(loss: ImageLoss, classes: int) -> tuple[str, Exception | 
     """Say why the loss does not give each image a value that depends on this image alone, and which error says so; else `""`."""
     logits = tf.random.stateless_normal([4, classes], [1, 2])
     labels = tf.range(4) % min(2, classes)  # two of each class, for losses that compare images
+    if getattr(loss.loss, "_fn_kwargs", {}).get("ignore_class") is not None:
+        return "has ignore_class, so its mean depends on the labels; leave these images out of the data", None
     try:
         together = loss(labels, logits)
         alone = [loss(labels[i : i + 1], logits[i : i + 1]) for i in range(4)]
@@ -147,6 +149,8 @@ def _why_not_per_image(loss: ImageLoss, classes: int) -> tuple[str, Exception | 
     # stack trace of the cause shows where.
     except MISTAKES as error:
         return f"does not take labels and logits [batch, {classes}] ({_said(error)})", error
+    if loss.one_hot and classes == 1:
+        return "takes one-hot labels, which say nothing of 1 logit; give two logits", None
     if together.shape != (4,) or any(each.shape != (1,) for each in alone):
         return f"gives {together.shape} for 4 images instead of one value for each", None
     if not np.allclose(together, tf.concat(alone, 0), rtol=1e-4, atol=1e-5, equal_nan=True):

@@ -15,6 +15,7 @@ from unittest import mock
 import keras
 import numpy as np
 import tensorflow as tf
+from keras.src.backend import StatelessScope
 from keras.src.random import seed_generator
 
 from tfpar import errors
@@ -91,7 +92,7 @@ class Shard:
             for variable, value in zip(variables, state, strict=True)
         ]
         unseeded = seed_state(tf.zeros([2], tf.uint32), self.seed, step, shard)
-        with tf.GradientTape() as tape, drawn_from(unseeded):
+        with tf.GradientTape() as tape, drawn_from(unseeded), weights_not_assigned():
             tape.watch(trainable)
             logits, changed, penalties = self.model.stateless_call(
                 trainable, given, images, training=True, return_losses=True
@@ -99,7 +100,7 @@ class Shard:
             # Never Keras' reduced loss: it is divided by the number of replicas.
             losses = self.loss(labels, logits)
             if weights:
-                losses *= weights[0]
+                losses *= tf.cast(weights[0], tf.float32)
             penalty = sum(tf.cast(p, tf.float32) for p in penalties)
             objective_value = (tf.reduce_mean(losses) + penalty) * scale
         gradients = tape.gradient(objective_value, trainable)
@@ -187,3 +188,20 @@ def drawn_from(state: tf.Tensor) -> Iterator[None]:
 
     with mock.patch.object(seed_generator, "global_seed_generator", lambda: mock.Mock(next=next_state)):
         yield
+
+
+@contextlib.contextmanager
+def weights_not_assigned() -> Iterator[None]:
+    """Raise `errors.SettingsError` if a layer assigns a weight that is trained: a pure function would lose the value."""
+    assigned, add_update = [], StatelessScope.add_update
+
+    def noting(scope, update):
+        assigned.extend([update[0].path] * update[0].trainable)
+        add_update(scope, update)
+
+    with mock.patch.object(StatelessScope, "add_update", noting):
+        yield
+    if assigned:  # inside of the layer Keras would put lines of its own around the message
+        raise errors.SettingsError(
+            f"weight {assigned[0]} is trained, and its layer assigns it (as SpectralNormalization does); leave that layer out"
+        )

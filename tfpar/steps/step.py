@@ -134,6 +134,14 @@ class Step:
                 raise errors.SettingsError(
                     "metrics besides accuracy need integer labels [batch]; give the batches those"
                 )
+            (given, *others), image = (
+                [tuple(member.shape[1:]) for member in batch],
+                tuple(self.model.inputs[0].shape[1:]),
+            )
+            if given != image or len(others) not in (1, 2) or others[1:] not in ([], [()]):
+                raise errors.SettingsError(
+                    f"batches hold members {[given, *others]}; give images {image}, labels, and if you like one weight for each image"
+                )
             self.shard = Shard(self.model, self.loss, batch, seed=self.seed)
             self.spec = element_spec
         return self.shard

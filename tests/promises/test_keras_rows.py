@@ -1,0 +1,125 @@
+"""Each row of `keras_rows` beside plain Keras on one device and one shard."""
+
+import keras
+import keras_rows as table
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfpar import devices, engine, errors, steps
+from tfpar.train import callbacks as callbacks_of
+
+OF_EVERY_OPTIMIZER = {name for name in table.HONOURED if name.startswith("optimizer, ")}
+# Everything is looked at where a row is about it; a validation and a prediction take as long as the rest.
+WHOLE = {"Model.test_step", "Model.predict_step"}
+
+
+def begun(build, *, ours):
+    """Return a model with tfpar's step or with Keras' own."""
+    keras.utils.set_random_seed(1)
+    model = build()
+    if ours:
+        steps.install(model, shards=1)
+    else:
+        model.run_eagerly = True  # the same numbers, and no time for a trace
+    return model
+
+
+@pytest.fixture(scope="module")
+def batches(digits):
+    return engine.train_batches(digits.train[:2], devices.strategy(simulate=1), global_batch_size=64)
+
+
+def outcome(model, batches, **options):
+    """Return what `fit` leaves: the last logs, then the weights."""
+    history = model.fit(batches, **{"steps_per_epoch": 3, "verbose": 0} | options).history
+    return {name: values[-1] for name, values in history.items()}, [np.asarray(w) for w in model.get_weights()]
+
+
+def same(ours, theirs):
+    """Compare two outcomes."""
+    (logs, weights), (expected_logs, expected) = ours, theirs
+    assert set(logs) == set(expected_logs)
+    for key, value in expected_logs.items():
+        assert logs[key] == pytest.approx(value, rel=1e-4, abs=1e-6), key
+    for found, plain in zip(weights, expected, strict=True):
+        np.testing.assert_allclose(found, plain, rtol=1e-4, atol=2e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.by_hand] * (n in OF_EVERY_OPTIMIZER)) for n in table.HONOURED]
+)
+def test_honoured_with_the_numbers_of_keras(digits, batches, name):
+    found = []
+    split = digits.validation.images[:64], digits.validation.labels[:64]
+    for ours in (True, False):
+        model = begun(table.HONOURED[name], ours=ours)
+        found.append(outcome(model, batches, **({"validation_data": split} if name in WHOLE else {})))
+        if name in WHOLE:
+            found[-1][1].append(model.predict(split[0], verbose=0))
+    same(*found)
+
+
+def refused(said, attempt):
+    with pytest.raises(errors.SettingsError, match=said) as caught:
+        attempt()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", table.REFUSED)
+def test_refused_before_the_first_step_with_the_remedy(batches, name):
+    table.OUTSIDE[:], table.GENERATOR[:] = [tf.Variable(2.0)], [tf.random.Generator.from_seed(1)]
+    build, said = table.REFUSED[name]
+    refused(said, lambda: outcome(begun(build, ours=True), batches))
+
+
+@pytest.mark.parametrize("name", table.REFUSED_BY_A_RUN)
+def test_refused_by_a_run(name):
+    build, said = table.REFUSED_BY_A_RUN[name]
+    refused(said, lambda: steps.Step(build(), learning_rate=lambda step: 0.1))
+
+
+@pytest.mark.parametrize("name", table.CALLBACKS_REFUSED_BY_A_RUN)
+def test_callbacks_refused_by_a_run(name):
+    refused("leave it out|the stages", lambda: callbacks_of.checked([table.CALLBACKS_REFUSED_BY_A_RUN[name]()]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", table.CALLBACKS)
+def test_callbacks_of_fit_have_the_effect_that_they_have_in_keras(digits, batches, name, tmp_path):
+    found, noticed = [], []
+    for which in ("ours", "theirs"):
+        (tmp_path / which).mkdir()
+        given = table.CALLBACKS[name](tmp_path / which)
+        model = begun(table.compiled, ours=which == "ours")
+        split = digits.validation.images[:64], digits.validation.labels[:64]
+        found.append(outcome(model, batches, epochs=2, callbacks=given, validation_data=split))
+        files = {path.relative_to(tmp_path / which).parts[0] for path in (tmp_path / which).rglob("*")}
+        noticed.append((files, getattr(given[0], "seen", None)))
+    same(*found)
+    assert noticed[0] == noticed[1]
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (not said)) for n, (*_, said) in table.GIVEN.items()]
+)
+def test_what_fit_is_given(digits, name):
+    change, options, said = table.GIVEN[name]
+    members = change(digits.train.images[:192], digits.train.labels[:192])
+    batches = tf.data.Dataset.from_tensor_slices(members).batch(64, drop_remainder=True).repeat()
+    options = {"validation_data": (digits.validation.images[:64], digits.validation.labels[:64])} | options
+    if said:
+        refused(said, lambda: outcome(begun(table.compiled, ours=True), batches, **options))
+    else:
+        same(*(outcome(begun(table.compiled, ours=ours), batches, **options) for ours in (True, False)))
+
+
+def test_what_is_set_on_the_model_after_install_is_not_lost(batches):
+    for change, said in (
+        (lambda model: setattr(model, "steps_per_execution", 2), "steps_per_execution"),
+        (lambda model: setattr(model, "run_eagerly", True), "run_eagerly"),
+    ):
+        model = begun(table.compiled, ours=True)
+        change(model)
+        refused(said, lambda model=model: outcome(model, batches))

@@ -103,7 +103,7 @@ def _refusals(model: keras.Model, sets_rate: bool) -> Iterator[str]:
     if model.run_eagerly or tf.config.functions_run_eagerly():
         yield "run_eagerly=True: the step is always a graph; compile without it, and look at values with tf.print"
     if model.steps_per_execution != 1:
-        yield f"steps_per_execution={model.steps_per_execution} overruns the epoch; compile without it, and give steps_per_call"
+        yield f"steps_per_execution={model.steps_per_execution} overruns the epoch; give steps_per_execution=1, and steps_per_call"
     yield from _refused_methods(model, REPLACED + REPLACED_BY_A_RUN * sets_rate)
     yield from _refused_shapes(model)
     yield from _refused_layers(model)

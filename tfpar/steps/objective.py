@@ -175,7 +175,7 @@ def _build_metrics(model: keras.Model, one_hot: bool, integers, logits) -> None:
     for metric in compiled.metrics:
         if _metric_takes_probabilities(metric):
             raise errors.SettingsError(
-                f"metric {metric.name} takes probabilities, not logits; give it from_logits=True or threshold=0, or leave it out"
+                f"metric {metric.name} takes no logits; give it from_logits=True or threshold=0, or take 'accuracy', or leave it out"
             )
         try:
             keras_backend.compute_output_spec(metric.update_state, labels[takes_one_hot(metric)], logits)
@@ -221,7 +221,9 @@ def _is_one_hot(function: Callable) -> bool:
 
 
 def _metric_takes_probabilities(metric: keras.metrics.Metric) -> bool:
-    """Tell whether a metric compares its predictions with a probability, or requires that they are some."""
+    """Tell whether a metric compares its predictions with a probability or class, or requires that they are some."""
+    if type(metric) in (keras.metrics.Accuracy, keras.metrics.Mean, keras.metrics.Sum):
+        return True
     if isinstance(metric, keras.metrics.AUC):
         return not metric._from_logits
     function, options = getattr(metric, "_fn", None), getattr(metric, "_fn_kwargs", {})

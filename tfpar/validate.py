@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import math
 import numbers
+import operator
 import os
 import reprlib
 from collections.abc import Iterable, Sequence
@@ -42,9 +43,15 @@ def integer(name: str, value, lowest: int, highest: int) -> int:
     Raises:
         errors.SettingsError: with the value and the range.
     """
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not lowest <= value <= highest:
+    try:
+        found = (
+            None if isinstance(value, bool) else operator.index(value)
+        )  # also of tensors and arrays without dimensions
+    except TypeError:
+        found = None
+    if found is None or not lowest <= found <= highest:
         reject(name, value, f"a whole number from {lowest} to {highest}")
-    return int(value)
+    return found
 
 
 def number(name: str, value, lowest: float, highest: float) -> float:
@@ -124,7 +131,7 @@ def class_weights(value, classes: int, *, exactly: bool = True) -> list[float] |
         if not value or not all(isinstance(label, numbers.Integral) and 0 <= label < classes for label in value):
             reject("class_weights", value, f"labels from 0 to {classes - 1} as keys, or {rule}")
         value = [value.get(label, 1.0) for label in range(classes)]
-    if not isinstance(value, Iterable) or isinstance(value, (str, bytes)):
+    if not isinstance(value, Iterable) or isinstance(value, (str, bytes)) or getattr(value, "ndim", 1) == 0:
         reject("class_weights", value, rule)
     weights = [number("class_weights", weight, 0, 1e9) for weight in value]
     if len(weights) < classes or (exactly and len(weights) > classes):

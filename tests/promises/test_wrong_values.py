@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -71,12 +72,18 @@ not_paths = st.one_of(
     [
         (validate.number, ("n", -1.0, 0, 1)), (validate.number, ("n", 2, 0, 1)), (validate.number, ("n", float("inf"), 0, float("inf"))),
         (validate.integer, ("n", 1.0, 0, 1)), (validate.integer, ("n", True, 0, 1)), (validate.path, ("n", "a\0b")), (validate.choice, ("augment", "c", ["a", "b"])),
-        (validate.class_weights, ([1, -1], 2)), (validate.class_weights, (b"12", 2)), (schedule.checked, (b"\1\1\0",)),
+        (validate.class_weights, ([1, -1], 2)), (validate.class_weights, (b"12", 2)), (validate.class_weights, (np.array(1.0), 2)), (sources.find, (print,)), (sources.find, ({1, 2},)),
+        (schedule.checked, (b"\1\1\0",)),
         (run_settings._check_steps_per_call, ("n", np.zeros((2, 2)))),
     ],
 )  # fmt: skip
 def test_each_rule(rule, arguments):
     refused(rule, *arguments)
+
+
+@pytest.mark.parametrize("value", [3, np.int64(3), np.array(3), tf.constant(3)])
+def test_whole_numbers_of_every_library(value):
+    assert validate.integer("n", value, 0, 9) == 3
 
 
 @quick

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -215,7 +215,12 @@ def _examples(elements) -> Iterator[tuple[np.ndarray, int | str, float | None]]:
 
 def _iterated(elements) -> Iterator:
     if not hasattr(elements, "element_spec"):
-        return iter(elements() if isinstance(elements, Callable) else elements)
+        found = elements() if callable(elements) else elements
+        if not np.iterable(found):
+            raise errors.DataError(
+                f"the source {elements!r:.99} yields nothing; give a function that returns an iterable"
+            )
+        return iter(found)
     import tensorflow as tf
 
     if elements.cardinality() == tf.data.INFINITE_CARDINALITY:

@@ -62,7 +62,7 @@ def checked(stage: Stage) -> Stage:
     except (TypeError, ValueError) as error:  # SettingsError among them
         why = f" ({error})" if isinstance(error, errors.SettingsError) else ""
         raise errors.SettingsError(
-            f"{reprlib.repr(stage)}: give Stage(epochs, learning_rate, final_learning_rate), from 1 epoch and a rate above 0 on{why}"
+            f"{reprlib.repr(stage)}: give Stage(epochs, learning_rate, final_learning_rate) with at least 1 epoch and a rate above 0{why}"
         ) from error
     return Stage(epochs, rate, final)
 

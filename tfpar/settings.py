@@ -52,9 +52,11 @@ def _check_stages(name: str, value) -> tuple[Stage, ...]:
 
 
 def _check_steps_per_call(name: str, value) -> int | str:
-    if isinstance(value, str) and value == "auto":
-        return value
-    return validate.integer(name, value, 1, MOST_STEPS_PER_CALL)
+    auto = isinstance(value, str) and value == "auto"
+    try:
+        return value if auto else validate.integer(name, value, 1, MOST_STEPS_PER_CALL)
+    except errors.SettingsError:
+        return validate.reject(name, value, f"auto, or a whole number from 1 to {MOST_STEPS_PER_CALL}")
 
 
 def _check_weights(name: str, value) -> str:

@@ -204,6 +204,21 @@ def test_many_groups_come_close_to_the_fraction_in_each_class(tmp_path):
         assert held_out[numbers == label].mean() == pytest.approx(0.1, abs=0.01)
 
 
+@pytest.mark.parametrize(
+    ("sizes", "wanted"),
+    [
+        ([75, 25], 0.25), ([60] + [4] * 10, 0.08), ([60] + [4] * 10, 0.12), ([34, 33, 33], 0.33), ([90, 10], 0.1), ([7, 3] * 10, 0.1),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("seed", range(4))
+def test_groups_come_as_close_to_the_fraction_as_their_sizes_allow(sizes, wanted, seed):
+    group = np.repeat([f"g{i}" for i in range(len(sizes))], sizes)
+    labels = [0] * len(group)
+    writer = SimpleNamespace(columns={"group": group.tolist(), "label": labels}, labels=labels, sources=group.tolist())
+    share = len(holdout.chosen(writer, ["a"], fraction=0.1, seed=seed)) / len(group)
+    assert abs(share - 0.1) <= abs(wanted - 0.1) + 0.005
+
+
 def test_groups_that_cannot_be_kept_apart_are_refused(pictures, tmp_path):
     rows = rows_of(pictures, group=lambda i: "one" if i < 6 else "two", split=lambda i: "train" if i < 8 else "val")
     with pytest.raises(errors.DataError, match="group two is in train and in validation"):
@@ -225,8 +240,8 @@ def test_the_same_picture_twice_is_told(pictures, tmp_path, capsys):
     shutil.copy(pictures / "p1_0.png", pictures / "p1_1.png")  # validation and train
     prepare.dataset(written(pictures / "a.csv", rows), tmp_path / "d")
     said = capsys.readouterr().out
-    assert "1 pictures are in two classes (p0_0.png in even, p3_1.png in odd)" in said
-    assert "1 pictures are in two splits (p1_0.png in train, p1_1.png in validation)" in said
+    assert "same pictures in two classes: 1 (p0_0.png in even, p3_1.png in odd)" in said
+    assert "same pictures in two splits: 1 (p1_0.png in train, p1_1.png in validation)" in said
 
 
 def test_the_command_line_takes_a_table(pictures, tmp_path, capsys):

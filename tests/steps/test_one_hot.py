@@ -7,6 +7,7 @@ import tensorflow as tf
 from networks import tiny
 
 from tfpar import check, devices, engine, errors, steps
+from tfpar.prepare import arrays
 
 DRAW = np.random.default_rng(0)
 IMAGES, LABELS = DRAW.integers(0, 256, (24, 8, 8, 1), np.uint8), DRAW.integers(0, 10, 24).astype(np.int32)
@@ -52,17 +53,16 @@ def test_soft_labels_and_class_weights_give_the_numbers_of_keras():
 
 
 def test_weights_of_images_multiply_those_of_classes():
-    class Weighted(tuple):
-        weights = np.linspace(0, 2, 24, dtype=np.float32)
-
-    strategy = devices.strategy()
-    batches = engine.train_batches(
-        Weighted((IMAGES, LABELS)), strategy, global_batch_size=24, class_weights=list(range(10))
-    )
-    images, labels, weights = next(iter(batches))
-    position = [next(i for i in range(24) if np.array_equal(IMAGES[i], image)) for image in images.numpy()]
-    assert weights.numpy().tolist() == [np.float32(Weighted.weights[i] * LABELS[i]) for i in position]
-    assert sorted(position) == list(range(24)) and np.array_equal(LABELS[position], labels)
+    weights = np.linspace(0, 2, 24, dtype=np.float32)
+    as_split = arrays.Split(IMAGES, LABELS, [""] * 24, weights)
+    for split in ((IMAGES, LABELS, weights), as_split):
+        of = {"global_batch_size": 24, "class_weights": list(range(10))}
+        images, labels, found = next(iter(engine.train_batches(split, devices.strategy(), **of)))
+        position = [next(i for i in range(24) if np.array_equal(IMAGES[i], image)) for image in images.numpy()]
+        assert found.numpy().tolist() == [np.float32(weights[i] * LABELS[i]) for i in position]
+        assert sorted(position) == list(range(24)) and np.array_equal(LABELS[position], labels)
+    with pytest.raises(errors.SettingsError, match="give one for each"):
+        engine.train_batches((IMAGES, LABELS, weights[1:]), devices.strategy(), global_batch_size=24)
 
 
 @pytest.mark.parametrize(

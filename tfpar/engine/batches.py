@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
-from tfpar import devices, validate
+from tfpar import devices, errors, validate
 from tfpar.engine import augmentation, permutation
 from tfpar.engine.distribute import for_replicas
 from tfpar.settings import AUGMENTATIONS
@@ -37,7 +37,8 @@ def train_batches(
 
     Args:
         split: `(images, labels, ...)`: `uint8[N, height, width, channels]` and `int32[N]`, or one-hot labels `[N, classes]`
-            for a loss that takes those. Its `weights`, if it has any, multiply the loss of each image.
+            for a loss that takes those. Weights `[N]`, as the third of a tuple or of a prepared split, multiply the loss of each
+            image.
         strategy: whose replicas get the batches.
         global_batch_size: images of one step over all replicas; a multiple of the replicas.
         seed: of the order and of the augmentation.
@@ -115,7 +116,10 @@ def _constants(split) -> tuple[tf.Tensor, tf.Tensor]:
 
 def _weights(split, class_weights) -> tf.Tensor | None:
     """Return the weight of each image, `float32[N]`: its own times that of its class."""
-    own, labels = getattr(split, "weights", None), split[1]
+    labels, third = split[1], split[2] if len(split) > 2 else None
+    own = third if isinstance(third, np.ndarray) and third.dtype.kind in "iuf" else getattr(split, "weights", None)
+    if own is not None and own.shape != labels.shape[:1]:
+        raise errors.SettingsError(f"weights {list(own.shape)} for {len(labels)} images: give one for each")
     classes = labels.shape[1] if labels.ndim == 2 else int(labels.max()) + 1
     class_weights = validate.class_weights(class_weights, classes, exactly=False)
     if class_weights is None:

@@ -10,6 +10,8 @@ from tfpar import errors
 from tfpar.prepare.arrays import SplitWriter
 
 _SHOWN = 3  # pairs of pictures in a message
+_MOST_MOVES, _MOST_SWAPS = 1000, 1e7  # of groups; numbers that comparing all swaps may take
+_NOTHING = 1e-9  # of a class
 
 
 def chosen(writer: SplitWriter, class_names: list[str], *, fraction: float, seed: int) -> np.ndarray:
@@ -39,28 +41,37 @@ def _of_each_class(writer: SplitWriter, class_names: list[str], fraction: float,
 
 
 def _of_groups(writer: SplitWriter, fraction: float, seed: int) -> np.ndarray:
-    """Move groups to and fro while that brings the classes closer to the fraction; none may lose its training images."""
+    """Take groups in the order of their hashes while that brings the classes closer to the fraction. Then move the group, or
+    swap the two, that brings them closest, until nothing does. No class may lose all of its training images."""
     names, group_of = np.unique(writer.columns["group"], return_inverse=True)
     counts = np.zeros((len(names), max(writer.labels) + 1))  # images of each group and class
     np.add.at(counts, (group_of, writer.labels), 1)
     counts = counts[:, counts.any(axis=0)]
     shares = counts / counts.sum(axis=0)
-    order = sorted(range(len(names)), key=lambda group: _rank(seed, names[group]))
 
-    def distance(held_out: np.ndarray) -> float:
+    def distance(share: np.ndarray) -> np.ndarray:
+        """Return how far the held-out shares [..., classes] are from the fraction; a class without any is far."""
+        apart = ((share - fraction) ** 2).sum(axis=-1) + (share < _NOTHING).sum(axis=-1)
+        return np.where((share > 1 - _NOTHING).any(axis=-1), np.inf, apart)
+
+    held_out, share = np.zeros(len(names), bool), np.zeros(counts.shape[1])
+    for group in sorted(range(len(names)), key=lambda group: _rank(seed, names[group])):
+        closer = ((share + shares[group] - fraction) ** 2).sum() < ((share - fraction) ** 2).sum()
+        if closer and distance(share + shares[group]) < np.inf:
+            held_out[group], share = True, share + shares[group]
+    for _ in range(_MOST_MOVES):
+        inside, outside = np.flatnonzero(held_out), np.flatnonzero(~held_out)
+        moves = [(group,) for group in range(len(names))]
+        after = [share + np.where(held_out[:, np.newaxis], -shares, shares)]
+        if len(inside) * shares.size < _MOST_SWAPS:
+            moves += [(one, other) for one in inside for other in outside]
+            after += [share - shares[one] + shares[outside] for one in inside]
+        distances = distance(np.concatenate(after))
+        best = int(distances.argmin())
+        if distances[best] >= distance(share) - _NOTHING:
+            break
+        held_out[list(moves[best])] ^= True
         share = shares[held_out].sum(axis=0)
-        return np.inf if (share > 1 - 1e-9).any() else ((share - fraction) ** 2).sum() + (share == 0).sum()
-
-    held_out = np.zeros(len(names), bool)
-    least, before = distance(held_out), np.inf
-    while least < before:
-        before = least
-        for group in order:
-            held_out[group] ^= True
-            if (now := distance(held_out)) < least - 1e-12:
-                least = now
-            else:
-                held_out[group] ^= True
     return np.flatnonzero(held_out[group_of])
 
 
@@ -96,4 +107,4 @@ def tell_same_pictures(splits: dict[str, SplitWriter], class_names: list[str]) -
             in_two_splits.append(f"{other[2]} in {other[0]}, {here[2]} in {here[0]}")
     for found, where in ((in_two_classes, "two classes"), (in_two_splits, "two splits")):
         if found:
-            print(f"{len(found)} pictures are in {where} ({'; '.join(found[:_SHOWN])})")
+            print(f"same pictures in {where}: {len(found)} ({'; '.join(found[:_SHOWN])})")

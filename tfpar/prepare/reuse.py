@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 
 from tfpar import errors, files
@@ -46,7 +47,22 @@ def _is_of(there: dict, directory: Path, source, identity: str) -> bool:
     if said and not moved_away:
         place = files.printable(os.fspath(source))
         raise errors.SettingsError(
-            f"{directory} is older than its source {place}: {said}. Prepare it again: tfpar prepare {place} {directory} --fresh "
+            f"{directory} is older than its source {place}: {said}. Prepare it again: {_command(there, place, directory)} "
             f"(the old one is kept beside, for earlier runs), or use what is there by its name: tfpar train {directory}"
         )
     return not said
+
+
+def _command(there: dict, place: str, directory: Path) -> str:
+    """Return the command that prepares a directory again in the same way."""
+    words = ["tfpar", "prepare", place, str(directory), "--image-size", "x".join(map(str, there["image_shape"][:2]))]
+    for option, key, default in (
+        ("--validation-fraction", "validation_fraction", 0.1),
+        ("--seed", "seed", 0),
+        ("--group-by", "group_by", None),
+    ):
+        if there.get(key, default) != default:
+            words += [option, str(there[key])]
+    if "folders_are_splits" in there:
+        words.append("--splits" if there["folders_are_splits"] else "--no-splits")
+    return shlex.join([*words, "--fresh"])

@@ -16,6 +16,7 @@ _ROWS = 1024  # of an array, read at once
 _TO_PIXELS = (
     "(255 * images).round().astype('uint8') if they go from 0 to 1, images.astype('uint8') if they go from 0 to 255"
 )
+_EMPTY = "the source yields nothing; give (image, label) elements, and a function that returns a generator instead of a used one"
 _TO_LABELS = "one whole number, text, or one-hot row per image"
 
 
@@ -148,9 +149,7 @@ def stream(elements, size: tuple[int, int] | None) -> Source:
     try:
         first = next(examples)
     except StopIteration:
-        raise errors.DataError(
-            "the source yields nothing; give (image, label) elements, of which there is at least one"
-        ) from None
+        raise errors.DataError(_EMPTY) from None
     shape, index, class_names, digest = first[0].shape, {}, [], _Digest()
 
     def inputs() -> Iterator[Input]:
@@ -173,6 +172,8 @@ def identity_of_stream(elements) -> str:
     digest = _Digest()
     for example in _examples(elements):
         digest.add(*example)
+    if not digest.sum:
+        raise errors.DataError(_EMPTY)
     return digest.text()
 
 

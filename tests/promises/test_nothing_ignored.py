@@ -158,8 +158,16 @@ class Watching(keras.callbacks.Callback):
     def on_train_end(self, logs=None):
         self.seen.append(("end", self.params["stage"]))
 
+    def on_test_begin(self, logs=None):
+        self.tested = None
+
+    def on_test_end(self, logs=None):
+        self.tested = dict(logs)
+
     def on_epoch_end(self, epoch, logs=None):
         self.logs = dict(logs)
+        assert {f"val_{name}" for name in self.tested} == {name for name in logs if name.startswith("val_")}
+        assert self.tested["loss"] == logs["val_loss"]
 
 
 def squared(labels, logits):

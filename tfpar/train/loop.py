@@ -292,13 +292,15 @@ class Training:
     def _finish_epoch(self, logs: dict) -> None:
         """Run inference on the validation set and write the epoch's row; other callbacks see its numbers in `logs`."""
         progress, counts = self.progress, self.step.counts
+        for callback in self.callbacks:
+            callback.on_test_begin()
         logits, losses = self.inference(self.data.validation, between=self._stop_if_requested)
         others = objective.metrics_of(self.model, self.data.validation.labels, logits) if self.step.more_metrics else {}
-        logs |= {f"val_{name}": value for name, value in others.items()} | {
-            "val_loss": predictions.mean(losses),
-            "val_accuracy": float((logits.argmax(axis=1) == self.data.validation.labels).mean()),
-            "learning_rate": self.rate(counts.step - 1),
-        }
+        accuracy = float((logits.argmax(axis=1) == self.data.validation.labels).mean())
+        tested = others | {"loss": predictions.mean(losses), "accuracy": accuracy}
+        for callback in self.callbacks:
+            callback.on_test_end(tested)
+        logs |= {f"val_{name}": value for name, value in tested.items()} | {"learning_rate": self.rate(counts.step - 1)}
         row = {
             "stage": progress.stage + 1, "epoch": len(progress.rows) + 1, "step": counts.step,
             "images_per_second": counts.images / progress.seconds,

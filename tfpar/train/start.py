@@ -49,7 +49,7 @@ def run(
     interrupted stage continues, so `EarlyStopping` starts afresh in each stage, and `restore_best_weights` takes effect before the
     stage's inference. `params["stage"]` and `params["resumed"]` tell a callback where it is. The run sets the learning rate of every
     step (see `schedule`) and refuses a callback that changes it. A callback that sets `model.stop_training` ends its stage after that
-    epoch.
+    epoch. `on_test_begin` and `on_test_end` surround each validation, which has no batches of its own: `on_test_batch_end` is not called.
 
     Args:
         model: compiled under its strategy; takes `uint8` images, gives logits `[batch, classes]`.

@@ -182,7 +182,8 @@ def prose():
         for token in tokens:
             if token.type in (tokenize.STRING, tokenize.COMMENT):
                 yield f"{path.relative_to(ROOT)}:{token.start[0]}", token.string
-    for path in [ROOT / "README.md", ROOT / "tutorial" / "README.md", *sorted((ROOT / "tutorial" / "en").glob("*.md"))]:
+    pages = [*(ROOT / "tutorial").glob("*.md"), *(ROOT / "tutorial" / "en").glob("*.md")]
+    for path in [ROOT / "README.md", *sorted(pages)]:
         yield str(path.relative_to(ROOT)), re.sub(r"```.*?```", "", text_of(path), flags=re.DOTALL)
 
 

@@ -3,7 +3,7 @@
 It imports nothing that takes time, so that `tfpar --help` is immediate.
 
 Example:
-    >>> arguments.parser(COMMANDS).parse_args(["train", "digits", "--shards", "4"]).shards
+    >>> arguments.parser({}).parse_args(["train", "digits", "--shards", "4"]).shards
     4
 """
 

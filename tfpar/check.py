@@ -2,7 +2,7 @@
 
 Example:
     >>> check.same_weights(run_on_one.model(), run_on_four.model())
-    same weights: True (73,114 numbers, bit for bit)
+    same weights: True (... numbers, bit for bit)
     True
 """
 

@@ -5,7 +5,7 @@ et al. 2017, arXiv:1706.02677), because a step over k times the images stands fo
 
 Example:
     >>> stages = [Stage(epochs=10, learning_rate=0.2, final_learning_rate=0.02), Stage(epochs=5, learning_rate=0.02)]
-    >>> schedule.rate(stages[0], step=30, steps=100, warmup=10, factor=0.5)
+    >>> round(schedule.rate(stages[0], step=30, steps=100, warmup=10, factor=0.5), 6)
     0.073
 """
 

@@ -6,14 +6,11 @@ a compiler saves by joining operations, is not in it; TensorFlow's own half a gi
 
 Example:
     >>> print(memory.estimate(model, data, stages, global_batch_size=256))
-    1,003 train and 111 validation images: 4 steps an epoch of 256 images, 60 steps in all
+    1,618 train and 179 validation images: 7 steps an epoch of 256 images, 7 steps in all
     shards: 1 of 256 images; replicas: 1; 256 images per replica
-      weights                  0.3 MB
-      gradients                1.6 MB
-      optimizer                0.3 MB
-      activations          2,510.3 MB
-      input                   21.2 MB
-    2,533.7 MB per replica of 20,519.2 MB; the largest batch that fits: 2,080
+      weights                    0.0 MB
+      ...
+    0.5 MB per replica of ... MB; the largest batch that fits: ...
 """
 
 from __future__ import annotations

@@ -8,9 +8,9 @@ whose trace is kept for TensorBoard.
 Example:
     >>> found = profiling.profile(model, data, "runs/fashion.profile", global_batch_size=256)
     >>> print(found)
-    a step takes 148.2 ms: 864 images a second
-      waiting for input     0.4 ms    0%
-      compute             141.0 ms   95%
+    a step takes ... ms: ... images a second
+      waiting for input     ... ms    ...%
+      compute               ... ms    ...%
       ...
 """
 

@@ -13,7 +13,7 @@ not depend on the memory of the machine.
 
 Example:
     >>> order(tf.range(5, dtype=tf.int64), examples=5, seed=0).numpy().tolist()
-    [0, 2, 1, 3, 4]
+    [3, 4, 0, 2, 1]
 """
 
 from __future__ import annotations

@@ -70,8 +70,8 @@ def dataset(
         errors.InputNotFound, errors.DataError, errors.Unavailable: the source is not there, or unusable.
 
     Example:
-        >>> prepare.dataset("../photos", "data/photos", image_size=96).num_classes
-        24
+        >>> prepare.dataset("photos", "data/photos", image_size=96).class_names
+        ['cat', 'dog']
     """
     size = _checked_size(image_size)
     validation_fraction = validate.number("validation_fraction", validation_fraction, 1e-6, 0.999999)

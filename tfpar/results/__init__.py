@@ -15,9 +15,9 @@ RUN/tensorboard/                    what TensorBoard shows
 Example:
     >>> run = results.Run("runs/digits")
     >>> run.metrics(stage=2)["accuracy"]
-    0.9944134078212291
-    >>> results.compare(run, run, stages=(1, 2))["gained"]
-    3
+    0.9...
+    >>> sorted(results.compare(run, run, stages=(1, 2)))
+    ['accuracy', 'agreed', 'gained', 'lost', 'same_bits']
 """
 
 from tfpar.results.reading import Run, compare

@@ -6,7 +6,7 @@ fails when one of them is no longer needed. On one worker nothing is touched.
 
 Example:
     >>> with strategy.scope():
-    ...     model = build_and_compile()
+    ...     model = build()
     >>> keras_repairs.repair(model)                  # steps.install does it too
     >>> model.fit(batches, steps_per_epoch=10); model.evaluate(images, labels)
 """

@@ -14,8 +14,11 @@ Two things in TensorFlow decide the order of a sum that no user sees, and a sum 
 `tests/steps/test_tensorflow_repairs.py` fails when one of them is no longer needed.
 
 Example:
+    >>> add = tf.function(lambda a, b, c: tf.add_n([a, b, c]))
     >>> with fixed_order():
-    ...     gradient = shard(images, labels)      # traced here for the first time
+    ...     total = add(tf.constant(1e8), tf.constant(-1e8), tf.constant(1.0))      # traced here for the first time
+    >>> float(total)
+    1.0
 """
 
 from __future__ import annotations

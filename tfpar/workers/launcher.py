@@ -5,9 +5,9 @@ the same directory says who they are: `workers` [{`index`, `pid`, `port`, `log`}
 TensorFlow cannot go on without a worker, so all start anew, and the run continues from its checkpoint.
 
 Example:
-    >>> launcher.launch(["train", "digits", "--run", "runs/digits"], workers=2, logs="runs/digits/workers")
-    [0] 2 replicas (CPU:0 on each of 2 workers): global batch 128 -> 64 per replica, in 2 shards
-    ...
+    >>> command = ["train", "digits", "--run", "runs/two", "--stage", "2@0.2"]
+    >>> exit_code = launcher.launch(command, workers=2, logs="runs/two/workers")
+    >>> exit_code
     0
 """
 

@@ -1,0 +1,82 @@
+"""Every example of the docstrings runs, in a directory that has what they name, and gives what it says."""
+
+import doctest
+import importlib
+import pkgutil
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from networks import tiny
+from PIL import Image
+
+import tfpar
+from tfpar import devices, engine, prepare, results, steps, train
+
+NAMES = [
+    module.name for module in pkgutil.walk_packages(tfpar.__path__, "tfpar.") if not module.name.endswith("__main__")
+]
+MODULES = [importlib.import_module(name) for name in NAMES]
+TESTS = {
+    test.name: test for module in MODULES for test in doctest.DocTestFinder(recurse=True).find(module) if test.examples
+}
+
+
+class SaysOrIsSilent(doctest.OutputChecker):
+    """An example without an expected output must not fail; what it prints, such as a progress bar, is not compared."""
+
+    def check_output(self, want, got, flags):
+        return not want or super().check_output(want, got, flags)
+
+
+def build(strategy):
+    with strategy.scope():
+        return tiny()
+
+
+@pytest.fixture(scope="module")
+def place(digits, tmp_path_factory):
+    """A directory with data, runs and pictures under the names of the examples."""
+    place = tmp_path_factory.mktemp("examples")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        prepare.dataset("digits", "data/digits")
+        for name in ("digits", "a", "b"):
+            train.run(
+                build(devices.strategy()),
+                digits,
+                f"runs/{name}",
+                stages=[train.Stage(10, 0.5), train.Stage(1, 0.02)],
+                global_batch_size=64,
+                verbose=0,
+            )
+        for i in range(6):
+            (place / "photos" / ("cat", "dog")[i % 2]).mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (64, 48), (40 * i, 90, 200)).save(place / "photos" / ("cat", "dog")[i % 2] / f"{i}.png")
+        Image.new("RGB", (640, 480), "gray").save(place / "cat.jpg")
+    return place
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TESTS)
+def test_example(name, place, digits, monkeypatch):
+    monkeypatch.chdir(place)
+    keras.utils.set_random_seed(0)
+    strategy = devices.strategy()
+    model = build(strategy)
+    model.set_weights(results.Run("runs/digits").model().get_weights())
+    names = {module.__name__.split(".")[-1]: module for module in MODULES}
+    names |= {
+        "tf": tf, "keras": keras, "np": np, "data": digits, "strategy": strategy, "model": model, "runs": place / "runs",
+        "batches": engine.train_batches(digits.train, strategy, global_batch_size=64),
+        "images": digits.validation.images, "labels": digits.validation.labels, "stages": [train.Stage(1, 0.1)],
+        "run": results.Run("runs/digits"), "run_on_one": results.Run("runs/a"), "run_on_four": results.Run("runs/b"),
+        "variables": model.variables, "Run": results.Run, "Stage": train.Stage, "build": lambda: tiny(),
+        "gradients": [variable.value for variable in model.trainable_variables], "step": steps.Step(model, shards=2),
+    }  # fmt: skip
+    test = TESTS[name]
+    test.globs = names | test.globs
+    said = []
+    runner = doctest.DocTestRunner(SaysOrIsSilent(), optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    assert not runner.run(test, out=said.append, clear_globs=False).failed, "".join(said)

@@ -175,7 +175,7 @@ def _build_metrics(model: keras.Model, one_hot: bool, integers, logits) -> None:
     for metric in compiled.metrics:
         if _metric_takes_probabilities(metric):
             raise errors.SettingsError(
-                f"metric {metric.name} takes no logits; give it from_logits=True or threshold=0, or take 'accuracy', or leave it out"
+                f"metric {metric.name} takes no logits; leave it out, or give AUC from_logits=True, BinaryAccuracy threshold=0"
             )
         try:
             keras_backend.compute_output_spec(metric.update_state, labels[takes_one_hot(metric)], logits)

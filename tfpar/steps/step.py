@@ -233,7 +233,7 @@ def _of_one_shard(spec, count: int) -> tf.TensorSpec:
     rows = getattr(spec, "shape", [None])[0]
     if rows is None or rows % count:
         raise errors.SettingsError(
-            f"batches of {rows} images per replica cannot be cut into {count} equal shards; give batches from engine.train_batches"
+            f"batches of {rows or 'an unknown number of'} images per replica cannot be cut into {count} equal shards; give batches from engine.train_batches"
         )
     return tf.TensorSpec([rows // count, *spec.shape[1:]], spec.dtype)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
@@ -64,13 +65,10 @@ def _find(root: Path, splits: bool | None) -> tuple[list[str], dict[str, list[tu
         )
     roots = _roots(root, _folders(root), splits)
     listed = {split: list(_walk(path)) for split, path in roots.items()}
-    spelled: dict[str, set[str]] = {}
-    for name in (
-        name for found in listed.values() for name, path in found if name is not None and not foreign(path.name)
-    ):
-        spelled.setdefault(_composed(name), set()).add(name)
-    for name, spellings in spelled.items():
-        if len(spellings) > 1:
+    named = {name for found in listed.values() for name, path in found if name is not None and not foreign(path.name)}
+    spellings = Counter(map(_composed, named))
+    for name, count in spellings.items():
+        if count > 1:
             print(f"class {name}: its folders are spelled in composed and in decomposed Unicode, and are one class")
     if not any(name is not None and not foreign(path.name) for name, path in listed["train"]):
         raise errors.DataError(_no_classes(root, roots["train"], listed["train"]))
@@ -79,11 +77,9 @@ def _find(root: Path, splits: bool | None) -> tuple[list[str], dict[str, list[tu
         for name in _folders(path):
             if name not in filled:
                 print(f"{files.printable(str(path / name))}: an empty folder, left out")
-    named = {
-        split: [(None if name is None else _composed(name), path) for name, path in found]
-        for split, found in listed.items()
-    }
-    return sorted(spelled), named
+    for found in listed.values():
+        found[:] = [(None if name is None else _composed(name), path) for name, path in found]
+    return sorted(spellings), listed
 
 
 def _composed(name: str) -> str:

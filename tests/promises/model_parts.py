@@ -112,6 +112,8 @@ def over_time(kind, rank):
 
 
 small = {"padding": "same"}
+# TensorFlow has no float16 kernel for these on CPUs: plain Keras fails under mixed_float16, too.
+whole = {"dtype": "float32"}
 WITH_WEIGHTS = {
     "Conv2D": kernel(layers.Conv2D, CHANNELS, 3, **small, kernel_regularizer="l2"),
     "Conv2DTranspose": kernel(layers.Conv2DTranspose, CHANNELS, 3, **small),
@@ -192,10 +194,10 @@ PASSING = {
     "ZeroPadding1D": of_rows(layers.ZeroPadding1D),
     "Cropping1D": of_rows(layers.Cropping1D, cropping=(1, 0)),
     "RepeatVector, GlobalMaxPooling1D, GlobalAveragePooling1D": rows(repeated),
-    "MaxPooling3D": volume(lambda bias: layers.MaxPooling3D(2, 1)),
-    "AveragePooling3D": volume(lambda bias: layers.AveragePooling3D(2, 1)),
-    "AdaptiveAveragePooling3D": volume(lambda bias: layers.AdaptiveAveragePooling3D((5, 5, 4))),
-    "AdaptiveMaxPooling3D": volume(lambda bias: layers.AdaptiveMaxPooling3D((5, 5, 4))),
+    "MaxPooling3D": volume(lambda bias: layers.MaxPooling3D(2, 1, **whole)),
+    "AveragePooling3D": volume(lambda bias: layers.AveragePooling3D(2, 1, **whole)),
+    "AdaptiveAveragePooling3D": volume(lambda bias: layers.AdaptiveAveragePooling3D((5, 5, 4), **whole)),
+    "AdaptiveMaxPooling3D": volume(lambda bias: layers.AdaptiveMaxPooling3D((5, 5, 4), **whole)),
     "GlobalAveragePooling3D": lambda x, bias: layers.Multiply()(
         [x, layers.Reshape((1, 1, 1))(layers.GlobalAveragePooling3D()(layers.Reshape((*x.shape[1:], 1))(x)))]
     ),
@@ -237,9 +239,9 @@ AUGMENTING = {
     "RandomTranslation": lambda seed: layers.RandomTranslation(0.2, 0.2, seed=seed),
     "RandomShear": lambda seed: layers.RandomShear(0.3, 0.3, seed=seed),
     "RandomPerspective": lambda seed: layers.RandomPerspective(1.0, 0.3, seed=seed),
-    "RandomElasticTransform": lambda seed: layers.RandomElasticTransform(1.0, 0.5, seed=seed),
-    "RandomGaussianBlur": lambda seed: layers.RandomGaussianBlur(1.0, seed=seed),
-    "RandomErasing": lambda seed: layers.RandomErasing(1.0, seed=seed),
+    "RandomElasticTransform": lambda seed: layers.RandomElasticTransform(1.0, 0.5, seed=seed, **whole),
+    "RandomGaussianBlur": lambda seed: layers.RandomGaussianBlur(1.0, seed=seed, **whole),
+    "RandomErasing": lambda seed: layers.RandomErasing(1.0, seed=seed, **whole),
     "RandomGrayscale": lambda seed: layers.RandomGrayscale(0.5, seed=seed),
     "RandomHue": lambda seed: layers.RandomHue(0.3, seed=seed),
     "RandomInvert": lambda seed: layers.RandomInvert(0.5, seed=seed),
@@ -251,7 +253,7 @@ AUGMENTING = {
     "RandAugment": lambda seed: layers.RandAugment(seed=seed),
     "AugMix": lambda seed: layers.AugMix(seed=seed),
     "MixUp": lambda seed: layers.MixUp(seed=seed),
-    "CutMix": lambda seed: layers.CutMix(seed=seed),
+    "CutMix": lambda seed: layers.CutMix(seed=seed, **whole),
     "AutoContrast": lambda seed: layers.AutoContrast(),
     "Solarization": lambda seed: layers.Solarization(0.3, seed=seed),
     "Pipeline": lambda seed: layers.Pipeline([layers.RandomFlip(seed=seed), layers.Rescaling(1.0)]),

@@ -21,7 +21,9 @@ ROOT = Path(__file__).resolve().parents[1]
 TUTORIAL = ROOT / "tutorial"
 ENGLISH = sorted((TUTORIAL / "en").glob("[0-9][0-9]_*.md"))
 CHINESE = sorted((TUTORIAL / "zh").glob("[0-9][0-9]_*.md"))
-OTHERS = [TUTORIAL / name for name in ("README.md", "glossary.md", "keras.md", "pytorch.md", "zh/keras.md", "zh/pytorch.md")]
+OTHERS = [
+    TUTORIAL / name for name in ("README.md", "glossary.md", "keras.md", "pytorch.md", "zh/keras.md", "zh/pytorch.md")
+]
 SECTIONS = {
     "en": [
         "What you'll do",

@@ -129,6 +129,7 @@ def test_predict_a_folder(tfpar, place, digits, monkeypatch):
     assert code == 66 and "no pictures in it" in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [600_000, 1_500_000])
 def test_too_little_address_space_to_import_is_no_defect(limit, tmp_path):
     command = f"ulimit -v {limit}; exec {sys.executable} -m tfpar train digits"
@@ -220,6 +221,7 @@ def test_simulated_replicas_give_the_same_files(tfpar, place, replicas):
     )
 
 
+@pytest.mark.slow
 def test_adamw_and_mixed_precision(tfpar):
     code, _, err = tfpar(
         "train",
@@ -377,6 +379,7 @@ def test_a_signal_saves_and_the_same_command_continues(tmp_path, tfpar, place, n
     assert code == 0 and "continuing after step" in out
 
 
+@pytest.mark.slow
 def test_label_smoothing_is_a_setting_of_the_run(tfpar):
     smoothed = ("train", "digits", "--run", "runs/smoothed", "--stage", "1@0.2", "--label-smoothing", "0.1")
     code, _, said = tfpar(*smoothed)

@@ -350,6 +350,7 @@ def test_a_source_that_is_gone_is_no_obstacle(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGUSR1", "SIGXCPU"])
 def test_signals_of_batch_systems_ask_for_the_end(name):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
     with signals.StopSignal(deferred=True) as stop:
         signal.raise_signal(getattr(signal, name))
     assert stop.requested
@@ -367,7 +368,7 @@ def test_a_signal_that_is_ignored_stays_ignored():
 
 def test_a_run_says_how_many_steps_it_was_stopped_after(digits, tmp_path):
     stopping = keras.callbacks.LambdaCallback(
-        on_train_batch_end=lambda batch, logs: batch == 1 and signal.raise_signal(signal.SIGHUP)
+        on_train_batch_end=lambda batch, logs: batch == 1 and signal.raise_signal(signal.SIGTERM)
     )
     with pytest.raises(train.Interrupted, match="stopped after step 2 of 21, state saved"):
         trained(digits, tmp_path / "run", callbacks=[stopping], steps_per_call=1)

@@ -171,6 +171,7 @@ def test_a_finished_run_is_answered_without_writing(unbroken, small):
     assert before == {p: p.stat().st_mtime_ns for p in unbroken.directory.rglob("*")}
 
 
+@pytest.mark.slow
 def test_a_stage_added_at_the_end(small, tmp_path, unbroken):
     run(small, tmp_path / "r", stages=STAGES[:1])
     assert same_files(unbroken, run(small, tmp_path / "r"))
@@ -225,6 +226,7 @@ def test_a_directory_with_something_else_is_left_alone(small, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["mine"]
 
 
+@pytest.mark.slow
 def test_fresh_keeps_the_old_run_beside(small, tmp_path, unbroken):
     first = run(small, tmp_path / "r", seed=9).metrics()
     again = run(small, tmp_path / "r", fresh=True)

@@ -265,7 +265,7 @@ def _pixels_or_reason(picture, shape) -> np.ndarray | str:
 
 def _filled_classes(source: Source, splits: dict[str, arrays.SplitWriter]) -> list[str]:
     """Leave out the classes without an image, renumber the others, and return their names."""
-    class_names, counts = source.class_names, {split: Counter(writer.labels) for split, writer in splits.items()}
+    class_names, counts = list(source.class_names), {split: Counter(writer.labels) for split, writer in splits.items()}
     for split, count in counts.items():
         missing = [class_names[label] for label in sorted(set(count) - set(counts["train"]))]
         if missing:

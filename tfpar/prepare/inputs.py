@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,7 +30,7 @@ class Source(NamedTuple):
     """
 
     name: str
-    class_names: list
+    class_names: Collection
     splits: dict[str, Callable[[], Iterator[Input]]]
     counts: dict[str, int | None]  # inputs of each split; None where only reading them tells
     channels: int = 3

@@ -14,7 +14,6 @@ The order of the rows does not matter: examples come in the order of a folder wi
 from __future__ import annotations
 
 import csv
-import hashlib
 import math
 import os
 from collections.abc import Iterator
@@ -70,13 +69,14 @@ def source(table: Path, splits: bool | None, group_by: str | None) -> Source:
         seen[row.path] = row.number
     classes = sorted({row.label for row in rows})
     by_split = _by_split(place, rows) if with_splits else {"train": rows}
+    stamp = inputs.stamp([table.parent / row.path for row in rows])
+    stamp["table"] = files.fingerprint(sorted(map(repr, (row[1:] for row in rows))))
     return Source(
         name=files.name_of(table),
         class_names=classes,
         splits={split: lambda some=some: _inputs(table.parent, some, classes) for split, some in by_split.items()},
         counts={split: len(some) for split, some in by_split.items()},
-        stamp=inputs.stamp([table.parent / row.path for row in rows])
-        | {"table": hashlib.sha256("\n".join(sorted(map(repr, (row[1:] for row in rows)))).encode()).hexdigest()},
+        stamp=stamp,
     )
 
 
@@ -127,14 +127,10 @@ def _row(place: str, number: int, row: dict, with_splits: bool, group_by: str) -
             weight = math.nan
         if not 0 <= weight < 1e9:
             reject(f"has the weight {row['weight']}. Give a number from 0 to 1e9")
-    return _Row(
-        number,
-        str(PurePosixPath(_text(row["path"]))),
-        _text(row["label"]),
-        "train" if split in folders.TRAIN else split,
-        weight,
-        _text(row[group_by]) if group_by in row else None,
-    )
+    split = "train" if split in folders.TRAIN else split
+    group = _text(row[group_by]) if group_by in row else None
+    path = str(PurePosixPath(_text(row["path"])))
+    return _Row(number, path, _text(row["label"]), split, weight, group)
 
 
 def _text(value) -> str:

@@ -150,7 +150,7 @@ def stream(elements, size: tuple[int, int] | None) -> Source:
         first = next(examples)
     except StopIteration:
         raise errors.DataError(_EMPTY) from None
-    shape, index, class_names, digest = first[0].shape, {}, [], _Digest()
+    shape, index, digest = first[0].shape, {}, _Digest()  # classes are numbered as they come
 
     def inputs() -> Iterator[Input]:
         for i, (image, label, weight) in enumerate(itertools.chain([first], examples)):
@@ -159,12 +159,9 @@ def stream(elements, size: tuple[int, int] | None) -> Source:
                     f"image {i} is {image.shape[0]}x{image.shape[1]}, the first {shape[0]}x{shape[1]}; give image_size"
                 )
             digest.add(image, label, weight)
-            if label not in index:
-                index[label] = len(index)
-                class_names.append(label)
-            yield Input(str(i), index[label], image, weight=weight)
+            yield Input(str(i), index.setdefault(label, len(index)), image, weight=weight)
 
-    return Source("stream", class_names, {"train": inputs}, {"train": None}, shape[2], shape[:2], identity=digest.text)
+    return Source("stream", index, {"train": inputs}, {"train": None}, shape[2], shape[:2], identity=digest.text)
 
 
 def identity_of_stream(elements) -> str:

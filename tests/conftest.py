@@ -5,12 +5,19 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")  # the oracle of these tests is the CPU
 
+import signal
 from pathlib import Path
 
 import keras
 import pytest
 
 from tfpar import devices, prepare
+
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if (
+        signal.getsignal(number) == signal.SIG_IGN
+    ):  # of a job in the background, or under nohup: tfpar would leave it so
+        signal.signal(number, handler)
 
 devices.strategy(simulate=8)
 

@@ -69,7 +69,7 @@ def prepared(tmp_path_factory):
     return prepare.dataset((pixels, labels), tmp_path_factory.mktemp("prepared") / "data").directory
 
 
-@pytest.mark.parametrize("count", [20, pytest.param(200, marks=pytest.mark.by_hand)])
+@pytest.mark.parametrize("count", [10, pytest.param(200, marks=pytest.mark.by_hand)])
 def test_no_damage_to_prepared_data_is_used_in_silence(prepared, tmp_path, count):
     random, done = np.random.default_rng(count), 0
     while done < count:
@@ -85,7 +85,7 @@ def test_no_damage_to_prepared_data_is_used_in_silence(prepared, tmp_path, count
         assert str(place) in str(said.value), what
 
 
-@pytest.mark.parametrize("count", [20, pytest.param(200, marks=pytest.mark.by_hand)])
+@pytest.mark.parametrize("count", [10, pytest.param(200, marks=pytest.mark.by_hand)])
 def test_no_damage_to_a_checkpoint_is_used_in_silence(tmp_path, count, capsys):
     variables = [keras.Variable(np.arange(60, dtype=np.float32).reshape(6, 10)), keras.Variable(np.float32(3))]
     origin = tmp_path / "origin"

@@ -350,7 +350,6 @@ def test_a_source_that_is_gone_is_no_obstacle(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGUSR1", "SIGXCPU"])
 def test_signals_of_batch_systems_ask_for_the_end(name):
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
     with signals.StopSignal(deferred=True) as stop:
         signal.raise_signal(getattr(signal, name))
     assert stop.requested

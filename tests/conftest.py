@@ -13,10 +13,9 @@ import pytest
 
 from tfpar import devices, prepare
 
+# tfpar leaves ignored signals ignored, and these are in a job in the background or under nohup.
 for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
-    if (
-        signal.getsignal(number) == signal.SIG_IGN
-    ):  # of a job in the background, or under nohup: tfpar would leave it so
+    if signal.getsignal(number) == signal.SIG_IGN:
         signal.signal(number, handler)
 
 devices.strategy(simulate=8)

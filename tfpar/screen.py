@@ -1,4 +1,4 @@
-"""What a command writes to the screen, and what is kept off it."""
+"""The output of a command: print a line to standard error, and silence the output of Python or of C code."""
 
 from __future__ import annotations
 

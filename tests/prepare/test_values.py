@@ -125,6 +125,7 @@ SIZES = ((IMAGES[i, : 6 - i % 2], LABELS[i]) for i in range(40))
     [
         ((FLOATS, LABELS), r"images are float32.*\(255 \* images\)"),
         (zip(FLOATS, LABELS, strict=True), r"images are float32.*\(255 \* images\)"),
+        (tf.data.Dataset.from_tensor_slices((FLOATS, LABELS)), r"pipeline dataset\.map\(lambda image, label: \(tf\.cast"),
         (lambda: SIZES, "image 1 is 5x5, the first 6x5; give image_size"),
         (iter(()), "yields nothing"),
         (iter([IMAGES[0]]), "yields ndarray; give"),

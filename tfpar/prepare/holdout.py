@@ -17,8 +17,8 @@ _NOTHING = 1e-9  # of a class
 def chosen(writer: SplitWriter, class_names: list[str], *, fraction: float, seed: int) -> np.ndarray:
     """Return the positions of the images that validate: about `fraction` of each class.
 
-    A hash of (seed, name) ranks images and groups. It needs no random stream, so the choice of the others stays when
-    pictures are added later.
+    A hash of (seed, name) ranks images and groups. It needs no random stream, so the ranks of the others stay when pictures
+    are added later; some change sides, because more images validate then.
     """
     groups = writer.columns["group"]
     by_group = any(group is not None for group in groups)

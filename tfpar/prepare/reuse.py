@@ -56,13 +56,9 @@ def _is_of(there: dict, directory: Path, source, identity: str) -> bool:
 def _command(there: dict, place: str, directory: Path) -> str:
     """Return the command that prepares a directory again in the same way."""
     words = ["tfpar", "prepare", place, str(directory), "--image-size", "x".join(map(str, there["image_shape"][:2]))]
-    for option, key, default in (
-        ("--validation-fraction", "validation_fraction", 0.1),
-        ("--seed", "seed", 0),
-        ("--group-by", "group_by", None),
-    ):
+    for key, default in (("validation_fraction", 0.1), ("seed", 0), ("group_by", None)):
         if there.get(key, default) != default:
-            words += [option, str(there[key])]
+            words += [f"--{key.replace('_', '-')}", str(there[key])]
     if "folders_are_splits" in there:
         words.append("--splits" if there["folders_are_splits"] else "--no-splits")
     return shlex.join([*words, "--fresh"])

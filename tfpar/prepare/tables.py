@@ -82,10 +82,10 @@ def source(table: Path, splits: bool | None, group_by: str | None) -> Source:
 
 def _read(table: Path, place: str) -> tuple[list[dict], list[str]]:
     """Return the rows of a table and the names of its columns."""
+    import pyarrow.parquet
+
     try:
         if table.suffix.lower() == ".parquet":
-            import pyarrow.parquet
-
             content = pyarrow.parquet.read_table(table)
             return content.to_pylist(), content.column_names
         with open(table, newline="", encoding="utf-8-sig") as file:
@@ -96,7 +96,11 @@ def _read(table: Path, place: str) -> tuple[list[dict], list[str]]:
             return list(reader), list(reader.fieldnames or [])
     except UnicodeDecodeError as error:
         raise errors.DataError(f"{place}: is not UTF-8 text ({error.reason}). Save it as CSV in UTF-8") from error
-    except (csv.Error, ValueError, NotImplementedError, OSError) as error:  # Arrow's errors are ValueErrors and others
+    except (
+        csv.Error,
+        pyarrow.ArrowException,
+        OSError,
+    ) as error:  # Arrow raises an OSError without a number for a damaged file
         if getattr(error, "errno", None):
             raise errors.InputNotFound(f"{place}: cannot be read ({error.strerror}). {files.remedy(error)}") from error
         raise errors.DataError(

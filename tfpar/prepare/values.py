@@ -14,7 +14,8 @@ from tfpar.prepare.inputs import Input, Source
 
 _ROWS = 1024  # of an array, read at once
 _TO_PIXELS = (
-    "(255 * images).round().astype('uint8') if they go from 0 to 1, images.astype('uint8') if they go from 0 to 255"
+    "(255 * images).round().astype('uint8') if they go from 0 to 1, images.astype('uint8') if they go from 0 to 255; in a tf.data "
+    "pipeline dataset.map(lambda image, label: (tf.cast(tf.round(image), 'uint8'), label)), of 255 * image if they go from 0 to 1"
 )
 _EMPTY = "the source yields nothing; give (image, label) elements, and a function that returns a generator instead of a used one"
 _TO_LABELS = "one whole number, text, or one-hot row per image"
@@ -193,11 +194,8 @@ def _examples(elements) -> Iterator[tuple[np.ndarray, int | str, float | None]]:
     for element in _iterated(elements):
         if isinstance(element, dict):  # as TensorFlow Datasets yields them
             element = tuple(element.get(key) for key in ("image", "label"))
-        if (
-            not isinstance(element, (tuple, list))
-            or len(element) not in (2, 3)
-            or any(part is None for part in element)
-        ):
+        right = isinstance(element, (tuple, list)) and len(element) in (2, 3)
+        if not right or any(part is None for part in element):
             raise errors.DataError(
                 f"the source yields {type(element).__name__}; give (image, label) or (image, label, weight)"
             )

@@ -17,7 +17,7 @@ from tfpar.settings import FIELDS, MOST_STEPS_PER_CALL
 
 # Settings that are options of `train` under their own names.
 SETTINGS = (
-    "global_batch_size", "shards", "seed", "augment", "class_weights", "all_reduce", "steps_per_call", "checkpoint_seconds", "fresh",
+    "global_batch_size", "shards", "seed", "augment", "class_weights", "all_reduce", "batch_norm", "steps_per_call", "checkpoint_seconds", "fresh",
 )  # fmt: skip
 
 EXIT_CODES = """exit codes: 0 done, 2 wrong use, 42 stopped with its state saved, 65 data damaged, 66 input not there,
@@ -182,6 +182,7 @@ def _add_how(train) -> None:
     """Add what decides how a training is computed, saved and looked at, but not what is trained."""
     _add_setting(train, "shards", "V")
     _add_setting(train, "all_reduce")
+    _add_setting(train, "batch_norm")
     train.add_argument("--xla", action="store_true", help="compile each shard by XLA; it pays on GPUs")
     train.add_argument("--deterministic", action="store_true", help="deterministic operations on GPUs; slower")
     _add_setting(train, "steps_per_call", "auto|K", type=_steps_per_call)

@@ -99,7 +99,9 @@ def _predict(given) -> int:
         if not pixels:
             continue
         _import_tensorflow(given)
-        with stderr_silenced(not given.verbose):
+        from tfpar.steps import normalization
+
+        with stderr_silenced(not given.verbose), normalization.computed(_batch_norm_of(run)):
             model = model or run.model()
             probabilities = predictions.softmax(model.predict(np.stack(pixels), verbose=0))
         for path, row in zip(readable, probabilities, strict=True):
@@ -142,9 +144,13 @@ def _evaluate(given) -> None:
             + (f"only one of them has {', '.join(other[:5])}" if other else "they stand in another order")
         )
     model = run.model()
-    logits, losses = inference.Inference(model)(split)
+    logits, losses = inference.Inference(model, batch_norm=_batch_norm_of(run))(split)
     computed = predictions.metrics(predictions.table(logits, split), losses, data.class_names)
     print(json.dumps(computed, indent=1, ensure_ascii=False))
+
+
+def _batch_norm_of(run) -> str:
+    return run.facts["settings"].get("batch_norm", "keras")  # an earlier version wrote none, and computed as Keras does
 
 
 def _doctor(given) -> int:

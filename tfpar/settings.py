@@ -23,6 +23,7 @@ MOST_STEPS_PER_CALL = 512
 DEFAULT_BATCH = 128  # images of a step
 AUGMENTATIONS = ("none", "flip", "crop-flip")
 ALL_REDUCE = ("ordered", "fast")
+BATCH_NORM = ("fused", "keras")
 
 
 def _setting(default, text: str = "", *, within=None, choices=None, bits: bool = True, check=None):
@@ -91,6 +92,9 @@ class Settings:
     scale_learning_rate: bool = _setting(True)
     warmup_epochs: float | None = _setting(None, within=(0, float(schedule.MOST_EPOCHS)))
     all_reduce: str = _setting("ordered", "default ordered; fast: less to send, no promise of bits", choices=ALL_REDUCE)
+    batch_norm: str | None = _setting(
+        None, "default fused; keras: slower, the layer as Keras computes it", choices=BATCH_NORM
+    )
     weights: str = _setting("none", check=_check_weights)
     steps_per_call: int | str = _setting(
         "auto", "between two looks at a signal; default auto: 0.25 seconds", bits=False, check=_check_steps_per_call
@@ -106,7 +110,7 @@ class Settings:
                 object.__setattr__(self, each.name, check(each.name, value))
 
     def resolved(self, replicas: int, earlier: dict | None = None) -> Settings:
-        """Return the settings with the number of shards and the batch filled in, from an earlier run where there is one.
+        """Return the settings with shards, batch and `batch_norm` filled in, from an earlier run where there is one.
 
         Raises:
             errors.SettingsError: the shards cannot be shared by the replicas, or the batch cannot be cut into equal shards.
@@ -120,7 +124,13 @@ class Settings:
         multiple(shards, replicas, problem)
         batch = self.global_batch_size or earlier.get("global_batch_size", -(-DEFAULT_BATCH // shards) * shards)
         multiple(batch, shards, f"global batch {batch} cannot be cut into {shards} equal shards")
-        return replace(self, shards=shards, global_batch_size=batch)
+        before = "keras" if earlier else "fused"  # an earlier version wrote no batch_norm, and computed as Keras does
+        batch_norm = self.batch_norm or earlier.get("batch_norm", before)
+        return replace(self, shards=shards, global_batch_size=batch, batch_norm=batch_norm)
+
+    def of_the_step(self) -> dict:
+        """Return the arguments of `steps.Step` that are settings."""
+        return {name: getattr(self, name) for name in ("shards", "seed", "all_reduce", "batch_norm")}
 
     def that_decide_the_bits(self) -> dict:
         """Return the settings that must stay when a run continues, as `run.json` holds them."""

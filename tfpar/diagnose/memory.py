@@ -105,9 +105,8 @@ def step_of(model: keras.Model, data, settings: dict) -> tuple[Step, Settings, l
     """Return the step that `train.run` would take, with a learning rate of 0; its settings, and the weights of the classes."""
     given = Settings(**settings).resolved(model.distribute_strategy.num_replicas_in_sync)
     class_weights = identity.check_fit(model, data, given.class_weights)
-    chosen = {"shards": given.shards, "seed": given.seed, "all_reduce": given.all_reduce}
     with model.distribute_strategy.scope():
-        return Step(model, learning_rate=lambda _step: 0.0, **chosen), given, class_weights
+        return Step(model, learning_rate=lambda _step: 0.0, **given.of_the_step()), given, class_weights
 
 
 def _bytes(variables) -> int:

@@ -22,6 +22,7 @@ def install(
     shards: int | None = None,
     seed: int = 0,
     first_step: int = 0,
+    batch_norm: str = "fused",
     steps_per_call: int = 1,
     steps_per_epoch: int | None = None,
 ) -> Step:
@@ -36,6 +37,7 @@ def install(
         shards: parts the global batch is always computed in; None is one per replica. A multiple of the replicas.
         seed: of all random layers, beside the seed of each layer.
         first_step: the number of the first step; random layers draw for the step's number.
+        batch_norm: `"fused"`, or `"keras"` for Keras' own, slower computation of `BatchNormalization`.
         steps_per_call: steps in one call into TensorFlow, from 1 to 512; several spare Python's time between small steps.
         steps_per_epoch: the same as given to `fit`; needed for several steps per call, whose last call is shortened.
 
@@ -54,7 +56,8 @@ def install(
         raise errors.SettingsError(
             f"steps_per_call={steps_per_call}: give 1 to {MOST_STEPS_PER_CALL}, and with more than 1 the steps_per_epoch of fit"
         )
-    step = Step(model, shards=shards, seed=seed, first_step=first_step)
+    options = {"shards": shards, "seed": seed, "batch_norm": batch_norm}
+    step = Step(model, first_step=first_step, **options)
     train_function = _TrainFunction(step, steps_per_call, steps_per_epoch)
 
     def compile_again(*arguments, **options):
@@ -62,7 +65,7 @@ def install(
             type(model).compile(model, *arguments, **options)
         counts = train_function.step.counts
         try:
-            train_function.step = Step(model, shards=shards, seed=seed)
+            train_function.step = Step(model, **options)
         except errors.SettingsError as error:
             model.train_function = functools.partial(_refuse, error)
             raise

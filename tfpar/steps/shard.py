@@ -19,7 +19,7 @@ from keras.src.backend import StatelessScope
 from keras.src.random import seed_generator
 
 from tfpar import errors
-from tfpar.steps import accepted, exchange, objective, tensorflow_repairs
+from tfpar.steps import accepted, exchange, normalization, objective, tensorflow_repairs
 
 COLUMNS = 3  # of the rows, before the logits: loss, penalty, label
 
@@ -35,7 +35,15 @@ class Shard:
         vector: how the gradients of `trained` and the values of `averaged` lie in `float32[size]`.
     """
 
-    def __init__(self, model: keras.Model, loss: objective.ImageLoss, batch: Sequence[tf.TensorSpec], *, seed: int):
+    def __init__(
+        self,
+        model: keras.Model,
+        loss: objective.ImageLoss,
+        batch: Sequence[tf.TensorSpec],
+        *,
+        seed: int,
+        batch_norm: str,
+    ):
         """Trace the shard once for all replicas, outside of them: a trace of a large network takes seconds.
 
         Args:
@@ -44,6 +52,7 @@ class Shard:
             batch: of one shard: `[rows, height, width, channels]` in the dtype of the model's input, `int32[rows]` and optionally
                 `float32[rows]`, the weight of each image.
             seed: seed of the run.
+            batch_norm: `"fused"` or `"keras"`, see `normalization`.
 
         Raises:
             errors.SettingsError: the model depends on more than these inputs, or has a sum in no fixed order.
@@ -55,7 +64,7 @@ class Shard:
         self.averaged: list[keras.Variable] = []
         xla = is_compiled_by_xla(model)
         decorate = tf.function(jit_compile=True, autograph=False) if xla else exchange.not_inlined
-        with tensorflow_repairs.fixed_order(), accepted.replicas_hidden():
+        with tensorflow_repairs.fixed_order(), accepted.replicas_hidden(), normalization.computed(batch_norm):
             self.function = decorate(self._compute).get_concrete_function(
                 *([tf.TensorSpec(v.shape, v.dtype) for v in group] for group in variables_of(model)),
                 tf.TensorSpec([], tf.float32), tuple(batch), tf.TensorSpec([], tf.int64), tf.TensorSpec([], tf.int32),

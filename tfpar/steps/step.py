@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfpar import errors, validate
-from tfpar.settings import ALL_REDUCE, MOST_STEPS_PER_CALL, multiple
+from tfpar.settings import ALL_REDUCE, BATCH_NORM, MOST_STEPS_PER_CALL, multiple
 from tfpar.steps import accepted, objective, tensorflow_repairs
 from tfpar.steps.exchange import Exchange
 from tfpar.steps.shard import COLUMNS, Shard, is_compiled_by_xla
@@ -61,6 +61,7 @@ class Step:
         first_step: int = 0,
         learning_rate: Callable[[int], float] | None = None,
         all_reduce: str = "ordered",
+        batch_norm: str = "fused",
     ):
         """Build everything that the step needs.
 
@@ -71,6 +72,7 @@ class Step:
             first_step: number of the first step.
             learning_rate: function from the number of a step to its learning rate. If None, the optimizer's own is used.
             all_reduce: `"ordered"` or `"fast"`.
+            batch_norm: `"fused"`, or `"keras"`: composed of several operations, as Keras does it (see `normalization`).
 
         Raises:
             errors.SettingsError: the model, its loss or its optimizer is refused (see `accepted`), or the numbers do not fit.
@@ -78,6 +80,7 @@ class Step:
         accepted.check(model, sets_rate=learning_rate is not None)
         self.model, self.strategy, self.seed = model, model.distribute_strategy, seed
         self.learning_rate, self.counts = learning_rate, Counts(first_step)
+        self.batch_norm = validate.choice("batch_norm", batch_norm, BATCH_NORM)
         self.exchange = _exchange(self.strategy, shards, all_reduce)
         self.loss = objective.build(model)
         metrics = [metric.name for metric in model._compile_metrics.metrics] if model._compile_metrics else []
@@ -142,7 +145,7 @@ class Step:
                 raise errors.SettingsError(
                     f"batches hold members {[given, *others]}; give images {image}, labels, and if you like one weight for each image"
                 )
-            self.shard = Shard(self.model, self.loss, batch, seed=self.seed)
+            self.shard = Shard(self.model, self.loss, batch, seed=self.seed, batch_norm=self.batch_norm)
             self.spec = element_spec
         return self.shard
 

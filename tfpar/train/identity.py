@@ -48,7 +48,8 @@ def fingerprint(model: keras.Model, data: Dataset, settings: Settings) -> dict:
 def agree(earlier: dict, now: dict, model: keras.Model) -> None:
     """Refuse to continue a run with other settings; stages may be added at the end.
 
-    A run of version 0.1.0 holds the name of the model, and a hash of it, with the number that Keras had counted.
+    A run of version 0.1.0 holds the name of the model, and a hash of it, with the number that Keras had counted; and it
+    computed batch normalization as Keras does.
 
     Raises:
         errors.SettingsError: names each setting that differs, with both values.
@@ -57,7 +58,7 @@ def agree(earlier: dict, now: dict, model: keras.Model) -> None:
     counted = comparable | {"model": model.name, "model_config": _model_fingerprint(model, counted=True)}
     differing = "; ".join(
         f"{WORDS.get(key, key)} is {_short(value)} in the run, {_short(now.get(key))} now"
-        for key, value in earlier.items()
+        for key, value in ({"batch_norm": "keras"} | earlier).items()
         if value not in (comparable.get(key), counted.get(key))
     )
     if differing:

@@ -18,16 +18,16 @@ import numpy as np
 import tensorflow as tf
 
 from tfpar import engine
-from tfpar.steps import exchange, objective, shard, tensorflow_repairs
+from tfpar.steps import exchange, normalization, objective, shard, tensorflow_repairs
 
 
 class Inference:
     """Logits and loss of every image of a split; traced once, and called as often as one likes."""
 
-    def __init__(self, model: keras.Model, *, loss: objective.ImageLoss | None = None):
-        """Take a compiled model and its loss (from `objective.build`; built here when not given)."""
+    def __init__(self, model: keras.Model, *, loss: objective.ImageLoss | None = None, batch_norm: str = "fused"):
+        """Take a compiled model and its loss (from `objective.build`; built here when not given); `batch_norm` as for `steps.Step`."""
         self.model, self.strategy = model, model.distribute_strategy
-        self.loss = loss or objective.build(model)
+        self.loss, self.batch_norm = loss or objective.build(model), batch_norm
         self.chunk = exchange.not_inlined(self._chunk)
         self.run = tf.function(self._run, autograph=False, reduce_retracing=True)
 
@@ -54,7 +54,8 @@ class Inference:
         return exchange.in_order(tf.distribute.get_replica_context(), rows)
 
     def _chunk(self, trainable, state, images, labels):
-        with shard.drawn_from(tf.zeros([2], tf.uint32)):  # a layer that draws in inference draws the same every time
+        # A layer that draws in inference draws the same every time.
+        with shard.drawn_from(tf.zeros([2], tf.uint32)), normalization.computed(self.batch_norm):
             logits, _ = self.model.stateless_call(trainable, state, images, training=False)
         losses = self.loss(labels, logits)
         return tf.concat([losses[:, tf.newaxis], tf.cast(logits, tf.float32)], axis=1)

@@ -97,10 +97,8 @@ class Training:
         self.devices = devices.describe(group.strategy, global_batch_size=batch, shards=settings.shards)
         self.epoch_steps = engine.steps_per_epoch(data.train, global_batch_size=batch)
         self.factor = schedule.scale(model.optimizer, batch, scale_learning_rate=settings.scale_learning_rate)
-        self.step = Step(
-            model, shards=settings.shards, seed=settings.seed, learning_rate=self.rate, all_reduce=settings.all_reduce
-        )
-        self.inference = Inference(model, loss=self.step.loss)
+        self.step = Step(model, learning_rate=self.rate, **settings.of_the_step())
+        self.inference = Inference(model, loss=self.step.loss, batch_norm=settings.batch_norm)
         self.variables = checkpoint.variables_of(model)
         self.progress = Progress(self.step.counts)
         self.callback_states: dict | None = None  # of an earlier process, until they are given back

@@ -36,6 +36,7 @@ def run(
     scale_learning_rate: bool = True,
     warmup_epochs: float | None = None,
     all_reduce: str = "ordered",
+    batch_norm: str | None = None,
     steps_per_call: int | str = "auto",
     checkpoint_seconds: float = 60,
     fresh: bool = False,
@@ -65,6 +66,8 @@ def run(
         scale_learning_rate: multiply the rates by `global_batch_size / 256` (SGD only).
         warmup_epochs: of the first stage; None is a tenth of it.
         all_reduce: `"ordered"`, or `"fast"`: TensorFlow's own, the same bits for the same number of replicas only.
+        batch_norm: `"fused"`, or `"keras"`: composed of several operations, slower (see `steps.normalization`); None is what
+            the run began with, and "fused" for a new one.
         steps_per_call: steps in one call into TensorFlow; `"auto"` keeps a call near a quarter of a second.
         checkpoint_seconds: time between two checkpoints; 0 is one after every step.
         fresh: start over; an earlier run is kept beside as `RUN.1`, `RUN.2`, ...

@@ -56,11 +56,11 @@ def picture(text: str, words: dict[str, str], style: str, language: str) -> str:
     """Return a source as an SVG with its words, the stylesheet, a background and the tip of its arrows."""
 
     def word(key: str) -> str:
-        return html.escape(re.sub(r"\{(\w+)\}", lambda match: words[match[1]], key), quote=False)
+        return html.escape(re.sub(r"\{(\w+)\}", lambda match: words[match[1]].replace("|", "\n"), key), quote=False)
 
     def lines(match: re.Match) -> str:
         attributes, x, key = match.groups()
-        parts = word(html.unescape(key)).split("|")
+        parts = word(html.unescape(key)).split("\n")
         first = MIDDLE - LINE * (len(parts) - 1) / 2
         if len(parts) == 1:
             return f'<text{attributes} dy="{first}em">{parts[0]}</text>'

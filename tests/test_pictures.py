@@ -166,4 +166,4 @@ def test_numbers_of_the_input_pictures():
     assert order == [1, 0, 3, 2]
     assert all(pair in " ".join(map(str, shown)) for pair in ("4 5 1 0", "6 7 3 2"))
     assert (batches.INFERENCE_CHUNK, 4 * 64 - 179, 3 * 64 - 179) == (64, 77, 13)
-    assert "77 dropped" in words("padding.svg") and "178 13 times" in words("padding.svg")
+    assert "77 dropped" in words("padding.svg") and "13 times image 178" in words("padding.svg")

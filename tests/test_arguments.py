@@ -114,7 +114,9 @@ def brief(monkeypatch):
     """Let a profile take its measures once, and the doctor train nothing: both have tests of their own."""
     monkeypatch.setattr(profiling, "TURNS", 1)
     monkeypatch.setattr(profiling, "TURN_SECONDS", 0.01)
-    monkeypatch.setattr(doctor, "_tried_in_another_process", lambda: {"trained": "1 replica", "failure": ""})
+    monkeypatch.setattr(
+        doctor, "_tried_in_another_process", lambda: {"trained": "1 replica", "repeated": True, "failure": ""}
+    )
 
 
 FIVE_HUNDRED = [pytest.param(seed, 50, marks=[pytest.mark.by_hand, pytest.mark.timeout(1200)]) for seed in range(1, 11)]

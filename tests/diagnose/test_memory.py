@@ -86,13 +86,13 @@ def test_numbers_of_the_run(digits):
 
 
 def test_replicas_share_the_machine(digits, monkeypatch):
-    monkeypatch.setattr(memory.doctor, "meminfo", lambda _key: 4_000_000_000)
+    monkeypatch.setattr(memory.machine, "meminfo", lambda _key: 4_000_000_000)
     two = devices.strategy(simulate=2)
     found = memory.estimate(compiled(digits, two), digits, STAGES, global_batch_size=128)
     assert found.available == 2_000_000_000 and "64 images per replica" in str(found)
-    monkeypatch.setattr(memory.doctor, "meminfo", lambda _key: 100)
+    monkeypatch.setattr(memory.machine, "meminfo", lambda _key: 100)
     assert "no batch fits" in str(memory.estimate(compiled(digits, two), digits, STAGES))
-    monkeypatch.setattr(memory.doctor, "meminfo", lambda _key: None)
+    monkeypatch.setattr(memory.machine, "meminfo", lambda _key: None)
     assert memory.estimate(compiled(digits, two), digits, STAGES).largest_batch is None
 
 

@@ -38,7 +38,7 @@ def test_parts_are_the_differences_of_the_experiments():
 
 
 def test_advice_follows_the_largest_part(monkeypatch):
-    step = type("Step", (), {"exchange": Exchange(4, 4), "jit_compile": False})
+    step = type("Step", (), {"exchange": Exchange(4, 4), "jit_compile": False, "model": tiny()})
     base = {"waiting for input": 0.0, "compute": 1.0, "all-reduce": 0.0, "update": 0.0, "Python": 0.0}
 
     def advice(**parts):
@@ -48,6 +48,9 @@ def test_advice_follows_the_largest_part(monkeypatch):
     assert "--steps-per-call" in advice(Python=0.5)
     assert "--all-reduce fast" in profiling._advice(base | {"all-reduce": 0.5}, {}, step)
     assert "Conv2D" in advice() and "XLA" not in advice()
+    monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "1")
+    monkeypatch.setattr(profiling.machine, "instructions", lambda: "amx_bf16")
+    assert "--precision mixed_bfloat16" in advice()
     monkeypatch.setattr(profiling.tf.config, "list_logical_devices", lambda kind: [kind])
     assert "XLA is off: --xla" in advice()
     step.jit_compile = True

@@ -27,7 +27,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from tfpar import errors
+from tfpar import errors, machine
 from tfpar.workers import rendezvous
 
 SECONDS = 180  # for the process that imports TensorFlow and trains
@@ -50,7 +50,7 @@ class Finding(NamedTuple):
 
 def examine() -> list[Finding]:
     """Look at everything, and return what was found; it takes about half a minute."""
-    found = [*_versions(), *_keras(), *_resources(), *_workers(), *_threads()]
+    found = [*_versions(), *_keras(), *_resources(), *_workers(), *_processor()]
     return found + list(_tensorflow(_tried_in_another_process()))
 
 
@@ -133,7 +133,7 @@ def _resources() -> Iterator[Finding]:
         yield _amount("disk", shutil.disk_usage(".").free, LEAST_DISK, "free here", remedy)
     else:
         yield Finding("note", "disk", "this directory is not writable", "give --run and data directories elsewhere")
-    available = meminfo("MemAvailable")
+    available = machine.meminfo("MemAvailable")
     if available is not None:
         yield _amount("memory", available, LEAST_MEMORY, "available", "close programs, or take a smaller batch")
     if os.path.isdir("/dev/shm"):
@@ -143,15 +143,6 @@ def _resources() -> Iterator[Finding]:
 
 def _amount(name: str, there: float, least: float, word: str, remedy: str) -> Finding:
     return _judged(there >= least, name, f"{there / 1e9:.1f} GB {word}", remedy)
-
-
-def meminfo(key: str) -> int | None:
-    """Return one of the system's numbers of memory in bytes; None where it does not say (not Linux)."""
-    with contextlib.suppress(OSError), open("/proc/meminfo", encoding="ascii") as file:
-        for line in file:
-            if line.startswith(f"{key}:"):
-                return int(line.split()[1]) * 1024
-    return None
 
 
 def _workers() -> Iterator[Finding]:
@@ -183,11 +174,16 @@ def _resolves(host: str) -> bool:
     return False
 
 
-def _threads() -> Iterator[Finding]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+def _processor() -> Iterator[Finding]:
+    yield Finding("good", "processor", f"{machine.cpuinfo('model name') or 'unnamed'} ({machine.instructions()})")
+    if machine.computes_in_bfloat16():
+        remedy = "try tfpar train --precision mixed_bfloat16"
+        yield Finding("note", "bfloat16", "the processor multiplies in bfloat16", remedy)
+    else:
+        yield Finding("good", "bfloat16", "no instructions for it: float32 is faster here")
     names = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS")
     given = [f"{name}={os.environ[name]}" for name in names if name in os.environ]
-    told = f"{cores} cores, {', '.join(given) or 'TensorFlow takes them all'}"
+    told = f"{len(machine.cores())} cores, {', '.join(given) or 'TensorFlow takes them all'}"
     yield _judged(not given, "threads", told, "bits depend on the number of threads; keep it")
 
 

@@ -23,8 +23,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.client import device_lib
 
-from tfpar import devices, engine, validate
-from tfpar.diagnose import doctor
+from tfpar import devices, engine, machine, validate
 from tfpar.schedule import Stage
 from tfpar.settings import Settings
 from tfpar.steps.step import Step
@@ -143,5 +142,5 @@ def _available(strategy: tf.distribute.Strategy) -> int | None:
     names = devices.names(strategy)
     if any("GPU" in name for name in names):
         return min(device.memory_limit for device in device_lib.list_local_devices() if device.device_type == "GPU")
-    left = doctor.meminfo("MemAvailable")
+    left = machine.meminfo("MemAvailable")
     return None if left is None else left // len(names)

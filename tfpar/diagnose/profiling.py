@@ -29,7 +29,7 @@ import keras
 import tensorflow as tf
 from matplotlib.figure import Figure
 
-from tfpar import engine, errors, files
+from tfpar import engine, errors, files, machine
 from tfpar.diagnose.memory import step_of
 from tfpar.engine import distribute
 from tfpar.settings import MOST_STEPS_PER_CALL
@@ -246,6 +246,8 @@ def _advice(parts: dict[str, float], operations: dict[str, float], step: Step) -
     on_cpu = not tf.config.list_logical_devices("GPU")
     if on_cpu and os.environ.get("TF_ENABLE_ONEDNN_OPTS") != "1":
         return f"{computes}: set TF_ENABLE_ONEDNN_OPTS=1, which may help a larger network, or take a GPU."
+    if on_cpu and machine.computes_in_bfloat16() and step.model.dtype_policy.name == "float32":
+        return f"{computes}. This processor multiplies in bfloat16: try --precision mixed_bfloat16."
     if not on_cpu and not step.jit_compile:
         return f"{computes}, and XLA is off: --xla, or compile(jit_compile=True), joins its kernels."
     return f"{computes}, as it should: only a smaller network or a faster device is faster."

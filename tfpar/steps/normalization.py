@@ -6,7 +6,7 @@ Keras outside of the trace do not change.
 
 Example:
     >>> with normalization.computed("fused"):
-    ...     logits, state = model.stateless_call(trainable, state, images, training=True)
+    ...     logits = model(images, training=True)
 """
 
 from __future__ import annotations

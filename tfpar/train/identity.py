@@ -14,7 +14,7 @@ import tensorflow as tf
 from tensorflow.python.framework.config import is_op_determinism_enabled
 from tensorflow.python.util import _pywrap_util_port
 
-from tfpar import __version__, errors, validate
+from tfpar import __version__, errors, machine, validate
 from tfpar.prepare import Dataset
 from tfpar.settings import Settings
 from tfpar.steps import objective
@@ -22,7 +22,6 @@ from tfpar.steps.shard import is_compiled_by_xla
 
 # Of the step and of inference; a change of their bits counts it up. 2: sums of three and more in a fixed order.
 ARITHMETIC = 2
-BEST_FIRST = ("amx_bf16", "avx512_bf16", "avx512_vnni", "avx512f", "avx_vnni", "avx2", "avx", "sse4_2")
 WORDS = {"data": "the data's fingerprint", "jit_compile": "XLA"}
 
 
@@ -94,7 +93,7 @@ def environment() -> dict:
 
     `computed` holds a hash of each result of `_test_computation`: it also notices what no other entry names.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = len(machine.cores())
     threading, details = tf.config.threading, tf.config.experimental.get_device_details
     return {
         "tfpar": __version__,
@@ -103,8 +102,8 @@ def environment() -> dict:
         "tensorflow": tf.__version__,
         "keras": keras.__version__,
         "numpy": np.__version__,
-        "processor": _cpuinfo("model name") or platform.processor() or platform.machine(),
-        "instructions": _instructions(),
+        "processor": machine.cpuinfo("model name") or platform.processor() or platform.machine(),
+        "instructions": machine.instructions(),
         "gpus": [details(gpu).get("device_name", "GPU") for gpu in tf.config.list_physical_devices("GPU")],
         "cores": cores,
         "intra_op_threads": _threads(threading.get_intra_op_parallelism_threads(), "TF_NUM_INTRAOP_THREADS", cores),
@@ -132,14 +131,6 @@ def _threads(configured: int, variable: str, cores: int) -> int:
     """Return the threads of one of TensorFlow's pools: as configured, otherwise as the environment says, otherwise one a core."""
     given = os.environ.get(variable, "")
     return configured or (int(given) if given.isdecimal() and int(given) else cores)
-
-
-def _instructions() -> str:
-    """Return the best vector instructions that oneDNN and Eigen may use on this processor."""
-    flags = _cpuinfo("flags").split()
-    best = next((name for name in BEST_FIRST if name in flags), platform.machine())
-    limit = os.environ.get("ONEDNN_MAX_CPU_ISA")
-    return f"{best}, at most {limit}" if limit else best
 
 
 def _test_computation() -> dict[str, str]:
@@ -236,12 +227,3 @@ def _number(value):
 def _short(value) -> str:
     text = json.dumps(value)
     return text if len(text) <= 300 else f"{text[:297]}..."
-
-
-def _cpuinfo(key: str) -> str:
-    """Return the first value of a key in /proc/cpuinfo; empty where there is none (not Linux on x86)."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            return next((line.split(":", 1)[1].strip() for line in file if line.startswith(key)), "")
-    except OSError:
-        return ""

@@ -1,0 +1,51 @@
+"""What the operating system says about this machine; nothing is imported for it.
+
+Example:
+    >>> machine.instructions()
+    '...'
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+
+BEST_FIRST = ("amx_bf16", "avx512_bf16", "avx512_vnni", "avx512f", "avx_vnni", "avx2", "avx", "sse4_2")
+COMPUTE_IN_BFLOAT16 = ("amx_bf16", "avx512_bf16")
+
+
+def cores() -> list[int]:
+    """Return the numbers of the cores that this process may use."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+
+
+def cpuinfo(key: str) -> str:
+    """Return the first value of a key in /proc/cpuinfo; empty where there is none (not Linux on x86)."""
+    return _first("/proc/cpuinfo", key)
+
+
+def meminfo(key: str) -> int | None:
+    """Return one of the system's numbers of memory in bytes; None where it does not say (not Linux)."""
+    kilobytes = _first("/proc/meminfo", key)
+    return int(kilobytes.split()[0]) * 1024 if kilobytes else None
+
+
+def instructions() -> str:
+    """Return the best vector instructions that oneDNN and Eigen may use on this processor."""
+    flags = cpuinfo("flags").split()
+    best = next((name for name in BEST_FIRST if name in flags), platform.machine())
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA")
+    return f"{best}, at most {limit}" if limit else best
+
+
+def computes_in_bfloat16() -> bool:
+    """Tell whether the processor has instructions for products of bfloat16, which are twice as fast or faster."""
+    return instructions() in COMPUTE_IN_BFLOAT16
+
+
+def _first(path: str, key: str) -> str:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return next((line.split(":", 1)[1].strip() for line in file if line.split(":")[0].strip() == key), "")
+    except OSError:
+        return ""

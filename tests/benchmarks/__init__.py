@@ -1,4 +1,5 @@
-"""Speed, measured by hand: `python -m tests.benchmarks.NAME` prints a table and writes `results/NAME.json` beside this file.
+"""Speed, measured by hand: `python -m tests.benchmarks.NAME` prints a table and writes
+`results/NAME-PROCESSOR.json` beside this file, for example `training-avx2.json`, or `training-avx2-onednn.json` with oneDNN.
 
 Machines are shared and noisy. So contenders take turns within one run, each in a process of its own that stays alive
 between its turns, and what counts is the median of the ratios of one turn, with its spread.
@@ -15,8 +16,10 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
+
+from tfpar.machine import cpuinfo, instructions
 
 RESULTS = Path(__file__).parent / "results"
 START_SECONDS = 600  # until a contender is ready; more is a hang
@@ -101,7 +104,6 @@ def table(numbers: dict[str, list[float]], base: str, unit: str, form: str = ",.
 
 def machine() -> dict:
     """Return what a number depends on."""
-    model = [line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
     versions = {}
     for name in (
         "tensorflow",
@@ -116,17 +118,13 @@ def machine() -> dict:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
     return {
-        "processor": model[0] if model else platform.processor(),
+        "processor": cpuinfo("model name") or platform.processor(),
         "cores": os.cpu_count(),
         "system": platform.system(),
         "python": platform.python_version(),
         "oneDNN": {"1": "on", "0": "off"}.get(os.environ.get("TF_ENABLE_ONEDNN_OPTS", ""), "as TensorFlow chooses"),
         "versions": versions,
     }
-
-
-def _lines(path: str) -> Iterator[str]:
-    return Path(path).read_text().splitlines() if Path(path).exists() else []
 
 
 def write(name: str, results) -> None:
@@ -137,5 +135,7 @@ def write(name: str, results) -> None:
         "machine": machine(),
         "results": results,
     }
-    (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
-    print(f"in {RESULTS / f'{name}.json'}")
+    onednn = "-onednn" * (os.environ.get("TF_ENABLE_ONEDNN_OPTS") == "1")
+    path = RESULTS / f"{name}-{instructions().split(',')[0]}{onednn}.json"
+    path.write_text(json.dumps(content, indent=1) + "\n")
+    print(f"in {path}")

@@ -3,7 +3,8 @@
     python -m tests.benchmarks.training
     python -m tests.benchmarks.training --profile      # which kernels TensorFlow and PyTorch spend their time in
 
-`loop` is TensorFlow's own limit: a hand-written `tf.function` on data that never changes. `fit` is the recipe of
+`loop` is a hand-written `tf.function` of Keras' layers on data that never changes. `tfpar-1-keras-batch-norm` computes batch
+normalization as Keras does; `-bfloat16` is `mixed_bfloat16`, and PyTorch's autocast. `fit` is the recipe of
 TensorFlow's distributed Keras tutorial (`cache().shuffle().batch()`, a MirroredStrategy over the one device, `fit`).
 """
 
@@ -19,7 +20,10 @@ import numpy as np
 from tests import benchmarks
 
 SIDE, CLASSES, BATCH, STEPS = 32, 10, 128, 4
-NAMES = ["loop", "tfpar-1", "tfpar-2", "tfpar-4", "tfpar-8", "fit", "fit-one-device", "torch"]
+NAMES = [
+    "loop", "tfpar-1", "tfpar-2", "tfpar-4", "tfpar-8", "tfpar-1-keras-batch-norm", "tfpar-1-bfloat16", "fit", "fit-one-device", "torch",
+    "torch-bfloat16",
+]  # fmt: skip
 
 
 def arrays():
@@ -63,10 +67,10 @@ def loop():
     return lambda: [step() for _ in range(STEPS)][-1].numpy()
 
 
-def tfpar(shards: int):
+def tfpar(shards: int, batch_norm: str = "fused"):
     from tfpar import devices, engine, steps
 
-    step = steps.Step(compiled(), shards=shards)
+    step = steps.Step(compiled(), shards=shards, batch_norm=batch_norm)
     batches = iter(engine.train_batches(arrays(), devices.strategy(), global_batch_size=BATCH))
     return lambda: [step(batches, 1) for _ in range(STEPS)]
 
@@ -93,8 +97,11 @@ def fit(strategy=None):
     return thing
 
 
-def torch(batch: int = BATCH, steps: int = STEPS, wrap=lambda model: model):
-    """Return the same network, optimizer and batch in PyTorch, channels last, on constant data; `wrap` may distribute it."""
+def torch(batch: int = BATCH, steps: int = STEPS, wrap=lambda model: model, bfloat16: bool = False):
+    """Return the same network, optimizer and batch in PyTorch, channels last, on constant data.
+
+    `wrap` may distribute it; with `bfloat16` the forward pass is under autocast.
+    """
     import torch
     from torch import nn
 
@@ -137,7 +144,8 @@ def torch(batch: int = BATCH, steps: int = STEPS, wrap=lambda model: model):
     def thing():
         for _ in range(steps):
             optimizer.zero_grad()
-            loss = nn.functional.cross_entropy(model(pixels), labels)
+            with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+                loss = nn.functional.cross_entropy(model(pixels), labels)
             loss.backward()
             optimizer.step()
         return float(loss)
@@ -146,10 +154,13 @@ def torch(batch: int = BATCH, steps: int = STEPS, wrap=lambda model: model):
 
 
 def _made(name: str):
+    import keras
     import tensorflow as tf
 
     if name.startswith("tfpar-"):
-        return tfpar(int(name.removeprefix("tfpar-")))
+        if name.endswith("bfloat16"):
+            keras.config.set_dtype_policy("mixed_bfloat16")
+        return tfpar(int(name.split("-")[1]), "keras" if name.endswith("batch-norm") else "fused")
     return {
         "loop": loop,
         "fit": lambda: fit(tf.distribute.MirroredStrategy(["CPU:0"])),
@@ -159,7 +170,7 @@ def _made(name: str):
 
 
 def _contender(name: str) -> None:
-    thing = torch() if name == "torch" else _made(name)
+    thing = torch(bfloat16=name.endswith("bfloat16")) if name.startswith("torch") else _made(name)
 
     def turn() -> float:
         started = time.perf_counter()

@@ -17,7 +17,7 @@ from tfpar.settings import FIELDS, MOST_STEPS_PER_CALL
 
 # Settings that are options of `train` under their own names.
 SETTINGS = (
-    "global_batch_size", "shards", "seed", "augment", "class_weights", "all_reduce", "batch_norm", "steps_per_call", "checkpoint_seconds", "fresh",
+    "global_batch_size", "shards", "seed", "augment", "class_weights", "warmup_epochs", "scale_learning_rate", "all_reduce", "batch_norm", "steps_per_call", "checkpoint_seconds", "fresh",
 )  # fmt: skip
 
 EXIT_CODES = """exit codes: 0 done, 2 wrong use, 42 stopped with its state saved, 65 data damaged, 66 input not there,
@@ -150,10 +150,20 @@ def _add_train(command) -> None:
         "--model", default="small_cnn", help="small_cnn (default), resnet20|32|44|56, or a keras.applications network"
     )
     train.add_argument("--weights", type=lambda text: None if text == "none" else text, metavar="none|imagenet|FILE")
-    train.add_argument("--freeze", action="store_true", help="train the head of a pretrained network alone")
+    train.add_argument("--freeze", action="store_true", help="train the last layer alone: /head on every stage")
     train.add_argument(
-        "--stage", type=_stage, action="append", metavar="E@R[:F]",
-        help="epochs at a rate, falling to another; repeat; default of sgd: 10@0.2:0.02 and 5@0.02:0",
+        "--warmup-epochs", type=_number(0, schedule.MOST_EPOCHS), metavar="E", help="default: a tenth of stage 1"
+    )
+    train.add_argument(
+        "--scale-learning-rate",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="sgd: rates are for a batch of 256; default",
+    )
+    train.add_argument(
+        "--stage", type=_stage, action="append", metavar="E@R[:F][~SCHEDULE][/TRAINABLE]",
+        help="epochs at a rate, falling to another by linear or cosine; training all layers, the head, or those named; repeat; "
+        "default of sgd: 10@0.2:0.02 and 5@0.02:0",
     )  # fmt: skip
     _add_setting(train, "global_batch_size", "B")
     _add_setting(train, "seed")

@@ -35,7 +35,7 @@ def _train(given) -> None:
     _import_tensorflow(given)
     import keras
 
-    from tfpar import check, results, schedule, signals, train
+    from tfpar import check, results, signals, train
     from tfpar.diagnose import memory, profiling
     from tfpar.workers.group import WorkerGroup, check_connection
 
@@ -56,9 +56,7 @@ def _train(given) -> None:
             model = _compiled(given, data)
         if given.verbose:
             check.same_gradient(model, data.train.images[:16], data.train.labels[:16])
-        settings = {name: getattr(given, name) for name in SETTINGS} | {
-            "stages": given.stage or [schedule.parse(text) for text in DEFAULT_STAGES[given.optimizer]]
-        }
+        settings = {name: getattr(given, name) for name in SETTINGS} | {"stages": _stages(given)}
         if given.dry_run:
             print(f"{memory.estimate(model, data, **settings)}\nnothing was trained")
             return
@@ -212,13 +210,36 @@ def _strategy(given):
         return devices.strategy(simulate=given.simulate)  # before TensorFlow Datasets starts TensorFlow
 
 
+def _stages(given) -> list:
+    """Return the stages that the command names; `--freeze` is the head on each, where the network was not built frozen."""
+    from tfpar import schedule
+
+    stages = given.stage or [schedule.parse(text) for text in DEFAULT_STAGES[given.optimizer]]
+    named = [stage.trainable for stage in stages if stage.trainable]
+    if given.freeze and named:
+        raise errors.SettingsError(
+            f"--freeze together with /{named[0]} of a stage: --freeze is /head on every stage; give one of them"
+        )
+    return (
+        [stage._replace(trainable="head") for stage in stages] if given.freeze and not _built_frozen(given) else stages
+    )
+
+
+def _built_frozen(given) -> bool:
+    from tfpar.models import networks
+
+    return given.freeze and given.weights is not None and given.model not in networks.OWN
+
+
 def _compiled(given, data):
     """Return the network that the command names, compiled."""
     import keras
 
     from tfpar import models
 
-    model = models.build(given.model, data.image_shape, data.num_classes, weights=given.weights, freeze=given.freeze)
+    model = models.build(
+        given.model, data.image_shape, data.num_classes, weights=given.weights, freeze=_built_frozen(given)
+    )
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     if given.label_smoothing:
         loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=given.label_smoothing)

@@ -11,8 +11,10 @@ Example:
 
 from __future__ import annotations
 
+import math
 import re
 import reprlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from tfpar import errors, validate
@@ -21,50 +23,147 @@ WARMUP = 0.1  # of the first stage
 MOST_EPOCHS, MOST_RATE = 999_999, 3e38  # a rate is float32
 
 
+class Schedule(NamedTuple):
+    """How the learning rate changes within a stage, as Caffe's solvers name it; steps count from the beginning of the stage.
+
+    | policy | rate at step `i`, from `b`, the stage's `learning_rate` | parameters |
+    |---|---|---|
+    | `constant` | `b` | |
+    | `linear`, `cosine` | from `b` to the stage's `final_learning_rate`, 0 if it has none | |
+    | `step` | `b * gamma ** (i // steps[0])` | gamma, steps |
+    | `multistep` | `b * gamma ** (how many of steps are <= i)` | gamma, steps |
+    | `exp` | `b * gamma ** i` | gamma |
+    | `inv` | `b * (1 + gamma * i) ** -power` | gamma, power |
+    | `poly` | `b * (1 - i / steps[0]) ** power`; `steps` may be left out: the steps of the stage | power |
+    | `sigmoid` | `b / (1 + exp(-gamma * (i - steps[0])))` | gamma, steps |
+
+    Example:
+        >>> Stage(10, 0.01, schedule=Schedule("inv", gamma=0.0001, power=0.75))
+        Stage(epochs=10, ...)
+    """
+
+    policy: str
+    gamma: float | None = None
+    power: float | None = None
+    steps: tuple[int, ...] = ()
+
+
+# The parameters of each policy, and what it multiplies the rate by at step `i` of a stage of `n`.
+POLICIES = {
+    "constant": ((), lambda s, i, n: 1.0),
+    "step": (("gamma", "steps"), lambda s, i, n: s.gamma ** (i // s.steps[0])),
+    "multistep": (("gamma", "steps"), lambda s, i, n: s.gamma ** sum(step <= i for step in s.steps)),
+    "exp": (("gamma",), lambda s, i, n: s.gamma**i),
+    "inv": (("gamma", "power"), lambda s, i, n: (1 + s.gamma * i) ** -s.power),
+    "poly": (("power",), lambda s, i, n: max(0.0, 1 - i / (s.steps[0] if s.steps else n)) ** s.power),
+    "sigmoid": (("gamma", "steps"), lambda s, i, n: 1 / (1 + math.exp(min(s.gamma * (s.steps[0] - i), 700.0)))),
+}
+# How much of the way from the first rate to the last is done.
+TO_FINAL = {"linear": lambda done: done, "cosine": lambda done: (1 - math.cos(math.pi * done)) / 2}
+
+
 class Stage(NamedTuple):
-    """A part of the training: how many epochs, at which rate, falling to which (linearly; None: it stays)."""
+    """A part of the training.
+
+    Attributes:
+        epochs: how many.
+        learning_rate: at its beginning.
+        final_learning_rate: at its end, of the schedules `"linear"` and `"cosine"`.
+        trainable: which layers train: `"all"`, `"head"` (the last layer with weights), the name of a layer or a pattern such as
+            `"block5_*"`, which is looked for in nested models too, or a list of these. All others are frozen, and a frozen
+            `BatchNormalization` runs in inference mode. None leaves it as the stage before had it, and the first stage as the
+            model was given.
+        schedule: `"linear"`, `"cosine"`, `"constant"` or a `Schedule`. None is linear with a `final_learning_rate`, else constant.
+
+    Example:
+        >>> stages = [Stage(5, 0.1, trainable="head"), Stage(10, 0.01, 0, trainable="all", schedule="cosine")]
+    """
 
     epochs: int
     learning_rate: float
     final_learning_rate: float | None = None
+    trainable: str | Sequence[str] | None = None
+    schedule: str | Schedule | None = None
+
+
+FORM = r"(\d{1,6})@([^:~/]+)(?::([^:~/]+))?(?:~(\w+))?(?:/(.+))?"
 
 
 def parse(text: str) -> Stage:
-    """Read a stage as the command line writes it: `EPOCHS@RATE` or `EPOCHS@RATE:FINAL`.
+    """Read a stage as the command line writes it: `EPOCHS@RATE`, `:FINAL`, `~SCHEDULE` and `/TRAINABLE`; the last three may be left out.
 
     Raises:
         errors.SettingsError: it is not written so.
 
     Example:
         >>> schedule.parse("10@0.2:0.02")
-        Stage(epochs=10, learning_rate=0.2, final_learning_rate=0.02)
+        Stage(epochs=10, learning_rate=0.2, final_learning_rate=0.02, trainable=None, schedule=None)
+        >>> schedule.parse("10@0.1:0~cosine/head,block5_*").trainable
+        ('head', 'block5_*')
     """
     try:
-        epochs, rate, final = re.fullmatch(r"(\d{1,6})@([^:]+)(?::([^:]+))?", text).groups()
-        return checked(Stage(int(epochs), float(rate), final and float(final)))
+        epochs, rate, final, policy, trainable = re.fullmatch(FORM, text).groups()
+        names = tuple(trainable.split(",")) if trainable and "," in trainable else trainable
+        return checked(Stage(int(epochs), float(rate), final and float(final), names, policy))
+    except errors.SettingsError as error:
+        raise errors.SettingsError(f"stage {text!r}: {error}") from error
     except (AttributeError, TypeError, ValueError) as error:
-        raise errors.SettingsError(f"stage {text!r}: write EPOCHS@RATE or EPOCHS@RATE:FINAL, as 10@0.2:0.02") from error
+        raise errors.SettingsError(
+            f"stage {text!r}: write EPOCHS@RATE[:FINAL][~SCHEDULE][/TRAINABLE], as 10@0.2:0.02 or 5@0.1:0~cosine/head"
+        ) from error
 
 
 def checked(stage: Stage) -> Stage:
-    """Return the stage as plain numbers.
+    """Return the stage as plain numbers, words and tuples.
 
     Raises:
-        errors.SettingsError: no epochs, or a rate that is negative or no number.
+        errors.SettingsError: no epochs, a rate that is negative or no number, no such schedule, or parameters that it does not take.
     """
-    try:
-        epochs, rate, final = stage if isinstance(stage, (tuple, list)) else ()
-        epochs = validate.integer("epochs", epochs, 1, MOST_EPOCHS)
-        rate = validate.number("learning_rate", rate, 0, MOST_RATE)
-        final = None if final is None else validate.number("final_learning_rate", final, 0, MOST_RATE)
-        if rate == 0:
-            validate.reject("learning_rate", rate, "a rate above 0")
-    except (TypeError, ValueError) as error:  # SettingsError among them
-        why = f" ({error})" if isinstance(error, errors.SettingsError) else ""
+    if not isinstance(stage, (tuple, list)) or not 2 <= len(stage) <= len(Stage._fields):
         raise errors.SettingsError(
-            f"{reprlib.repr(stage)}: give Stage(epochs, learning_rate, final_learning_rate) with at least 1 epoch and a rate above 0{why}"
-        ) from error
-    return Stage(epochs, rate, final)
+            f"{reprlib.repr(stage)}: give Stage(epochs, learning_rate), with at least 1 epoch and a rate above 0"
+        )
+    epochs, rate, final, trainable, given = Stage(*stage)
+    epochs = validate.integer("epochs", epochs, 1, MOST_EPOCHS)
+    if validate.number("learning_rate", rate, 0, MOST_RATE) == 0:
+        validate.reject("learning_rate", rate, "a rate above 0")
+    final = None if final is None else validate.number("final_learning_rate", final, 0, MOST_RATE)
+    names = [trainable] if isinstance(trainable, str) else trainable
+    if names is not None and not (
+        isinstance(names, (tuple, list)) and names and all(isinstance(n, str) and n for n in names)
+    ):
+        validate.reject("trainable", trainable, "all, head, the name or pattern of a layer, or a list of these")
+    trainable = tuple(trainable) if isinstance(trainable, list) else trainable
+    return Stage(epochs, float(rate), final, trainable, given and _checked_schedule(given, final))
+
+
+def _checked_schedule(given, final: float | None) -> Schedule | str:
+    given = Schedule(given) if isinstance(given, str) else given
+    if not isinstance(given, (tuple, list)) or not 1 <= len(given) <= len(Schedule._fields):
+        validate.reject("schedule", given, "linear, cosine, constant, or a Schedule")
+    policy, gamma, power, steps = Schedule(*given)
+    needed = {*POLICIES.get(validate.choice("schedule", policy, (*TO_FINAL, *POLICIES)), ((),))[0]}
+    there = {name: value for name, value in (("gamma", gamma), ("power", power)) if value is not None}
+    steps = steps if isinstance(steps, (tuple, list)) else (steps,)
+    if {*there, *["steps"] * bool(steps)} not in (needed, needed | {"steps"} if policy == "poly" else needed):
+        validate.reject(
+            "schedule", given, f"with {policy} just these parameters: {', '.join(sorted(needed)) or 'none'}"
+        )
+    if final is not None and policy in POLICIES:
+        validate.reject("final_learning_rate", final, f"none with {policy}, only with linear and cosine")
+    numbers = {name: validate.number(name, value, 0, MOST_RATE) for name, value in there.items()}
+    steps = tuple(validate.integer("steps", step, 1, 2**62) for step in steps)
+    if len(steps) > 1 and (policy != "multistep" or sorted(steps) != list(steps)):
+        validate.reject("steps", steps, "one number; with multistep also several, in rising order")
+    return Schedule(policy, **numbers, steps=steps) if numbers or steps else policy
+
+
+def plain(stage: Stage) -> list:
+    """Return a stage as `run.json` holds it: what an earlier version did not know is left out where it is not given."""
+    values = list(stage)
+    while len(values) > 3 and values[-1] is None:
+        values.pop()
+    return values
 
 
 def rate(stage: Stage, *, step: int, steps: int, warmup: int = 0, factor: float = 1.0) -> float:
@@ -77,9 +176,13 @@ def rate(stage: Stage, *, step: int, steps: int, warmup: int = 0, factor: float 
         warmup: steps over which the rate rises linearly from 0; of the first stage only.
         factor: `B / 256`, or 1.
     """
-    value = stage.learning_rate
-    if stage.final_learning_rate is not None:
-        value += (stage.final_learning_rate - value) * step / steps
+    value, final = stage.learning_rate, stage.final_learning_rate
+    given = stage.schedule or ("constant" if final is None else "linear")
+    given = Schedule(given) if isinstance(given, str) else given
+    if given.policy in TO_FINAL:
+        value += ((final or 0.0) - value) * TO_FINAL[given.policy](step / steps)
+    else:
+        value *= POLICIES[given.policy][1](given, step, steps)
     if step < warmup:
         value *= (step + 1) / warmup
     return value * factor
@@ -95,8 +198,27 @@ def scale(optimizer, global_batch_size: int, *, scale_learning_rate: bool = True
 
 def describe(stage: Stage, *, epoch_steps: int, factor: float, global_batch_size: int) -> str:
     """Return the line about a stage: its epochs, its steps, its rates."""
-    rates = f"{stage.learning_rate:g}"
-    if stage.final_learning_rate is not None:
-        rates += f" to {stage.final_learning_rate:g}"
     scaled = "" if factor == 1 else f" x {factor:g} for a batch of {global_batch_size}"
-    return f"{stage.epochs} epochs of {epoch_steps} steps, learning rate {rates}{scaled}"
+    trains = "" if stage.trainable is None else f"; trains {trained(stage)}"
+    return f"{stage.epochs} epochs of {epoch_steps} steps, learning rate {rates(stage)}{scaled}{trains}"
+
+
+def rates(stage: Stage) -> str:
+    """Return the rates of a stage in words, such as `0.2 to 0.02`."""
+    text = f"{stage.learning_rate:g}"
+    if stage.final_learning_rate is not None:
+        text += f" to {stage.final_learning_rate:g}"
+    if stage.schedule is None:
+        return text
+    policy, *parameters = (stage.schedule,) if isinstance(stage.schedule, str) else stage.schedule
+    given = [
+        f"{name}={value}"
+        for name, value in zip(Schedule._fields[1:], parameters, strict=False)
+        if value not in (None, ())
+    ]
+    return f"{text}, {' '.join([policy, *given])}"
+
+
+def trained(stage: Stage) -> str:
+    """Return which layers a stage names, in words; empty where it names none."""
+    return ", ".join([stage.trainable] if isinstance(stage.trainable, str) else stage.trainable or ())

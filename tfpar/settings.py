@@ -134,7 +134,8 @@ class Settings:
 
     def that_decide_the_bits(self) -> dict:
         """Return the settings that must stay when a run continues, as `run.json` holds them."""
-        return {each.name: getattr(self, each.name) for each in fields(self) if each.metadata["bits"]}
+        values = {each.name: getattr(self, each.name) for each in fields(self) if each.metadata["bits"]}
+        return values | {"stages": [schedule.plain(stage) for stage in self.stages]}
 
 
 FIELDS = {each.name: each for each in fields(Settings)}

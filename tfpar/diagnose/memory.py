@@ -15,7 +15,8 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import keras
@@ -27,7 +28,7 @@ from tfpar import devices, engine, machine, validate
 from tfpar.schedule import Stage
 from tfpar.settings import Settings
 from tfpar.steps.step import Step
-from tfpar.train import identity
+from tfpar.train import freezing, identity
 
 AHEAD = 5  # batches ready or in work; where they are small, more of them, but no more than some 10 MB (see engine)
 # Operations whose output is their input under another name or shape: it needs no memory of its own.
@@ -76,10 +77,10 @@ def estimate(model: keras.Model, data, stages: Sequence[Stage], **settings) -> E
     Raises:
         errors.SettingsError: as `train.run` would.
     """
-    step, given, _class_weights = step_of(model, data, {"stages": stages} | settings)
-    replicas, shards, batch = step.strategy.num_replicas_in_sync, given.shards, given.global_batch_size
-    rows, local, image = batch // shards, batch // replicas, data.train.images[:1].nbytes
-    shard = step.trace((tf.TensorSpec([local, *data.image_shape], tf.uint8), tf.TensorSpec([local], tf.int32)))
+    with step_of(model, data, {"stages": stages} | settings) as (step, given, _class_weights):
+        replicas, shards, batch = step.strategy.num_replicas_in_sync, given.shards, given.global_batch_size
+        rows, local, image = batch // shards, batch // replicas, data.train.images[:1].nbytes
+        shard = step.trace((tf.TensorSpec([local, *data.image_shape], tf.uint8), tf.TensorSpec([local], tf.int32)))
     parts = {
         "weights": _bytes(model.variables),
         "gradients": step.exchange.holds * 4 * shard.vector.size,
@@ -100,12 +101,15 @@ def estimate(model: keras.Model, data, stages: Sequence[Stage], **settings) -> E
     return Estimate(examples, epoch_steps, total, batch, shards, replicas, parts, available, largest)
 
 
-def step_of(model: keras.Model, data, settings: dict) -> tuple[Step, Settings, list[float] | None]:
-    """Return the step that `train.run` would take, with a learning rate of 0; its settings, and the weights of the classes."""
+@contextlib.contextmanager
+def step_of(model: keras.Model, data, settings: dict) -> Iterator[tuple[Step, Settings, list[float] | None]]:
+    """Give the step that `train.run` would take, with a learning rate of 0; its settings, and the weights of the classes."""
     given = Settings(**settings).resolved(model.distribute_strategy.num_replicas_in_sync)
     class_weights = identity.check_fit(model, data, given.class_weights)
-    with model.distribute_strategy.scope():
-        return Step(model, learning_rate=lambda _step: 0.0, **given.of_the_step()), given, class_weights
+    with freezing.at_most(model, given.stages):
+        with model.distribute_strategy.scope():
+            step = Step(model, learning_rate=lambda _step: 0.0, **given.of_the_step())
+        yield step, given, class_weights
 
 
 def _bytes(variables) -> int:

@@ -81,13 +81,12 @@ def profile(model: keras.Model, data, directory: str | os.PathLike, **settings) 
     """
     if isinstance(model.distribute_strategy, tf.distribute.MultiWorkerMirroredStrategy):
         raise errors.SettingsError("profile looks at one process: run it without TF_CONFIG and the TFPAR_ variables")
-    step, given, class_weights = step_of(model, data, settings)
-    directory = files.make_directory(directory)
-    batches = iter(engine.train_batches(
-        data.train, step.strategy, global_batch_size=given.global_batch_size, seed=given.seed, augment=given.augment,
-        class_weights=class_weights,
-    ))  # fmt: skip
-    with _unchanged(model):
+    with step_of(model, data, settings) as (step, given, class_weights), _unchanged(model):
+        directory = files.make_directory(directory)
+        batches = iter(engine.train_batches(
+            data.train, step.strategy, global_batch_size=given.global_batch_size, seed=given.seed, augment=given.augment,
+            class_weights=class_weights,
+        ))  # fmt: skip
         seconds = _measured(step, batches)
         with tf.profiler.experimental.Profile(str(directory)):
             step(batches, 2)

@@ -13,7 +13,7 @@ from matplotlib import font_manager
 from matplotlib.figure import Figure
 from PIL import Image
 
-from tfpar import files
+from tfpar import files, schedule
 from tfpar.results import reading
 
 MISTAKES = 24
@@ -105,13 +105,27 @@ def _short(name: str) -> str:
 
 
 def _stages(run: reading.Run) -> str:
-    rows = ["<table><tr><th>stage<th>epochs<th>rate as given<th>examples<th>loss<th>accuracy<th>top 5"]
+    rows = ["<table><tr><th>stage<th>epochs<th>rate as given<th>trains<th>examples<th>loss<th>accuracy<th>top 5"]
     for stage in range(1, run.stages + 1):
         computed = run.metrics(stage=stage)
-        epochs, rate, final = run.settings["stages"][stage - 1]
-        rates = f"{rate:g}" if final is None else f"{rate:g} to {final:g}"
+        given = schedule.checked(run.settings["stages"][stage - 1])
         shown = ("not finite" if computed[name] is None else f"{computed[name]:.4f}" for name in MEANS)
-        rows.append("<tr><td>" + "<td>".join(map(str, (stage, epochs, rates, computed["examples"], *shown))))
+        rows.append(
+            "<tr><td>"
+            + "<td>".join(
+                map(
+                    str,
+                    (
+                        stage,
+                        given.epochs,
+                        schedule.rates(given),
+                        schedule.trained(given) or "-",
+                        computed["examples"],
+                        *shown,
+                    ),
+                )
+            )
+        )
     return "".join(rows) + "</table>"
 
 

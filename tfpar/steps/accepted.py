@@ -109,7 +109,7 @@ def _refusals(model: keras.Model, sets_rate: bool) -> Iterator[str]:
     yield from _refused_layers(model)
     if _gives_probabilities(model):
         yield f"model {model.name} ends in a softmax or sigmoid; give logits, and compile with a loss that has from_logits=True"
-    yield from _refused_optimizers(model.optimizer, sets_rate)
+    yield from _refused_optimizers(model, sets_rate)
     several = model.distribute_strategy.num_replicas_in_sync > 1
     for variable in [*model.variables, *model.optimizer.variables] if several else ():
         if not isinstance(variable.value, tf.distribute.DistributedValues):
@@ -178,9 +178,12 @@ def _ends(model: keras.Model) -> tuple:
     return functional.inputs[0] if len(functional.inputs) == 1 else functional.input, functional.output
 
 
-def _refused_optimizers(optimizer: keras.optimizers.Optimizer, sets_rate: bool) -> Iterator[str]:
-    inner = getattr(optimizer, "inner_optimizer", optimizer)
+def _refused_optimizers(model: keras.Model, sets_rate: bool) -> Iterator[str]:
+    inner = getattr(model.optimizer, "inner_optimizer", model.optimizer)
     yield from _refused_methods(inner, ("scale_loss", *["finalize_variable_values"] * sets_rate))
+    known = {id(variable) for variable in inner._trainable_variables}
+    if inner.built and any(id(variable) not in known for variable in model.trainable_variables):
+        yield "a layer was unfrozen after the optimizer had been built without its weights; call compile again with a new optimizer"
     if hasattr(inner, "optimizers"):
         yield f"{type(inner).__name__} holds several optimizers, and the step sums the gradients of one; compile with one of them"
     if sets_rate and not isinstance(inner._learning_rate, keras.Variable):

@@ -87,6 +87,7 @@ class Step:
         self.more_metrics = metrics not in ([], ["accuracy"])  # besides those that the step counts itself
         self.jit_compile = is_compiled_by_xla(model)
         self.shard = self.spec = None
+        self.variables, self.training = model.variables, [v.trainable for v in model.variables]
         self.last_rate: np.float32 | None = None  # that this step has assigned
         self.run = tf.function(self._run, autograph=True, reduce_retracing=True)
 
@@ -128,8 +129,17 @@ class Step:
         if self.last_rate is not None and rate != self.last_rate:
             raise errors.SettingsError(RATE_OF_STAGES.format(who="a callback", what=f"assigned learning_rate={rate:g}"))
 
+    def is_outdated(self) -> bool:
+        """Tell whether a layer was frozen or unfrozen since this step was made."""
+        return self.training != [variable.trainable for variable in self.variables]
+
     def trace(self, element_spec) -> Shard:
         """Return the shard for the batches of one replica; traced on the first call, and again if `element_spec` changes."""
+        if self.is_outdated():
+            raise errors.SettingsError(
+                "a layer was frozen or unfrozen after this step was made; in a run say it in the stages: Stage(5, 0.1, trainable='head'), "
+                "and for fit call compile again"
+            )
         if self.shard is None or element_spec != self.spec:
             members = element_spec if isinstance(element_spec, tuple) else (element_spec,)
             batch = [_of_one_shard(member, self.exchange.shards_per_replica) for member in members]

@@ -13,8 +13,8 @@ Stopped at any moment, the same call continues where it was, and ends with the s
 workers (see `workers`) all of them make the same call, and the first alone prints and writes.
 """
 
-from tfpar.schedule import Stage
+from tfpar.schedule import Schedule, Stage
 from tfpar.signals import Interrupted
 from tfpar.train.start import run
 
-__all__ = ["Interrupted", "Stage", "run"]
+__all__ = ["Interrupted", "Schedule", "Stage", "run"]

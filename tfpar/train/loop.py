@@ -23,10 +23,11 @@ from tfpar.signals import Interrupted, StopSignal
 from tfpar.steps import objective
 from tfpar.steps.step import Counts, Step
 from tfpar.train import callbacks as callbacks_of
-from tfpar.train import checkpoint, identity
+from tfpar.train import checkpoint, freezing, identity
 from tfpar.train.inference import Inference
 from tfpar.workers.group import WorkerGroup
 
+TRAINED = "trained_weights"  # a column of history.csv where a stage says what trains
 CALL_SECONDS = 0.25  # how long one call into TensorFlow may last with "auto": a signal waits for its end
 SHARE_OF_START = 0.1  # of a running average: what may be left of its first value at the end of a run
 
@@ -97,7 +98,8 @@ class Training:
         self.devices = devices.describe(group.strategy, global_batch_size=batch, shards=settings.shards)
         self.epoch_steps = engine.steps_per_epoch(data.train, global_batch_size=batch)
         self.factor = schedule.scale(model.optimizer, batch, scale_learning_rate=settings.scale_learning_rate)
-        self.step = Step(model, learning_rate=self.rate, **settings.of_the_step())
+        with freezing.at_most(model, settings.stages):
+            self.step = self._new_step()
         self.inference = Inference(model, loss=self.step.loss, batch_norm=settings.batch_norm)
         self.variables = checkpoint.variables_of(model)
         self.progress = Progress(self.step.counts)
@@ -105,13 +107,17 @@ class Training:
         self.automatic_steps = 0  # per call; 0: nothing is traced yet
         self.checkpoint_due = False
 
+    def _new_step(self) -> Step:
+        return Step(self.model, learning_rate=self.rate, **self.settings.of_the_step())
+
     def run(self, stop: StopSignal) -> results.Run:
         """Begin or continue, and return the finished run; `stop` asks for the end."""
         self.stop = stop
         self._begin()
         try:
             while self.progress.stage < len(self.settings.stages):
-                self._train_stage()
+                with freezing.at(self.model, self.settings.stages, self.progress.stage):
+                    self._train_stage()
                 self._finish_stage()
         except Interrupted:
             self._save()
@@ -210,6 +216,9 @@ class Training:
     def _train_stage(self) -> None:
         progress, settings = self.progress, self.settings
         stage, batch = settings.stages[progress.stage], settings.global_batch_size
+        if self.step.is_outdated():
+            self.step = self._new_step()
+            self.step.counts = progress.counts
         described = schedule.describe(stage, epoch_steps=self.epoch_steps, factor=self.factor, global_batch_size=batch)
         self._print(f"stage {progress.stage + 1} of {len(settings.stages)}: {described}")
         # The first callback: it adds the validation numbers to the logs, so that the others see them.
@@ -305,7 +314,12 @@ class Training:
         }  # fmt: skip
         row |= {name: kind(logs[name]) for name, kind in HISTORY.items() if name not in row}
         names = [name for name, value in others.items() if np.ndim(value) == 0 and name in logs and name not in row]
-        progress.rows.append(row | {key: float(logs[key]) for name in names for key in (name, f"val_{name}")})
+        row |= {key: float(logs[key]) for name in names for key in (name, f"val_{name}")}
+        if any(stage.trainable for stage in self.settings.stages):
+            for earlier in progress.rows:  # of a run whose later stages were added
+                earlier.setdefault(TRAINED, 0)
+            row[TRAINED] = sum(int(np.prod(v.shape)) for v in self.model.trainable_variables)
+        progress.rows.append(row)
         if self.group.chief:
             writing.write_history(self.directory, progress.rows)
 

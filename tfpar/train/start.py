@@ -56,7 +56,8 @@ def run(
         model: compiled under its strategy; takes `uint8` images, gives logits `[batch, classes]`.
         data: from `prepare.load`; `train` and `validation` are used.
         directory: of the run (see `results`); with several workers one that all of them see.
-        stages: one after the other; optimizer slots go on from stage to stage.
+        stages: one after the other, each with its rates and, if you like, the layers that train in it (see `Stage`). The optimizer's
+            slots go on from stage to stage; those of a weight that joins are as the optimizer makes them.
         global_batch_size: images of one step over all replicas; None is 128, rounded up to a multiple of the shards.
         shards: parts the batch is computed in, whoever computes them (see `steps`); None is one per replica.
         seed: of the order, the augmentation and the random layers; from 0 to 2**32 - 1.
@@ -105,7 +106,10 @@ def run(
         if earlier and earlier["finished"] and len(earlier["settings"]["stages"]) == len(settings.stages):
             training.restore()
             return results.Run(directory)  # nothing is written
-        with StopSignal(deferred=True) as stop, _claimed(directory, fresh) if group.chief else contextlib.nullcontext():
+        with (
+            StopSignal(deferred=True) as stop,
+            _claimed(directory, fresh) if group.chief else contextlib.nullcontext(),
+        ):
             return training.run(stop)
 
 

@@ -1,0 +1,104 @@
+"""Which layers train in a stage; all others are frozen by Keras' own attribute `trainable`.
+
+Example:
+    >>> with freezing.at(model, [Stage(5, 0.1, trainable="head")], 0):
+    ...     len(model.trainable_variables)          # kernel and bias of the last layer
+    2
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+import reprlib
+from collections.abc import Iterator, Sequence
+
+import keras
+
+from tfpar import errors
+from tfpar.schedule import Stage
+
+
+@contextlib.contextmanager
+def at(model: keras.Model, stages: Sequence[Stage], number: int) -> Iterator[None]:
+    """Freeze what does not train in a stage, counted from 0, and give all layers their `trainable` back at the end."""
+    named = next((stage.trainable for stage in reversed(stages[: number + 1]) if stage.trainable is not None), None)
+    with _kept(model):
+        if named is not None:
+            freeze(model, named)
+        yield
+
+
+@contextlib.contextmanager
+def at_most(model: keras.Model, stages: Sequence[Stage]) -> Iterator[None]:
+    """Let all weights train where a stage says what trains: the optimizer is built for these, and stages may be added later.
+
+    Raises:
+        errors.SettingsError: a name or pattern that no layer with weights has.
+    """
+    named = [stage.trainable for stage in stages if stage.trainable is not None]
+    with _kept(model):
+        for each in [*named, "all"] if named else []:
+            freeze(model, each)
+        yield
+
+
+def freeze(model: keras.Model, names: str | Sequence[str]) -> None:
+    """Let the named layers train and no other: what `Stage.trainable` may be.
+
+    Raises:
+        errors.SettingsError: a name or pattern that no layer with weights has.
+    """
+    chosen = _named(model, [names] if isinstance(names, str) else names)
+    model.trainable = True
+    for layer in model._flatten_layers(include_self=True, recursive=True):
+        inside = layer._flatten_layers(include_self=False, recursive=False)
+        if not inside:
+            layer.trainable = id(layer) in chosen or not layer._trainable_variables
+        for variable in (
+            layer._trainable_variables if inside else ()
+        ):  # of a layer that has others and weights of its own
+            variable.trainable = id(layer) in chosen
+
+
+@contextlib.contextmanager
+def _kept(model: keras.Model) -> Iterator[None]:
+    """Give all layers their `trainable` back at the end, so that the same call can continue the run."""
+    layers = [(layer, layer._trainable) for layer in model._flatten_layers(include_self=True, recursive=True)]
+    variables = [(variable, variable.trainable) for variable in model.variables]
+    try:
+        yield
+    finally:
+        for layer, trainable in layers:
+            layer._trainable = trainable
+        for variable, trainable in variables:
+            variable.trainable = trainable
+
+
+def _named(model: keras.Model, names: Sequence[str]) -> set[int]:
+    """Return the layers with weights that are named, or lie inside a layer that is."""
+    layers = list(_in_order(model, ()))  # each with itself and all layers around it
+    chosen: set[int] = set()
+    for name in names:
+        if name == "head":
+            found = layers[-1:]
+        else:
+            found = [
+                around for around in layers if name == "all" or any(fnmatch.fnmatchcase(a.name, name) for a in around)
+            ]
+        if not found:
+            known = ", ".join(around[0].name for around in layers)
+            raise errors.SettingsError(
+                f"trainable={reprlib.repr(name)}: no layer with weights has this name; give all, head, or a name or pattern of "
+                f"{known if len(known) < 1500 else known[:1500] + ' ...'}"
+            )
+        chosen |= {id(around[0]) for around in found}
+    return chosen
+
+
+def _in_order(layer: keras.Layer, around: tuple) -> Iterator[tuple]:
+    around = (layer, *around)
+    for inner in layer._flatten_layers(include_self=False, recursive=False):
+        yield from _in_order(inner, around)
+    if layer._trainable_variables:
+        yield around

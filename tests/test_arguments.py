@@ -37,15 +37,16 @@ OPTIONS = {
     },
     "train": {
         "--model": ["small_cnn", "resnet20", "resnet21", "", "Dense", "MobileNetV9", "keras", "../x"], "--weights": ["none", *PATHS],
-        "--stage": ["1@0.1", "1@0.1:0", "0@0.1", "1@", "@", "1@-1", "1@nan", "x", "1@1:1:1", "9999999@1"], "--seed": NUMBERS,
+        "--stage": ["1@0.1", "1@0.1:0", "0@0.1", "1@", "@", "1@-1", "1@nan", "x", "1@1:1:1", "9999999@1", "1@0.1/head", "1@0.1:0~cosine/all", "1@0.1/x*", "1@0.1~step"], "--seed": NUMBERS,
         "--global-batch-size": [*NUMBERS, "8", "12"], "--simulate": ["1", "2", "0", "x", "257"], "--shards": [*NUMBERS, "4"],
         "--optimizer": ["sgd", "adamw", "x"], "--weight-decay": NUMBERS, "--augment": ["none", "flip", "crop-flip", "x"],
         "--precision": ["float32", "mixed_bfloat16", "x"], "--all-reduce": ["ordered", "fast", "x"], "--steps-per-call": [*NUMBERS, "auto"],
         "--checkpoint-seconds": NUMBERS, "--run": ["run", "new", *PATHS[1:]], "--fresh": [None], "--nonsense": [None],
-        "--dry-run": [None], "--profile": [None], "--freeze": [None],
+        "--dry-run": [None], "--profile": [None], "--freeze": [None], "--batch-norm": ["fused", "keras", "x"], "--warmup-epochs": NUMBERS, "--no-scale-learning-rate": [None],
     },
     "predict": {"--json": [None], "--nonsense": [None]},
     "evaluate": {"--data": PATHS, "--split": ["validation", "test", "x"]},
+    "export": {"--to": ["saved_model", "tflite", "onnx", "x"], "--out": PATHS},
     "doctor": {"--json": [None], "--verbose": [None], "--nonsense": [None]},
     "kubernetes": {
         "--workers": NUMBERS, "--gpus": NUMBERS, "--target": ["job", "jobset", "x", ""], "--name": NAMES, "--namespace": NAMES,
@@ -57,7 +58,7 @@ OPTIONS = {
 }  # fmt: skip
 
 
-DIRECT = ("prepare", "train", "predict", "evaluate", "nonsense")  # a path may stand in each of their places
+DIRECT = ("prepare", "train", "predict", "evaluate", "export", "nonsense")  # a path may stand in each of their places
 NOT_LAUNCHED = [
     [], ["train"], ["predict", "run", "photos/cat/0.png"], ["train", "data", "--profile"], ["train", "data", "--dry-run"],
     ["train", "data", "--seed", "x"], ["doctor"], ["launch", "--workers", "2", "--", "train", "data"], ["nonsense"], ["--", "train"],
@@ -73,7 +74,7 @@ def command_line(random) -> list[str]:
     command = one([*OPTIONS, *OPTIONS, "prepare", "train", "train", "train", "nonsense"])
     known = OPTIONS.get(command, {})
     right = {
-        "prepare": ["photos", f"new{random.integers(99)}"], "train": ["data"], "predict": ["run", "photos/cat/0.png"], "evaluate": ["run"],
+        "prepare": ["photos", f"new{random.integers(99)}"], "train": ["data"], "predict": ["run", "photos/cat/0.png"], "evaluate": ["run"], "export": ["run"],
         "doctor": [], "kubernetes": ["--workers", "2", "--gpus", "0", "--image", "tfpar:1"], "launch": ["--workers", "2"],
     }.get(command, ["data"])  # fmt: skip
     words = [command, *(one(PATHS) if random.random() < 0.3 and command in DIRECT else target for target in right)]

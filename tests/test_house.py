@@ -25,7 +25,7 @@ LEVELS = [
     {"kubernetes", "devices"},
     {"engine", "steps"},
     {"train", "check"},
-    {"diagnose"},
+    {"diagnose", "export"},
     {"commands"},
     {"cli"},
     {"__main__"},

@@ -91,7 +91,7 @@ def parser(functions: Mapping[str, Callable], *, kind=argparse.ArgumentParser) -
 
     _add_prepare(command)
     _add_train(command)
-    _add_predict_and_evaluate(command)
+    _add_predict_evaluate_export(command)
     _add_launch(command)
     _add_kubernetes(command, functions.get("--dockerfile"))
     doctor = command("doctor", "what this machine and these versions can do, and what to fix")
@@ -202,7 +202,7 @@ def _add_how(train) -> None:
     train.add_argument("--fresh", action="store_true", help=FIELDS["fresh"].metadata["help"])
 
 
-def _add_predict_and_evaluate(command) -> None:
+def _add_predict_evaluate_export(command) -> None:
     predict = command("predict", "label new pictures")
     predict.add_argument("run", help="the directory of a run")
     predict.add_argument(
@@ -217,6 +217,11 @@ def _add_predict_and_evaluate(command) -> None:
     evaluate.add_argument("run", help="the directory of a run")
     evaluate.add_argument("--data", metavar="DIR", help="default: the data it was trained on")
     evaluate.add_argument("--split", choices=("validation", "test"), default="validation")
+
+    export = command("export", "write the final model for serving: SavedModel, LiteRT or ONNX")
+    export.add_argument("run", help="the directory of a finished run")
+    export.add_argument("--to", required=True, choices=("saved_model", "tflite", "onnx"))
+    export.add_argument("--out", metavar="PATH", help="default: RUN/export/NAME")
 
 
 def _add_launch(command) -> None:

@@ -147,6 +147,15 @@ def _evaluate(given) -> None:
     print(json.dumps(computed, indent=1, ensure_ascii=False))
 
 
+def _export(given) -> None:
+    _import_tensorflow(given)
+    from tfpar import export
+
+    with stderr_silenced(not given.verbose, but_python=True):
+        written = export.export(given.run, given.to, given.out)
+    print(f"{written}: validation images get the probabilities of the run")
+
+
 def _batch_norm_of(run) -> str:
     return run.facts["settings"].get("batch_norm", "keras")  # an earlier version wrote none, and computed as Keras does
 
@@ -313,6 +322,6 @@ def _import_tensorflow(given) -> None:
 
 # By name: the same parser reads the command that `launch` runs.
 COMMANDS = {
-    "prepare": _prepare, "train": _train, "predict": _predict, "evaluate": _evaluate, "launch": _launch, "kubernetes": _kubernetes,
+    "prepare": _prepare, "train": _train, "predict": _predict, "evaluate": _evaluate, "export": _export, "launch": _launch, "kubernetes": _kubernetes,
     "doctor": _doctor, "--dockerfile": _dockerfile,
 }  # fmt: skip

@@ -1,0 +1,111 @@
+"""A run's model for serving: as TensorFlow's SavedModel, for LiteRT (TensorFlow Lite) on phones, or as ONNX.
+
+Keras writes the file (`keras.Model.export`). It is kept only if it answers like the run: 64 validation images must get the stored
+probabilities. Input: `uint8[batch, height, width, channels]`, as the pictures are; output: logits `float32[batch, classes]`.
+
+Example:
+    >>> export.export("runs/digits", "saved_model")
+    PosixPath('runs/digits/export/saved_model')
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from tfpar import errors, files, prepare, results, validate
+from tfpar.results import predictions
+
+# The name of the file, Keras' name of the format, the packages beside TensorFlow, and the largest difference of a probability.
+FORMATS = {
+    "saved_model": ("saved_model", "tf_saved_model", (), 1e-5),
+    "tflite": ("model.tflite", "litert", ("ai_edge_litert",), 1e-4),
+    "onnx": ("model.onnx", "onnx", ("tf2onnx", "onnxruntime"), 1e-5),
+}
+IMAGES = 64  # that are compared
+
+
+def export(run: str | os.PathLike, to: str, out: str | os.PathLike | None = None) -> Path:
+    """Write the final model of a run in another format, and return where.
+
+    Args:
+        run: directory of a finished run.
+        to: `"saved_model"`, `"tflite"` or `"onnx"`.
+        out: where it goes; None is `RUN/export/` and the name of the format.
+
+    Raises:
+        errors.InputNotFound: the run is not finished.
+        errors.Unavailable: a package that the format needs is not installed.
+        errors.OutputError: there is something at `out` already.
+        RuntimeError: the written file does not answer like the run; it is removed.
+    """
+    run = results.Run(run)
+    if not run.finished:
+        raise errors.InputNotFound(f"{run.directory}: the run is not finished; run the command that trains it again")
+    name, keras_format, packages, most = FORMATS[validate.choice("to", to, tuple(FORMATS))]
+    for package in packages:
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise errors.Unavailable(
+                f"{to} needs {package}, which is not installed: pip install 'tfpar[export]'"
+            ) from error
+    target = Path(out) if out else run.directory / "export" / name
+    if target.exists():
+        raise errors.OutputError(f"{target}: exists already; remove it, or give another --out")
+    stored = predictions.probabilities_of(run.predictions())[:IMAGES]
+    images = prepare.load(run.facts["data"]["directory"]).validation.images[: len(stored)]
+    files.make_directory(target.parent)
+    unfinished = target.with_name(f".{target.name}{target.suffix}")  # Keras looks at the suffix
+    model = run.model()
+    model(images[:1])  # Keras writes ONNX of a model that was called only
+    try:
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+            model.export(unfinished, format=keras_format, verbose=False)
+        difference = float(np.abs(predictions.softmax(_READERS[to](unfinished)(images)) - stored).max())
+        if not difference <= most:
+            raise RuntimeError(f"{target}: its probabilities differ from the run's by {difference:.1e}; it is not kept")
+        unfinished.rename(target)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.unlink(missing_ok=True)
+    return target
+
+
+def _saved_model(path: Path) -> Callable:
+    import tensorflow as tf
+
+    loaded = tf.saved_model.load(str(path))
+    return lambda images: loaded.serve(images).numpy()
+
+
+def _tflite(path: Path) -> Callable:
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(str(path))
+    given, made = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
+
+    def answer(images):
+        interpreter.resize_tensor_input(given, images.shape)
+        interpreter.allocate_tensors()
+        interpreter.set_tensor(given, images)
+        interpreter.invoke()
+        return interpreter.get_tensor(made)
+
+    return answer
+
+
+def _onnx(path: Path) -> Callable:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path))
+    return lambda images: session.run(None, {session.get_inputs()[0].name: images})[0]
+
+
+_READERS = {"saved_model": _saved_model, "tflite": _tflite, "onnx": _onnx}

@@ -149,7 +149,9 @@ def _add_train(command) -> None:
     train.add_argument(
         "--model", default="small_cnn", help="small_cnn (default), resnet20|32|44|56, or a keras.applications network"
     )
-    train.add_argument("--weights", type=lambda text: None if text == "none" else text, metavar="none|imagenet|FILE")
+    train.add_argument(
+        "--weights", type=lambda text: None if text == "none" else text, metavar="none|imagenet|FILE|RUN"
+    )
     train.add_argument("--freeze", action="store_true", help="train the last layer alone: /head on every stage")
     train.add_argument(
         "--warmup-epochs", type=_number(0, schedule.MOST_EPOCHS), metavar="E", help="default: a tenth of stage 1"

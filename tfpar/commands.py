@@ -237,7 +237,7 @@ def _stages(given) -> list:
 def _built_frozen(given) -> bool:
     from tfpar.models import networks
 
-    return given.freeze and given.weights is not None and given.model not in networks.OWN
+    return given.freeze and given.weights and not networks.is_model(given.weights) and given.model not in networks.OWN
 
 
 def _compiled(given, data):
@@ -283,7 +283,15 @@ def _print_data(data) -> None:
 
 def _weights_name(weights: str | None) -> str:
     """Return what the run remembers of its first weights: a file's name may stay while its bytes change."""
-    return "none" if weights is None else weights if weights == "imagenet" else f"sha256:{files.sha256(weights)}"
+    from tfpar.models import networks
+
+    return (
+        "none"
+        if weights is None
+        else weights
+        if weights == "imagenet"
+        else f"sha256:{files.sha256(networks.file_of(weights))}"
+    )
 
 
 def _optimizer(given):

@@ -100,3 +100,39 @@ def test_weights_that_do_not_fit(tmp_path):
         models.build("MobileNetV2", (32, 32, 3), 3, weights=str(tmp_path / "w.weights.h5"))
     with pytest.raises(errors.SettingsError, match="no pretrained backbone"):
         models.build("small_cnn", (8, 8, 1), 3, freeze=True)
+
+
+def saved(path, *arguments):
+    keras.utils.set_random_seed(1)
+    model = models.build(*arguments)
+    model.save(path)
+    return model
+
+
+@pytest.mark.parametrize("name", ["small_cnn", "MobileNetV2"])
+def test_a_model_begins_with_the_layers_of_another_one(tmp_path, capsys, name):
+    source = saved(tmp_path / "model.keras", name, (32, 32, 3), 3)
+    for weights in (tmp_path, str(tmp_path / "model.keras")):  # a run, and a model
+        model = models.build(name, (32, 32, 3), 5, weights=weights, freeze=True)
+        pairs = list(zip(source.weights, model.weights, strict=True))
+        assert all(np.array_equal(a, b) for a, b in pairs[:-2]) and pairs[-1][1].shape == (5,)
+        assert [v.path.split("/")[-2:] for v in model.trainable_variables] == [["logits", "kernel"], ["logits", "bias"]]
+        layers = {"small_cnn": 13, "MobileNetV2": 105}[name]
+        said = capsys.readouterr().out
+        assert said == f"{layers - 1} of {layers} layers loaded from {tmp_path / 'model.keras'}, head new\n"
+
+
+def test_layers_that_do_not_fit_are_named(tmp_path, capsys):
+    saved(tmp_path / "a.keras", "small_cnn", (32, 32, 1), 3)
+    models.build("small_cnn", (32, 32, 3), 3, weights=tmp_path / "a.keras")
+    said = capsys.readouterr().out
+    assert said.startswith("11 of 13 layers loaded") and "not loaded: conv2d" in said
+    assert "[(3, 3, 3, 16)], there [[(3, 3, 1, 16)]]" in said
+    with pytest.raises(errors.SettingsError, match="no layer of it fits into resnet20"):
+        keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="other")]).save(tmp_path / "b.keras")
+        models.build("resnet20", (32, 32, 3), 3, weights=tmp_path / "b.keras")
+    with pytest.raises(errors.InputNotFound, match="give none, imagenet, a file or a run"):
+        models.build("resnet20", (32, 32, 3), 3, weights=tmp_path / "c.keras")
+    (tmp_path / "d.keras").write_text("damaged")
+    with pytest.raises(errors.SettingsError, match=r"d\.keras: cannot be loaded as a model"):
+        models.build("resnet20", (32, 32, 3), 3, weights=tmp_path / "d.keras")

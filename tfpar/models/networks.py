@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import reprlib
 import sys
 import warnings
+from collections.abc import Iterator
 
 import keras
 
@@ -109,9 +111,20 @@ def build(
 ) -> keras.Model:
     """Return a model by the name the command line uses: one of `OWN`, or a `keras.applications` network.
 
+    Args:
+        name, image_shape, num_classes, freeze: as for `backbone`.
+        weights: as for `backbone`; of a network of `OWN` a file of all its weights; or the directory of a run or a `model.keras`,
+            whose layers are taken by name and shape, all but the head (see `transfer`).
+
     Raises:
         errors.SettingsError: no such model, or it does not take these settings.
     """
+    if is_model(weights):
+        model = build(name, image_shape, num_classes)
+        transfer(model, weights)
+        for layer in model.layers[:-1] if freeze else ():
+            layer.trainable = False
+        return model
     if not isinstance(name, str) or name not in OWN:
         return backbone(name, image_shape, num_classes, weights=weights, freeze=freeze)
     _check_weights_file(weights)
@@ -131,6 +144,69 @@ def build(
             why = errors.first_line(error)
             raise errors.SettingsError(f"model {name} and weights {weights} do not fit: {why}") from error
     return model
+
+
+def is_model(weights: str | os.PathLike | None) -> bool:
+    """Tell whether weights are named by a run or by a saved model."""
+    return weights is not None and (os.path.isdir(weights) or str(weights).endswith(".keras"))
+
+
+def file_of(weights: str | os.PathLike) -> str:
+    """Return the file of weights: of a run its final model."""
+    return os.path.join(weights, "model.keras") if os.path.isdir(weights) else os.fspath(weights)
+
+
+def transfer(model: keras.Model, weights: str | os.PathLike) -> None:
+    """Give a model the weights of another one, layer by layer by name and shape, all but the head; print how many fitted.
+
+    Names that Keras counts up (`conv2d_7`) are compared by the order of their kind.
+
+    Args:
+        model: gets the weights.
+        weights: directory of a run, or a `model.keras`.
+
+    Raises:
+        errors.SettingsError: no layer fits, or the file cannot be loaded.
+        errors.InputNotFound: there is no such file.
+    """
+    _check_weights_file(path := file_of(weights))
+    try:
+        source = _layers_by_name(keras.saving.load_model(path, compile=False))
+    except (ValueError, TypeError, OSError) as error:
+        raise errors.SettingsError(f"{path}: cannot be loaded as a model ({errors.first_line(error)})") from error
+    *body, _head_of_model = _layers_by_name(model).items()
+    other = []
+    for name, layer in body:
+        shapes = [[v.shape for v in each.weights] for each in (layer, source.get(name)) if each is not None]
+        if len(shapes) == 1 or shapes[0] != shapes[1]:
+            other.append(
+                f"{layer.name} {[tuple(shape) for shape in shapes[0]]}, there {shapes[1:] or 'none of that name'}"
+            )
+        else:
+            layer.set_weights(source[name].get_weights())
+    if len(other) == len(body):
+        raise errors.SettingsError(
+            f"{path}: no layer of it fits into {model.name}; take the same network, such as --model of that run"
+        )
+    rest = f"; not loaded: {'; '.join(other)}" if other else ""
+    print(f"{len(body) - len(other)} of {len(body) + 1} layers loaded from {path}, head new{rest}")
+
+
+def _layers_by_name(model: keras.Model) -> dict[tuple[str, int], keras.Layer]:
+    """Return the layers with weights, by their names without Keras' counts, and how many of that name came before."""
+    found: dict[tuple[str, int], keras.Layer] = {}
+    for layer, *_around in layers_with_weights(model):
+        name = re.sub(r"_\d+$", "", layer.name)
+        found[name, sum(key[0] == name for key in found)] = layer
+    return found
+
+
+def layers_with_weights(layer: keras.Layer, *around: keras.Layer) -> Iterator[tuple[keras.Layer, ...]]:
+    """Yield each layer that has weights of its own, in the order of the model, with the layers around it, the innermost first."""
+    for inner in layer._flatten_layers(include_self=False, recursive=False):
+        yield from layers_with_weights(inner, layer, *around)
+    if layer._trainable_variables:
+        yield (layer, *around)
 
 
 def _input(name: str, image_shape, num_classes: int, *, least: int):
@@ -187,4 +263,4 @@ def _check_weights_file(weights: str | None) -> None:
     if weights is not None and not isinstance(weights, (str, os.PathLike)):
         validate.reject("weights", weights, "none, imagenet or a file")
     if weights not in (None, "imagenet") and not os.path.isfile(weights):
-        raise errors.InputNotFound(f"{weights}: no such file of weights; give none, imagenet or a file")
+        raise errors.InputNotFound(f"{weights}: no such file of weights; give none, imagenet, a file or a run")

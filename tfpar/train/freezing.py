@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 import keras
 
 from tfpar import errors
+from tfpar.models import networks
 from tfpar.schedule import Stage
 
 
@@ -77,7 +78,7 @@ def _kept(model: keras.Model) -> Iterator[None]:
 
 def _named(model: keras.Model, names: Sequence[str]) -> set[int]:
     """Return the layers with weights that are named, or lie inside a layer that is."""
-    layers = list(_in_order(model, ()))  # each with itself and all layers around it
+    layers = list(networks.layers_with_weights(model))  # each with itself and all layers around it
     chosen: set[int] = set()
     for name in names:
         if name == "head":
@@ -94,11 +95,3 @@ def _named(model: keras.Model, names: Sequence[str]) -> set[int]:
             )
         chosen |= {id(around[0]) for around in found}
     return chosen
-
-
-def _in_order(layer: keras.Layer, around: tuple) -> Iterator[tuple]:
-    around = (layer, *around)
-    for inner in layer._flatten_layers(include_self=False, recursive=False):
-        yield from _in_order(inner, around)
-    if layer._trainable_variables:
-        yield around

@@ -252,7 +252,7 @@ REFUSED = [
     (["train", "digits", "--run", "x", "--model", "nothing"], 78, "none of that name; give small_cnn"),
     (["train", "digits", "--run", "x", "--model", "MobileNetV2"], 78, "at least 32x32"),
     (["train", "digits", "--run", "x", "--weights", "no.h5"], 66, "no such file of weights"),
-    (["train", "digits", "--run", "x", "--freeze"], 78, "no pretrained backbone"),
+    (["train", "digits", "--run", "x", "--freeze", "--stage", "1@0.1/all"], 78, "--freeze is /head on every stage"),
     (["train", "digits", "--run", "file/x"], 73, "cannot make this directory"),
     (["train", "digits", "--run", "empty/.."], 73, "something else lies there"),
     (["train", "digits", *QUICK, "--seed", "3"], 78, "seed is 0 in the run, 3 now"),

@@ -47,9 +47,9 @@ def test_a_missing_package_and_an_unfinished_run_are_told(run, tmp_path, monkeyp
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     monkeypatch.setitem(sys.modules, "tf2onnx", sys)
     with pytest.raises(errors.Unavailable, match=r"onnx needs onnxruntime, .* pip install 'tfpar\[export\]'"):
-        export.export(run.directory, "onnx")
+        export.write(run.directory, "onnx")
     with pytest.raises(errors.SettingsError, match="to='caffe': give saved_model or tflite or onnx"):
-        export.export(run.directory, "caffe")
+        export.write(run.directory, "caffe")
     monkeypatch.setattr(type(run), "finished", property(lambda _run: False))
     with pytest.raises(errors.InputNotFound, match="the run is not finished"):
-        export.export(run.directory, "saved_model")
+        export.write(run.directory, "saved_model")

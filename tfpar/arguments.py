@@ -152,21 +152,7 @@ def _add_train(command) -> None:
     train.add_argument(
         "--weights", type=lambda text: None if text == "none" else text, metavar="none|imagenet|FILE|RUN"
     )
-    train.add_argument("--freeze", action="store_true", help="train the last layer alone: /head on every stage")
-    train.add_argument(
-        "--warmup-epochs", type=_number(0, schedule.MOST_EPOCHS), metavar="E", help="default: a tenth of stage 1"
-    )
-    train.add_argument(
-        "--scale-learning-rate",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="sgd: rates are for a batch of 256; default",
-    )
-    train.add_argument(
-        "--stage", type=_stage, action="append", metavar="E@R[:F][~SCHEDULE][/TRAINABLE]",
-        help="epochs at a rate, falling to another by linear or cosine; training all layers, the head, or those named; repeat; "
-        "default of sgd: 10@0.2:0.02 and 5@0.02:0",
-    )  # fmt: skip
+    _add_stages(train)
     _add_setting(train, "global_batch_size", "B")
     _add_setting(train, "seed")
     train.add_argument(
@@ -188,6 +174,20 @@ def _add_train(command) -> None:
     precisions = ("float32", "mixed_bfloat16", "mixed_float16")
     train.add_argument("--precision", choices=precisions, default="float32", help="of the computing")
     _add_how(train)
+
+
+def _add_stages(train) -> None:
+    train.add_argument(
+        "--stage", type=_stage, action="append", metavar="E@R[:F][~SCHEDULE][/TRAINABLE]",
+        help="epochs at a rate, falling to another by linear or cosine; training all layers, the head, or those named; repeat; "
+        "default of sgd: 10@0.2:0.02 and 5@0.02:0",
+    )  # fmt: skip
+    train.add_argument("--freeze", action="store_true", help="train the last layer alone: /head on every stage")
+    _add_setting(train, "warmup_epochs", "E")
+    train.add_argument(
+        "--scale-learning-rate", action=argparse.BooleanOptionalAction, default=True,
+        help=FIELDS["scale_learning_rate"].metadata["help"],
+    )  # fmt: skip
 
 
 def _add_how(train) -> None:

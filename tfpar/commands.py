@@ -152,7 +152,7 @@ def _export(given) -> None:
     from tfpar import export
 
     with stderr_silenced(not given.verbose, but_python=True):
-        written = export.export(given.run, given.to, given.out)
+        written = export.write(given.run, given.to, given.out)
     print(f"{written}: validation images get the probabilities of the run")
 
 

@@ -4,7 +4,7 @@ Keras writes the file (`keras.Model.export`). It is kept only if it answers like
 probabilities. Input: `uint8[batch, height, width, channels]`, as the pictures are; output: logits `float32[batch, classes]`.
 
 Example:
-    >>> export.export("runs/digits", "saved_model")
+    >>> export.write("runs/digits", "saved_model")
     PosixPath('runs/digits/export/saved_model')
 """
 
@@ -31,7 +31,7 @@ FORMATS = {
 IMAGES = 64  # that are compared
 
 
-def export(run: str | os.PathLike, to: str, out: str | os.PathLike | None = None) -> Path:
+def write(run: str | os.PathLike, to: str, out: str | os.PathLike | None = None) -> Path:
     """Write the final model of a run in another format, and return where.
 
     Args:

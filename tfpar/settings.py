@@ -89,8 +89,10 @@ class Settings:
     seed: int = _setting(0, "of everything random; default 0", within=(0, validate.MOST_SEED))
     augment: str = _setting("none", "mirror, and shift by up to an eighth", choices=AUGMENTATIONS)
     class_weights: Sequence[float] | None = _setting(None)
-    scale_learning_rate: bool = _setting(True)
-    warmup_epochs: float | None = _setting(None, within=(0, float(schedule.MOST_EPOCHS)))
+    scale_learning_rate: bool = _setting(True, "rates of sgd are for a batch of 256; default")
+    warmup_epochs: float | None = _setting(
+        None, "epochs of rising rate; default a tenth of stage 1", within=(0, float(schedule.MOST_EPOCHS))
+    )
     all_reduce: str = _setting("ordered", "default ordered; fast: less to send, no promise of bits", choices=ALL_REDUCE)
     batch_norm: str | None = _setting(
         None, "default fused; keras: slower, the layer as Keras computes it", choices=BATCH_NORM

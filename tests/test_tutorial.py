@@ -73,8 +73,14 @@ def test_page_has_its_sections_in_order(page):
 
 
 @each_page
-def test_page_has_two_exercises(page):
-    assert re.findall(r"^\*\*(\d)\.\*\*", page.read_text(), re.M) == ["1", "2"]
+def test_page_has_three_exercises_and_a_question(page):
+    """Each exercise has a cell that `nbval` runs, and an answer that stays folded; one more folded answer is the question's."""
+    text, heading = page.read_text(), "Exercises" if page.parent.name == "en" else "练习"
+    exercises = re.split(r"^\*\*(\d)\.\*\*", text.split(f"\n## {heading}\n")[1].split("\n## ")[0], flags=re.M)[1:]
+    numbers, parts = exercises[::2], exercises[1::2]
+    assert len(numbers) >= 3 and numbers == [str(number) for number in range(1, len(numbers) + 1)]
+    assert all("\n```python\n" in part and part.count("<details>") == 1 for part in parts)
+    assert text.count("<details>") == text.count("</details>") == len(parts) + 1
 
 
 def _broken(text: str, folder: Path) -> list[str]:

@@ -5,6 +5,7 @@ Nothing here runs a page: `test_notebooks.py` and `pytest --nbval notebooks` do.
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import re
 import subprocess
@@ -21,9 +22,8 @@ ROOT = Path(__file__).resolve().parents[1]
 TUTORIAL = ROOT / "tutorial"
 ENGLISH = sorted((TUTORIAL / "en").glob("[0-9][0-9]_*.md"))
 CHINESE = sorted((TUTORIAL / "zh").glob("[0-9][0-9]_*.md"))
-OTHERS = [
-    TUTORIAL / name for name in ("README.md", "glossary.md", "keras.md", "pytorch.md", "zh/keras.md", "zh/pytorch.md")
-]
+TRANSLATED = ("keras.md", "pytorch.md", "traps.md")
+OTHERS = [TUTORIAL / name for name in ("README.md", "glossary.md", *TRANSLATED, *(f"zh/{name}" for name in TRANSLATED))]
 SECTIONS = {
     "en": [
         "What you'll do",
@@ -139,6 +139,83 @@ def test_index_names_every_page():
         notebook = _build().notebook_of(page).relative_to(ROOT).as_posix()
         assert f"]({page.parent.name}/{page.name})" in index, page
         assert f"](../{notebook})" in index, page
+
+
+# ---- the messages that tfpar prints
+
+
+def _templates() -> str:
+    """Return all texts of tfpar's source, with a NUL for each value that is filled in."""
+    texts = []
+    for path in (ROOT / "tfpar").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                texts.append("".join(map(_constant_part, node.values)))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.append(re.sub(r"\{[^{}]*\}", "\0", node.value))  # for str.format
+    return "\n".join(" ".join(text.split()) for text in texts)
+
+
+def _constant_part(part: ast.expr) -> str:
+    """Return a part of an f-string as it is printed: NUL for a value, `s` for the plural in `{'s'[: count > 1]}`."""
+    if isinstance(part, ast.Constant):
+        return part.value
+    return "s" if ast.unparse(part.value).startswith("'s'[") else "\0"
+
+
+def _is_printed(message: str, templates: str) -> bool:
+    """Tell whether the constant parts of a message are in the source.
+
+    `N`, `NAME`, numbers and the like are values. A message may be joined from two texts, at a `;` or in the middle of a part.
+    """
+    values = r"\b(?:N|NAME|SIG\w+|train_step|gradient_accumulation_steps)\b|\b\d[\d.,]*\b|\([^)]*\)|'[^']*'"
+    words = [part.split() for part in re.split(rf"{values}|;|=", message) if len(part.split()) > 1]
+    return bool(words) and all(_pieces(part, templates) <= 1 + (len(part) + 2) // 5 for part in words)
+
+
+def _pieces(words: list[str], templates: str) -> float:
+    """Return in how many pieces these words are found, each as long as possible and at least two words long."""
+    if not words:
+        return 0
+    for end in range(len(words), 1, -1):
+        if " ".join(words[:end]) in templates:
+            return 1 + _pieces(words[end:], templates)
+    return float("inf")
+
+
+def _cells(page: Path, column: int) -> list[str]:
+    return [row[1:-1].split(" | ")[column] for row in page.read_text().splitlines() if row.startswith("| ")]
+
+
+def _messages_of_tfpar(page: Path) -> list[str]:
+    """Return the messages of tfpar that a page quotes: in traps.md the column Message of its section, in keras.md what an error says."""
+    if page.name == "traps.md":
+        section = re.search(r"^## tfpar$(.*?)^## ", page.read_text(), re.M | re.S)[1]
+        rows = [row for row in section.splitlines() if row.startswith("| `")]
+        return [quoted for row in rows for quoted in re.findall(r"`([^`]+)`", row[1:-1].split(" | ")[0])]
+    quoted = [text for cell in _cells(page, 1) for text in re.findall(r"`([^`]+)`", cell)]
+    return [text for text in quoted if len(text.split()) > 2 and not text.startswith("TypeError")]
+
+
+@pytest.mark.parametrize("name", ["traps.md", "zh/traps.md", "keras.md", "zh/keras.md"])
+def test_messages_of_tfpar_are_those_that_it_prints(name):
+    templates, messages = _templates(), _messages_of_tfpar(TUTORIAL / name)
+    assert len(messages) > 25
+    assert not [message for message in messages if not _is_printed(message, templates)]
+
+
+def test_a_message_that_tfpar_does_not_print_is_found():
+    templates = _templates()
+    assert _is_printed("4 shards cannot be divided evenly among 3 replicas", templates)
+    assert not _is_printed("4 shards cannot be shared out among 3 replicas", templates)
+    assert not _is_printed("the shards do not divide the batch", templates)
+
+
+def test_traps_are_the_same_in_chinese():
+    english, chinese = ((TUTORIAL / name).read_text() for name in ("traps.md", "zh/traps.md"))
+    quoted = [_messages_of_tfpar(TUTORIAL / name) for name in ("traps.md", "zh/traps.md")]
+    assert quoted[0] == quoted[1]
+    assert english.count("\n| ") == chinese.count("\n| ")
 
 
 # ---- the program that grows

@@ -1,7 +1,7 @@
 """The training step under a strategy: the arithmetic is fixed first, devices are assigned to it afterwards.
 
 Floating-point addition is not associative, and a difference in rounding does not stay small. A network of six convolutions, trained with
-1 and with 4 shards: the relative difference of the weights (L2 norm) is 3e-9 after 1 step, 8e-5 after 26 and 0.14 after 80
+1 and with 4 shards: the relative difference of the weights (L2 norm) is 2e-9 after 1 step, 7e-5 after 40 and 2e-3 after 160
 (tutorial/en/05_replicas.md draws it). With the same `shards`, this step gives the same bits on any number of replicas that divides
 `shards`, on one kind of processor and with one version of TensorFlow, because the replicas have no say in the arithmetic:
 

@@ -68,7 +68,13 @@ def replicas_in_sync(model: keras.Model) -> bool:
 
 
 def same_gradient(
-    model: keras.Model, images: np.ndarray, labels: np.ndarray, *, repeats: int = 10, busy: bool = True
+    model: keras.Model,
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    repeats: int = 10,
+    busy: bool = True,
+    batch_norm: str = "fused",
 ) -> bool:
     """Tell whether this machine finds the same gradient of one batch every time.
 
@@ -77,8 +83,9 @@ def same_gradient(
         images: `uint8[batch, height, width, channels]`; labels: `int32[batch]`.
         repeats: how often the gradient is computed.
         busy: keep TensorFlow's threads busy with other work meanwhile.
+        batch_norm: as for `steps.Step`.
     """
-    step = steps.Step(model)
+    step = steps.Step(model, batch_norm=batch_norm)
     batch = (tf.constant(images), tf.constant(labels))
     with _busy() if busy else contextlib.nullcontext():
         found = {_bits(step.gradient(batch)) for _ in range(repeats)}

@@ -55,7 +55,8 @@ def _train(given) -> None:
         with strategy.scope():
             model = _compiled(given, data)
         if given.verbose:
-            check.same_gradient(model, data.train.images[:16], data.train.labels[:16])
+            first = data.train.images[:16], data.train.labels[:16]
+            check.same_gradient(model, *first, batch_norm=given.batch_norm or "fused")
         settings = {name: getattr(given, name) for name in SETTINGS} | {"stages": _stages(given)}
         if given.dry_run:
             print(f"{memory.estimate(model, data, **settings)}\nnothing was trained")
@@ -99,7 +100,7 @@ def _predict(given) -> int:
         _import_tensorflow(given)
         from tfpar.steps import normalization
 
-        with stderr_silenced(not given.verbose), normalization.computed(_batch_norm_of(run)):
+        with stderr_silenced(not given.verbose), normalization.computed(_batch_norm_of(run), training=False):
             model = model or run.model()
             probabilities = predictions.softmax(model.predict(np.stack(pixels), verbose=0))
         for path, row in zip(readable, probabilities, strict=True):

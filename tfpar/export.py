@@ -1,7 +1,7 @@
 """A run's model for serving: as TensorFlow's SavedModel, for LiteRT (TensorFlow Lite) on phones, or as ONNX.
 
-Keras writes the file (`keras.Model.export`). It is kept only if it answers like the run: 64 validation images must get the stored
-probabilities. Input: `uint8[batch, height, width, channels]`, as the pictures are; output: logits `float32[batch, classes]`.
+Keras writes the file (`keras.Model.export`). It is kept only if it answers like the run's model for 64
+validation images. Input: `uint8[batch, height, width, channels]`, as the pictures are; output: logits `float32[batch, classes]`.
 
 Example:
     >>> export.write("runs/digits", "saved_model")
@@ -41,6 +41,7 @@ def write(run: str | os.PathLike, to: str, out: str | os.PathLike | None = None)
 
     Raises:
         errors.InputNotFound: the run is not finished.
+        errors.SettingsError: the data is no longer that of the run.
         errors.Unavailable: a package that the format needs is not installed.
         errors.OutputError: there is something at `out` already.
         RuntimeError: the written file does not answer like the run; it is removed.
@@ -56,26 +57,39 @@ def write(run: str | os.PathLike, to: str, out: str | os.PathLike | None = None)
             raise errors.Unavailable(
                 f"{to} needs {package}, which is not installed: pip install 'tfpar[export]'"
             ) from error
-    target = Path(out) if out else run.directory / "export" / name
+    target = validate.path("out", out) if out else run.directory / "export" / name
     if target.exists():
         raise errors.OutputError(f"{target}: exists already; remove it, or give another --out")
-    stored = predictions.probabilities_of(run.predictions())[:IMAGES]
-    images = prepare.load(run.facts["data"]["directory"]).validation.images[: len(stored)]
+    data, model = prepare.load(run.facts["data"]["directory"]), run.model()
+    if data.fingerprint != run.facts["data"]["fingerprint"]:
+        raise errors.SettingsError(
+            f"{data.directory}: prepared anew since the run, so its answers cannot be compared; train again"
+        )
+    images, stored = data.validation.images[:IMAGES], predictions.probabilities_of(run.predictions())[:IMAGES]
+    here = predictions.softmax(np.asarray(model(images)))
+    if (apart := np.abs(here - stored).max()) > most:
+        print(
+            f"the run's own probabilities are {apart:.0e} from those of its model on this machine; the file is compared with these"
+        )
     files.make_directory(target.parent)
-    unfinished = target.with_name(f".{target.name}{target.suffix}")  # Keras looks at the suffix
-    model = run.model()
-    model(images[:1])  # Keras writes ONNX of a model that was called only
+    unfinished = target.with_name(f".{target.name}{Path(name).suffix}")  # Keras looks at the suffix
+    _remove(unfinished)
     try:
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
             model.export(unfinished, format=keras_format, verbose=False)
-        difference = float(np.abs(predictions.softmax(_READERS[to](unfinished)(images)) - stored).max())
+        difference = np.abs(predictions.softmax(_READERS[to](unfinished)(images)) - here).max()
         if not difference <= most:
-            raise RuntimeError(f"{target}: its probabilities differ from the run's by {difference:.1e}; it is not kept")
+            raise RuntimeError(
+                f"{target}: its probabilities differ from the model's by {difference:.1e}; it is not kept"
+            )
         unfinished.rename(target)
     finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.unlink(missing_ok=True)
+        _remove(unfinished)
     return target
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _saved_model(path: Path) -> Callable:

@@ -26,6 +26,9 @@ MOST_EPOCHS, MOST_RATE = 999_999, 3e38  # a rate is float32
 class Schedule(NamedTuple):
     """How the learning rate changes within a stage, as Caffe's solvers name it; steps count from the beginning of the stage.
 
+    `train.run` multiplies the rates by `global_batch_size / 256` for SGD, and lets them rise over the first tenth of the first stage;
+    for Caffe's own numbers give `scale_learning_rate=False` and `warmup_epochs=0`.
+
     | policy | rate at step `i`, from `b`, the stage's `learning_rate` | parameters |
     |---|---|---|
     | `constant` | `b` | |
@@ -72,7 +75,7 @@ class Stage(NamedTuple):
         trainable: which layers train: `"all"`, `"head"` (the last layer with weights), the name of a layer or a pattern such as
             `"block5_*"`, which is looked for in nested models too, or a list of these. All others are frozen, and a frozen
             `BatchNormalization` runs in inference mode. None leaves it as the stage before had it, and the first stage as the
-            model was given.
+            model was given. A layer that is itself named `all` or `head` is reached by a pattern such as `hea[d]`.
         schedule: `"linear"`, `"cosine"`, `"constant"` or a `Schedule`. None is linear with a `final_learning_rate`, else constant.
 
     Example:
@@ -134,7 +137,7 @@ def checked(stage: Stage) -> Stage:
     ):
         validate.reject("trainable", trainable, "all, head, the name or pattern of a layer, or a list of these")
     trainable = tuple(trainable) if isinstance(trainable, list) else trainable
-    return Stage(epochs, float(rate), final, trainable, given and _checked_schedule(given, final))
+    return Stage(epochs, float(rate), final, trainable, None if given is None else _checked_schedule(given, final))
 
 
 def _checked_schedule(given, final: float | None) -> Schedule | str:
@@ -151,11 +154,17 @@ def _checked_schedule(given, final: float | None) -> Schedule | str:
         )
     if final is not None and policy in POLICIES:
         validate.reject("final_learning_rate", final, f"none with {policy}, only with linear and cosine")
-    numbers = {name: validate.number(name, value, 0, MOST_RATE) for name, value in there.items()}
+    most = 1 if policy in ("step", "multistep", "exp") else MOST_RATE  # a factor above 1 ends in infinity
+    numbers = {name: validate.number(name, value, 0, most) for name, value in there.items()}
     steps = tuple(validate.integer("steps", step, 1, 2**62) for step in steps)
     if len(steps) > 1 and (policy != "multistep" or sorted(steps) != list(steps)):
         validate.reject("steps", steps, "one number; with multistep also several, in rising order")
     return Schedule(policy, **numbers, steps=steps) if numbers or steps else policy
+
+
+def trainable_at(stages: Sequence[Stage], number: int) -> str | Sequence[str] | None:
+    """Return what trains in a stage, counted from 0: what it names, or else the last one before it that names something."""
+    return next((stage.trainable for stage in reversed(stages[: number + 1]) if stage.trainable is not None), None)
 
 
 def plain(stage: Stage) -> list:
@@ -199,7 +208,7 @@ def scale(optimizer, global_batch_size: int, *, scale_learning_rate: bool = True
 def describe(stage: Stage, *, epoch_steps: int, factor: float, global_batch_size: int) -> str:
     """Return the line about a stage: its epochs, its steps, its rates."""
     scaled = "" if factor == 1 else f" x {factor:g} for a batch of {global_batch_size}"
-    trains = "" if stage.trainable is None else f"; trains {trained(stage)}"
+    trains = "" if stage.trainable is None else f"; trains {trained(stage.trainable)}"
     return f"{stage.epochs} epochs of {epoch_steps} steps, learning rate {rates(stage)}{scaled}{trains}"
 
 
@@ -219,6 +228,6 @@ def rates(stage: Stage) -> str:
     return f"{text}, {' '.join([policy, *given])}"
 
 
-def trained(stage: Stage) -> str:
-    """Return which layers a stage names, in words; empty where it names none."""
-    return ", ".join([stage.trainable] if isinstance(stage.trainable, str) else stage.trainable or ())
+def trained(names: str | Sequence[str] | None) -> str:
+    """Return what `Stage.trainable` names, in words; empty for None."""
+    return ", ".join([names] if isinstance(names, str) else names or ())

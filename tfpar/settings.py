@@ -110,6 +110,9 @@ class Settings:
             value, check = getattr(self, each.name), each.metadata["check"]
             if check and (value is not None or each.default is not None):
                 object.__setattr__(self, each.name, check(each.name, value))
+        if self.stages and (self.warmup_epochs or 0) > self.stages[0].epochs:
+            first = self.stages[0].epochs
+            validate.reject("warmup_epochs", self.warmup_epochs, f"at most the epochs of the first stage, {first}")
 
     def resolved(self, replicas: int, earlier: dict | None = None) -> Settings:
         """Return the settings with shards, batch and `batch_norm` filled in, from an earlier run where there is one.

@@ -134,5 +134,34 @@ def test_layers_that_do_not_fit_are_named(tmp_path, capsys):
     with pytest.raises(errors.InputNotFound, match="give none, imagenet, a file or a run"):
         models.build("resnet20", (32, 32, 3), 3, weights=tmp_path / "c.keras")
     (tmp_path / "d.keras").write_text("damaged")
-    with pytest.raises(errors.SettingsError, match=r"d\.keras: cannot be loaded as a model"):
-        models.build("resnet20", (32, 32, 3), 3, weights=tmp_path / "d.keras")
+    (tmp_path / "e.keras").write_bytes((tmp_path / "a.keras").read_bytes()[:3000])
+    for name in ("d", "e"):
+        with pytest.raises(errors.SettingsError, match=rf"{name}\.keras: cannot be loaded as a model"):
+            models.build("resnet20", (32, 32, 3), 3, weights=tmp_path / f"{name}.keras")
+
+
+def test_weights_that_are_no_path_and_a_folder_called_imagenet(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "imagenet").mkdir()
+    with pytest.raises(errors.SettingsError, match="it has no pretrained backbone"):
+        models.build("small_cnn", (8, 8, 1), 3, weights="imagenet")
+    for weights in (["x"], 1.5):
+        with pytest.raises(errors.SettingsError, match="weights="):
+            models.build("small_cnn", (8, 8, 1), 3, weights=weights)
+
+
+def test_a_normalization_is_copied_and_other_preprocessing_is_named(tmp_path, capsys):
+    def network(*before, classes):
+        inputs = keras.Input((8, 8, 3), dtype="uint8")
+        x = inputs
+        for layer in before:
+            x = layer(x)
+        return keras.Model(inputs, keras.layers.Dense(classes, name="logits")(keras.layers.Flatten()(x)))
+
+    means = keras.layers.Normalization(mean=None)
+    means.adapt(np.full((4, 8, 8, 3), 7, np.uint8))
+    network(means, keras.layers.Rescaling(2.0), keras.layers.Conv2D(2, 3), classes=2).save(tmp_path / "a.keras")
+    model = network(keras.layers.Normalization(), keras.layers.Conv2D(2, 3), classes=3)
+    networks.transfer(model, tmp_path / "a.keras")
+    assert "the networks differ in 1 Rescaling: check what they do to the pixels" in capsys.readouterr().out
+    assert np.allclose(model.layers[1](np.full((1, 8, 8, 3), 7.0)), 0)

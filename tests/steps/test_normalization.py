@@ -103,8 +103,19 @@ class Masked(layers.BatchNormalization):
         return super().call(inputs, training=training, mask=tf.ones(tf.shape(inputs)[:-1], tf.bool))
 
 
+class InInferenceMode(layers.BatchNormalization):
+    def call(self, inputs, training=None, mask=None):
+        return super().call(inputs, training=False, mask=mask)
+
+
+class OwnMoments(layers.BatchNormalization):
+    def _moments(self, inputs, mask):
+        mean, variance = super()._moments(inputs, mask)
+        return mean, 2 * variance
+
+
 KEPT = [
-    (Masked,), (lambda: layers.BatchNormalization(axis=1),), (lambda: layers.BatchNormalization(renorm=True),),
+    (Masked,), (InInferenceMode,), (OwnMoments,), (lambda: layers.BatchNormalization(axis=1),), (lambda: layers.BatchNormalization(renorm=True),),
     (lambda: layers.BatchNormalization(epsilon=1e-6),),
     (layers.Flatten, layers.BatchNormalization), (lambda: layers.BatchNormalization(trainable=False),),
 ]  # fmt: skip

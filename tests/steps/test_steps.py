@@ -261,13 +261,15 @@ def test_compiling_again_puts_the_step_back(digits):
     for replicas in (1, 2):
         strategy = devices.strategy(simulate=replicas)
         model = tiny(strategy)
-        step = steps.install(model, shards=4)
+        step = steps.install(model, shards=4, seed=7, batch_norm="keras")
         batches = engine.train_batches(digits.train, strategy, global_batch_size=BATCH)
         model.fit(batches, steps_per_epoch=2, verbose=0)
         with strategy.scope():
             model.compile(keras.optimizers.AdamW(0.01), LOSS, metrics=["accuracy"])
         model.fit(batches, steps_per_epoch=2, verbose=0)
         assert step.counts.step == 4 and step.model.optimizer is model.optimizer
+        again = model.train_function.step
+        assert (again.exchange.shards, again.seed, again.batch_norm) == (4, 7, "keras")
         results.append(bits(model))
     assert results[0] == results[1]
     with pytest.raises(errors.SettingsError, match="probabilities"):

@@ -1,6 +1,7 @@
 """Stages that say what trains: the head first, then all, with the same bits on every number of replicas and after a kill."""
 
 import signal
+import warnings
 
 import keras
 import numpy as np
@@ -152,6 +153,59 @@ def test_stopped_everywhere_it_has_the_same_bits(data, whole, tmp_path):
             trained(data, tmp_path / "run", StopAfter(steps_until_stop))
         stops += 1
     assert same_files(whole, trained(data, tmp_path / "run")) and stops == 5
+
+
+@pytest.mark.slow
+def test_the_loss_scale_of_float16_goes_on(data, tmp_path):
+    """Stage 2 is stopped in the middle: the checkpoint holds the live loss scale and its counter."""
+
+    def scaled():
+        keras.config.set_dtype_policy("mixed_float16")
+        model = built()
+        optimizer = keras.optimizers.LossScaleOptimizer(
+            keras.optimizers.SGD(), initial_scale=2.0**40, dynamic_growth_steps=2
+        )
+        model.compile(optimizer, LOSS, metrics=["accuracy"])
+        return model
+
+    straight = trained(data, tmp_path / "straight", model=scaled())
+    with pytest.raises(train.Interrupted):
+        trained(data, tmp_path / "run", StopAfter(8), model=scaled())
+    continued = trained(data, tmp_path / "run", model=(model := scaled()))
+    assert same_files(straight, continued) and float(model.optimizer.dynamic_scale) != 2.0**40
+
+
+@pytest.mark.slow
+def test_a_model_that_was_given_frozen_is_unfrozen(data, tmp_path):
+    def frozen():
+        model = built()
+        model.get_layer("body").trainable = False
+        model.compile(keras.optimizers.Adam(), LOSS, metrics=["accuracy"])
+        return model
+
+    run = trained(data, tmp_path / "run", model=frozen(), stages=[Stage(1, 0.1), Stage(1, 0.1, trainable="all")])
+    assert run.history["trained_weights"].to_pylist() == [40 + 8 + 195, 40 + 8 + 144 + 8 + 195]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # such as: skipping variable loading for optimizer
+        run.model()
+
+
+def test_a_normalization_without_weights_that_train_is_frozen_too():
+    inputs = keras.Input((8, 8, 1))
+    x = layers.BatchNormalization(scale=False, center=False, name="bare")(inputs)
+    model = keras.Model(inputs, layers.Dense(3, name="logits")(layers.Flatten()(x)))
+    with freezing.at(model, [Stage(1, 1, trainable="head")], 0):
+        assert not model.get_layer("bare").trainable and len(model.trainable_variables) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.by_hand
+def test_two_workers_have_the_bits_of_one_process(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = "train digits --shards 2 --stage 1@0.1/head --stage 1@0.05:0~cosine/all".split()
+    assert cli.main([*words, "--run", "one"]) == 0
+    assert cli.main(["launch", "--workers", "2", "--", *words, "--run", "two"]) == 0
+    assert same_files(results.Run("one"), results.Run("two"))
 
 
 @pytest.mark.slow

@@ -106,10 +106,20 @@ def step_of(model: keras.Model, data, settings: dict) -> Iterator[tuple[Step, Se
     """Give the step that `train.run` would take, with a learning rate of 0; its settings, and the weights of the classes."""
     given = Settings(**settings).resolved(model.distribute_strategy.num_replicas_in_sync)
     class_weights = identity.check_fit(model, data, given.class_weights)
-    with freezing.at_most(model, given.stages):
-        with model.distribute_strategy.scope():
-            step = Step(model, learning_rate=lambda _step: 0.0, **given.of_the_step())
+    with freezing.at_most(model, given.stages), model.distribute_strategy.scope():
+        step = Step(model, learning_rate=lambda _step: 0.0, **given.of_the_step())
+    with _largest(model, given.stages):
+        step.renew()
         yield step, given, class_weights
+
+
+def _largest(model: keras.Model, stages: Sequence[Stage]) -> contextlib.AbstractContextManager:
+    """Freeze what does not train in the stage that trains most."""
+    trained = []
+    for number in range(len(stages)):
+        with freezing.at(model, stages, number):
+            trained.append(freezing.count(model))
+    return freezing.at(model, stages, trained.index(max(trained)) if trained else 0)
 
 
 def _bytes(variables) -> int:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import collections
 import os
 import re
 import reprlib
 import sys
 import warnings
+import zipfile
 from collections.abc import Iterator
 
 import keras
@@ -148,7 +150,8 @@ def build(
 
 def is_model(weights: str | os.PathLike | None) -> bool:
     """Tell whether weights are named by a run or by a saved model."""
-    return weights is not None and (os.path.isdir(weights) or str(weights).endswith(".keras"))
+    named = isinstance(weights, (str, os.PathLike)) and weights != "imagenet"
+    return named and (os.path.isdir(weights) or str(weights).endswith(".keras"))
 
 
 def file_of(weights: str | os.PathLike) -> str:
@@ -171,25 +174,30 @@ def transfer(model: keras.Model, weights: str | os.PathLike) -> None:
     """
     _check_weights_file(path := file_of(weights))
     try:
-        source = _layers_by_name(keras.saving.load_model(path, compile=False))
-    except (ValueError, TypeError, OSError) as error:
+        other = keras.saving.load_model(path, compile=False)
+    except (ValueError, TypeError, KeyError, OSError, zipfile.BadZipFile) as error:
         raise errors.SettingsError(f"{path}: cannot be loaded as a model ({errors.first_line(error)})") from error
-    *body, _head_of_model = _layers_by_name(model).items()
-    other = []
+    source, (*body, _head_of_model) = _layers_by_name(other), _layers_by_name(model).items()
+    left = []
     for name, layer in body:
         shapes = [[v.shape for v in each.weights] for each in (layer, source.get(name)) if each is not None]
         if len(shapes) == 1 or shapes[0] != shapes[1]:
-            other.append(
+            left.append(
                 f"{layer.name} {[tuple(shape) for shape in shapes[0]]}, there {shapes[1:] or 'none of that name'}"
             )
         else:
             layer.set_weights(source[name].get_weights())
-    if len(other) == len(body):
+            getattr(layer, "finalize_state", lambda: None)()  # of Normalization, which computes with a copy
+    if len(left) == len(body):
         raise errors.SettingsError(
             f"{path}: no layer of it fits into {model.name}; take the same network, such as --model of that run"
         )
-    rest = f"; not loaded: {'; '.join(other)}" if other else ""
-    print(f"{len(body) - len(other)} of {len(body) + 1} layers loaded from {path}, head new{rest}")
+    rest = f"; not loaded: {'; '.join(left)}" if left else ""
+    here, there = (collections.Counter(type(layer).__name__ for layer in m._flatten_layers()) for m in (model, other))
+    if here != there:
+        more = [f"{count} {kind}" for kind, count in ((there - here) + (here - there)).items()]
+        rest += f"; the networks differ in {', '.join(more)}: check what they do to the pixels"
+    print(f"{len(body) - len(left)} of {len(body) + 1} layers loaded from {path}, head new{rest}")
 
 
 def _layers_by_name(model: keras.Model) -> dict[tuple[str, int], keras.Layer]:
@@ -205,7 +213,7 @@ def layers_with_weights(layer: keras.Layer, *around: keras.Layer) -> Iterator[tu
     """Yield each layer that has weights of its own, in the order of the model, with the layers around it, the innermost first."""
     for inner in layer._flatten_layers(include_self=False, recursive=False):
         yield from layers_with_weights(inner, layer, *around)
-    if layer._trainable_variables:
+    if layer._trainable_variables or layer._non_trainable_variables:
         yield (layer, *around)
 
 

@@ -57,7 +57,7 @@ class Run:
     @property
     def history(self) -> pa.Table:
         """One row per epoch: stage, epoch, step, loss, accuracy, val_loss, val_accuracy, learning_rate, images_per_second, and two
-        columns, `NAME` and `val_NAME`, for each other metric of `compile` that is a number."""
+        columns, `NAME` and `val_NAME`, for each other metric of `compile` that is a number; where a stage says what trains, `trained_weights`, their number."""
         with open(self._existing("history.csv"), newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
         names = list(rows[0]) if rows else list(HISTORY)

@@ -106,9 +106,10 @@ def _short(name: str) -> str:
 
 def _stages(run: reading.Run) -> str:
     rows = ["<table><tr><th>stage<th>epochs<th>rate as given<th>trains<th>examples<th>loss<th>accuracy<th>top 5"]
+    stages = [schedule.checked(stage) for stage in run.settings["stages"]]
     for stage in range(1, run.stages + 1):
         computed = run.metrics(stage=stage)
-        given = schedule.checked(run.settings["stages"][stage - 1])
+        given = stages[stage - 1]
         shown = ("not finite" if computed[name] is None else f"{computed[name]:.4f}" for name in MEANS)
         rows.append(
             "<tr><td>"
@@ -119,7 +120,7 @@ def _stages(run: reading.Run) -> str:
                         stage,
                         given.epochs,
                         schedule.rates(given),
-                        schedule.trained(given) or "-",
+                        schedule.trained(schedule.trainable_at(stages, stage - 1)) or "-",
                         computed["examples"],
                         *shown,
                     ),

@@ -56,8 +56,8 @@ def install(
         raise errors.SettingsError(
             f"steps_per_call={steps_per_call}: give 1 to {MOST_STEPS_PER_CALL}, and with more than 1 the steps_per_epoch of fit"
         )
-    options = {"shards": shards, "seed": seed, "batch_norm": batch_norm}
-    step = Step(model, first_step=first_step, **options)
+    of_step = {"shards": shards, "seed": seed, "batch_norm": batch_norm}
+    step = Step(model, first_step=first_step, **of_step)
     train_function = _TrainFunction(step, steps_per_call, steps_per_epoch)
 
     def compile_again(*arguments, **options):
@@ -65,7 +65,7 @@ def install(
             type(model).compile(model, *arguments, **options)
         counts = train_function.step.counts
         try:
-            train_function.step = Step(model, **options)
+            train_function.step = Step(model, **of_step)
         except errors.SettingsError as error:
             model.train_function = functools.partial(_refuse, error)
             raise

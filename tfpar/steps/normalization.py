@@ -5,7 +5,7 @@ fused operation passes over them twice, and takes 16-bit activations as they are
 Keras outside of the trace do not change.
 
 Example:
-    >>> with normalization.computed("fused"):
+    >>> with normalization.computed("fused", training=True):
     ...     logits = model(images, training=True)
 """
 
@@ -24,33 +24,39 @@ DTYPES = (tf.float32, tf.bfloat16, tf.float16)
 
 
 @contextlib.contextmanager
-def computed(how: str) -> Iterator[None]:
-    """Let each `BatchNormalization` that is traced meanwhile be computed `"fused"`, or as `"keras"` does it."""
-    with mock.patch.object(keras.layers.BatchNormalization, "call", _fused if how == "fused" else COMPOSED):
+def computed(how: str, *, training: bool) -> Iterator[None]:
+    """Let each `BatchNormalization` that is traced meanwhile be computed `"fused"`, or as `"keras"` does it.
+
+    Args:
+        how: `"fused"` or `"keras"`.
+        training: whether a training step is traced, in which only layers in training mode are fused, or an inference. On GPUs the
+            gradient of the fused operation is not deterministic in inference mode.
+    """
+    of_step = training
+
+    def call(self, inputs, training=None, mask=None):
+        if bool(training) == of_step and is_covered(self, inputs, mask) and (self.trainable or not training):
+            return _fused(self, inputs, bool(training))
+        return COMPOSED(self, inputs, training=training, mask=mask)
+
+    with mock.patch.object(keras.layers.BatchNormalization, "call", call if how == "fused" else COMPOSED):
         yield
 
 
-def is_covered(layer: keras.layers.BatchNormalization, inputs, training: bool, mask) -> bool:
-    """Tell whether the fused operation computes what the layer does.
-
-    It normalizes the last of four axes. Frozen layers in training stay with Keras too: on GPUs the gradient of the fused operation
-    is not deterministic there.
-    """
+def is_covered(layer: keras.layers.BatchNormalization, inputs, mask) -> bool:
+    """Tell whether the fused operation computes what the layer does: it normalizes the last of four axes."""
     ordinary = mask is None and not layer.renorm and not layer.synchronized and layer.epsilon >= LEAST_EPSILON
-    last_of_four = len(inputs.shape) == 4 and layer.axis in (-1, 3)
-    return ordinary and last_of_four and inputs.dtype in DTYPES and (layer.trainable or not training)
+    own = type(layer)._moments is not keras.layers.BatchNormalization._moments
+    return ordinary and not own and len(inputs.shape) == 4 and layer.axis in (-1, 3) and inputs.dtype in DTYPES
 
 
-def _fused(self, inputs, training=None, mask=None):
-    """Compute the layer; takes the place of its `call`."""
-    if not is_covered(self, inputs, training, mask):
-        return COMPOSED(self, inputs, training=training, mask=mask)
+def _fused(self, inputs, training: bool):
     moving = [tf.cast(v, tf.float32) for v in (self.moving_mean, self.moving_variance)]
     scale = tf.cast(self.gamma, tf.float32) if self.scale else tf.ones_like(moving[0])
     offset = tf.cast(self.beta, tf.float32) if self.center else tf.zeros_like(moving[0])
     outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
         x=inputs, scale=scale, offset=offset, mean=[] if training else moving[0], variance=[] if training else moving[1],
-        epsilon=self.epsilon, is_training=bool(training),
+        epsilon=self.epsilon, is_training=training,
     )  # fmt: skip
     if training:
         count = tf.cast(tf.size(inputs, tf.int64) // inputs.shape[-1], tf.float32)

@@ -64,7 +64,11 @@ class Shard:
         self.averaged: list[keras.Variable] = []
         xla = is_compiled_by_xla(model)
         decorate = tf.function(jit_compile=True, autograph=False) if xla else exchange.not_inlined
-        with tensorflow_repairs.fixed_order(), accepted.replicas_hidden(), normalization.computed(batch_norm):
+        with (
+            tensorflow_repairs.fixed_order(),
+            accepted.replicas_hidden(),
+            normalization.computed(batch_norm, training=True),
+        ):
             self.function = decorate(self._compute).get_concrete_function(
                 *([tf.TensorSpec(v.shape, v.dtype) for v in group] for group in variables_of(model)),
                 tf.TensorSpec([], tf.float32), tuple(batch), tf.TensorSpec([], tf.int64), tf.TensorSpec([], tf.int32),

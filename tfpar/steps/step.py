@@ -86,9 +86,14 @@ class Step:
         metrics = [metric.name for metric in model._compile_metrics.metrics] if model._compile_metrics else []
         self.more_metrics = metrics not in ([], ["accuracy"])  # besides those that the step counts itself
         self.jit_compile = is_compiled_by_xla(model)
-        self.shard = self.spec = None
-        self.variables, self.training = model.variables, [v.trainable for v in model.variables]
+        self.variables = model.variables
         self.last_rate: np.float32 | None = None  # that this step has assigned
+        self.renew()
+
+    def renew(self) -> None:
+        """Forget the traced shard; do this after layers were frozen or unfrozen. The counts stay."""
+        self.shard = self.spec = None
+        self.training = [variable.trainable for variable in self.variables]
         self.run = tf.function(self._run, autograph=True, reduce_retracing=True)
 
     def __call__(self, iterator, count: int) -> None:
@@ -130,7 +135,7 @@ class Step:
             raise errors.SettingsError(RATE_OF_STAGES.format(who="a callback", what=f"assigned learning_rate={rate:g}"))
 
     def is_outdated(self) -> bool:
-        """Tell whether a layer was frozen or unfrozen since this step was made."""
+        """Tell whether a layer was frozen or unfrozen since this step was made or renewed."""
         return self.training != [variable.trainable for variable in self.variables]
 
     def trace(self, element_spec) -> Shard:

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import math
 import reprlib
 from collections.abc import Iterator, Sequence
 
 import keras
 
-from tfpar import errors
+from tfpar import errors, schedule
 from tfpar.models import networks
 from tfpar.schedule import Stage
 
@@ -23,7 +24,7 @@ from tfpar.schedule import Stage
 @contextlib.contextmanager
 def at(model: keras.Model, stages: Sequence[Stage], number: int) -> Iterator[None]:
     """Freeze what does not train in a stage, counted from 0, and give all layers their `trainable` back at the end."""
-    named = next((stage.trainable for stage in reversed(stages[: number + 1]) if stage.trainable is not None), None)
+    named = schedule.trainable_at(stages, number)
     with _kept(model):
         if named is not None:
             freeze(model, named)
@@ -32,7 +33,7 @@ def at(model: keras.Model, stages: Sequence[Stage], number: int) -> Iterator[Non
 
 @contextlib.contextmanager
 def at_most(model: keras.Model, stages: Sequence[Stage]) -> Iterator[None]:
-    """Let all weights train where a stage says what trains: the optimizer is built for these, and stages may be added later.
+    """Let all weights train where a stage says what trains: the optimizer is built for these, and more such stages may be added.
 
     Raises:
         errors.SettingsError: a name or pattern that no layer with weights has.
@@ -55,11 +56,16 @@ def freeze(model: keras.Model, names: str | Sequence[str]) -> None:
     for layer in model._flatten_layers(include_self=True, recursive=True):
         inside = layer._flatten_layers(include_self=False, recursive=False)
         if not inside:
-            layer.trainable = id(layer) in chosen or not layer._trainable_variables
+            layer.trainable = id(layer) in chosen or not (layer._trainable_variables or layer._non_trainable_variables)
         for variable in (
             layer._trainable_variables if inside else ()
         ):  # of a layer that has others and weights of its own
             variable.trainable = id(layer) in chosen
+
+
+def count(model: keras.Model) -> int:
+    """Return how many weights train now."""
+    return sum(math.prod(variable.shape) for variable in model.trainable_variables)
 
 
 @contextlib.contextmanager
@@ -82,7 +88,7 @@ def _named(model: keras.Model, names: Sequence[str]) -> set[int]:
     chosen: set[int] = set()
     for name in names:
         if name == "head":
-            found = layers[-1:]
+            found = [around for around in layers if around[0]._trainable_variables][-1:]
         else:
             found = [
                 around for around in layers if name == "all" or any(fnmatch.fnmatchcase(a.name, name) for a in around)

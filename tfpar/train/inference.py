@@ -55,7 +55,7 @@ class Inference:
 
     def _chunk(self, trainable, state, images, labels):
         # A layer that draws in inference draws the same every time.
-        with shard.drawn_from(tf.zeros([2], tf.uint32)), normalization.computed(self.batch_norm):
+        with shard.drawn_from(tf.zeros([2], tf.uint32)), normalization.computed(self.batch_norm, training=False):
             logits, _ = self.model.stateless_call(trainable, state, images, training=False)
         losses = self.loss(labels, logits)
         return tf.concat([losses[:, tf.newaxis], tf.cast(logits, tf.float32)], axis=1)

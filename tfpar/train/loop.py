@@ -99,16 +99,13 @@ class Training:
         self.epoch_steps = engine.steps_per_epoch(data.train, global_batch_size=batch)
         self.factor = schedule.scale(model.optimizer, batch, scale_learning_rate=settings.scale_learning_rate)
         with freezing.at_most(model, settings.stages):
-            self.step = self._new_step()
+            self.step = Step(model, learning_rate=self.rate, **settings.of_the_step())
         self.inference = Inference(model, loss=self.step.loss, batch_norm=settings.batch_norm)
-        self.variables = checkpoint.variables_of(model)
+        self.variables, self.given_weights = checkpoint.variables_of(model), freezing.count(model)
         self.progress = Progress(self.step.counts)
         self.callback_states: dict | None = None  # of an earlier process, until they are given back
         self.automatic_steps = 0  # per call; 0: nothing is traced yet
         self.checkpoint_due = False
-
-    def _new_step(self) -> Step:
-        return Step(self.model, learning_rate=self.rate, **self.settings.of_the_step())
 
     def run(self, stop: StopSignal) -> results.Run:
         """Begin or continue, and return the finished run; `stop` asks for the end."""
@@ -141,9 +138,15 @@ class Training:
                 print(f"continuing after step {self.step.counts.step}, in epoch {epoch} of {epochs}")
 
     def _warn_of_slow_averages(self) -> None:
-        layers, steps = self.model._flatten_layers(include_self=False, recursive=True), self._steps()
-        normalizations = [x for x in layers if isinstance(x, keras.layers.BatchNormalization) and x.trainable]
-        slow = [layer for layer in normalizations if layer.momentum**steps > SHARE_OF_START]
+        layers, steps, training = self.model._flatten_layers(include_self=False, recursive=True), self._steps(), set()
+        for number in range(len(self.settings.stages)):
+            with freezing.at(self.model, self.settings.stages, number):
+                training |= {layer.name for layer in layers if layer.trainable}
+        slow = [
+            layer for layer in layers
+            if isinstance(layer, keras.layers.BatchNormalization) and layer.name in training
+            and layer.momentum**steps > SHARE_OF_START
+        ]  # fmt: skip
         if slow:
             self._print(
                 f"layer {slow[0].name}: its running averages need more than the {steps} steps of this run, so validation lags behind "
@@ -217,8 +220,8 @@ class Training:
         progress, settings = self.progress, self.settings
         stage, batch = settings.stages[progress.stage], settings.global_batch_size
         if self.step.is_outdated():
-            self.step = self._new_step()
-            self.step.counts = progress.counts
+            self.step.renew()
+            self.automatic_steps = 0  # its steps take another time
         described = schedule.describe(stage, epoch_steps=self.epoch_steps, factor=self.factor, global_batch_size=batch)
         self._print(f"stage {progress.stage + 1} of {len(settings.stages)}: {described}")
         # The first callback: it adds the validation numbers to the logs, so that the others see them.
@@ -317,8 +320,8 @@ class Training:
         row |= {key: float(logs[key]) for name in names for key in (name, f"val_{name}")}
         if any(stage.trainable for stage in self.settings.stages):
             for earlier in progress.rows:  # of a run whose later stages were added
-                earlier.setdefault(TRAINED, 0)
-            row[TRAINED] = sum(int(np.prod(v.shape)) for v in self.model.trainable_variables)
+                earlier.setdefault(TRAINED, self.given_weights)
+            row[TRAINED] = freezing.count(self.model)
         progress.rows.append(row)
         if self.group.chief:
             writing.write_history(self.directory, progress.rows)
@@ -330,7 +333,8 @@ class Training:
         table = predictions.table(logits, self.data.validation)
         metrics = predictions.metrics(table, losses, self.data.class_names)
         if self.group.chief:
-            writing.write_stage(self.directory, number, table, metrics, self.model)
+            with freezing.at_most(self.model, self.settings.stages):  # as the optimizer knows it
+                writing.write_stage(self.directory, number, table, metrics, self.model)
         correct = round(metrics["accuracy"] * metrics["examples"])
         found = f"accuracy {metrics['accuracy']:.4f} ({correct} of {metrics['examples']})"
         self._print(f"stage {number}: {found}, in {self.directory / stage_path(number)}")

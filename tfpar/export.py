@@ -50,13 +50,7 @@ def write(run: str | os.PathLike, to: str, out: str | os.PathLike | None = None)
     if not run.finished:
         raise errors.InputNotFound(f"{run.directory}: the run is not finished; run the command that trains it again")
     name, keras_format, packages, most = FORMATS[validate.choice("to", to, tuple(FORMATS))]
-    for package in packages:
-        try:
-            importlib.import_module(package)
-        except ImportError as error:
-            raise errors.Unavailable(
-                f"{to} needs {package}, which is not installed: pip install 'tfpar[export]'"
-            ) from error
+    _import(packages, to)
     target = validate.path("out", out) if out else run.directory / "export" / name
     if target.exists():
         raise errors.OutputError(f"{target}: exists already; remove it, or give another --out")
@@ -86,6 +80,16 @@ def write(run: str | os.PathLike, to: str, out: str | os.PathLike | None = None)
     finally:
         _remove(unfinished)
     return target
+
+
+def _import(packages: tuple[str, ...], to: str) -> None:
+    for package in packages:
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise errors.Unavailable(
+                f"{to} needs {package}, which is not installed: pip install 'tfpar[export]'"
+            ) from error
 
 
 def _remove(path: Path) -> None:

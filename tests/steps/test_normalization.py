@@ -61,7 +61,7 @@ PLAIN = [
 
 
 @pytest.mark.parametrize("layer", PLAIN)
-@pytest.mark.parametrize("jit_compile", [False, True], ids=["plain", "xla"])
+@pytest.mark.parametrize("jit_compile", [False, pytest.param(True, marks=pytest.mark.by_hand)], ids=["plain", "xla"])
 def test_a_fused_layer_gives_the_numbers_of_keras(layer, jit_compile):
     model = compiled(layers.Conv2D(6, 3, use_bias=False), layer(), layers.ReLU(), jit_compile=jit_compile)
     agree(model, batch_of((8, 8, 3)))
@@ -157,7 +157,7 @@ def data(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["fused", "keras"])
+@pytest.mark.parametrize("how", ["fused", pytest.param("keras", marks=pytest.mark.by_hand)])
 def test_a_run_has_the_same_bits_on_every_number_of_replicas(data, tmp_path, how):
     runs = [trained(data, tmp_path / str(n), replicas=n, batch_norm=how) for n in (1, 2, 4)]
     assert runs[0].facts["settings"]["batch_norm"] == how

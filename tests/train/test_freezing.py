@@ -128,7 +128,7 @@ def test_frozen_layers_stay_as_they_were(data, whole):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("replicas", [2, 4])
+@pytest.mark.parametrize("replicas", [pytest.param(2, marks=pytest.mark.by_hand), 4])
 def test_the_bits_are_those_of_one_replica(data, whole, tmp_path, replicas):
     assert same_files(whole, trained(data, tmp_path / "run", replicas=replicas))
 
@@ -202,7 +202,7 @@ def test_a_normalization_without_weights_that_train_is_frozen_too():
 @pytest.mark.by_hand
 def test_two_workers_have_the_bits_of_one_process(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    words = "train digits --shards 2 --stage 1@0.1/head --stage 1@0.05:0~cosine/all".split()
+    words = ["train", "digits", "--shards", "2", "--stage", "1@0.1/head", "--stage", "1@0.05:0~cosine/all"]
     assert cli.main([*words, "--run", "one"]) == 0
     assert cli.main(["launch", "--workers", "2", "--", *words, "--run", "two"]) == 0
     assert same_files(results.Run("one"), results.Run("two"))

@@ -30,7 +30,7 @@ def main(directory: str) -> float:
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         model.compile(keras.optimizers.SGD(momentum=0.9), loss, metrics=["accuracy"])
     step: steps.Step = steps.install(model, shards=4)
-    model.fit(batches, steps_per_epoch=epoch, epochs=1, verbose=0)
+    model.fit(batches, steps_per_epoch=epoch, epochs=1, shuffle=False, verbose=0)
     print(step.counts.step, "steps")
     best = Best()
     try:

@@ -46,8 +46,8 @@ def both(model, batch):
         yield rows[:, 0].numpy(), [np.asarray(tf.cast(value, tf.float32)) for value in (*gradients, *state)]
 
 
-def agree(model, batch, loss=1e-6, each=1e-5):
-    (losses, values), (fused_losses, fused) = both(model, batch)
+def agree(of_keras, of_fused, loss=1e-6, each=1e-5):
+    (losses, values), (fused_losses, fused) = of_keras, of_fused
     assert np.mean(fused_losses) == pytest.approx(np.mean(losses), rel=loss)
     for one, other in zip(values, fused, strict=True):
         assert np.abs(other - one).max() <= each * np.abs(one).max()
@@ -64,11 +64,11 @@ PLAIN = [
 @pytest.mark.parametrize("jit_compile", [False, pytest.param(True, marks=pytest.mark.by_hand)], ids=["plain", "xla"])
 def test_a_fused_layer_gives_the_numbers_of_keras(layer, jit_compile):
     model = compiled(layers.Conv2D(6, 3, use_bias=False), layer(), layers.ReLU(), jit_compile=jit_compile)
-    agree(model, batch_of((8, 8, 3)))
+    agree(*both(model, batch_of((8, 8, 3))))
 
 
 def test_a_shard_of_one_value_has_no_variance():
-    agree(compiled(layers.BatchNormalization(), shape=(1, 1, 3)), batch_of((1, 1, 3), rows=1))
+    agree(*both(compiled(layers.BatchNormalization(), shape=(1, 1, 3)), batch_of((1, 1, 3), rows=1)))
 
 
 @pytest.mark.slow
@@ -78,8 +78,9 @@ def test_a_network_has_the_loss_and_the_gradient_of_keras():
     keras.utils.set_random_seed(0)
     model, batch = models.build("resnet20", (32, 32, 3), 10), batch_of((32, 32, 3), rows=32)
     model.compile("sgd", LOSS)
-    agree(model, batch, each=1e-4)
-    one, other = (np.concatenate([np.ravel(v) for v in values]) for _, values in both(model, batch))
+    found = list(both(model, batch))
+    agree(*found, each=1e-4)
+    one, other = (np.concatenate([np.ravel(v) for v in values]) for _, values in found)
     assert np.linalg.norm(other - one) < 1e-5 * np.linalg.norm(one)
 
 
@@ -95,7 +96,7 @@ def test_activations_of_16_bits_stay_so(policy):
     found.clear()
     assert "FusedBatchNormV3" in operations(model, "fused")
     assert set(found) == {tf.as_dtype(policy.removeprefix("mixed_"))}
-    agree(model, batch_of((8, 8, 3)), loss=0.01, each=0.1)
+    agree(*both(model, batch_of((8, 8, 3))), loss=0.01, each=0.1)
 
 
 class Masked(layers.BatchNormalization):
@@ -125,7 +126,7 @@ KEPT = [
 def test_what_the_fused_operation_does_not_cover_stays_with_keras(kept):
     model = compiled(layers.Conv2D(6, 3, use_bias=False), *(layer() for layer in kept))
     assert "FusedBatchNormV3" not in operations(model, "fused")
-    agree(model, batch_of((8, 8, 3)), loss=0, each=0)
+    agree(*both(model, batch_of((8, 8, 3))), loss=0, each=0)
 
 
 def test_it_can_be_turned_off_and_leaves_keras_alone():

@@ -354,7 +354,7 @@ def test_what_changes_bits_changes_the_environment(variable, named):
     [
         ({"global_batch_size": 97}, "cannot be cut into 2 equal shards; take a multiple of 2, such as 98"),
         ({"stages": []}, "at least one stage"),
-        ({"stages": [train.Stage(0, 0.1)]}, "at least 1 epoch"),
+        ({"stages": [train.Stage(0, 0.1)]}, "epochs=0: give a whole number from 1"),
         ({"seed": -1}, "seed=-1: give"),
         ({"steps_per_call": 0}, "auto, or a whole number"),
         ({"class_weights": [1.0]}, "1 class weights for 10 classes"),

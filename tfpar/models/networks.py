@@ -183,7 +183,7 @@ def transfer(model: keras.Model, weights: str | os.PathLike) -> None:
         shapes = [[v.shape for v in each.weights] for each in (layer, source.get(name)) if each is not None]
         if len(shapes) == 1 or shapes[0] != shapes[1]:
             left.append(
-                f"{layer.name} {[tuple(shape) for shape in shapes[0]]}, there {shapes[1:] or 'none of that name'}"
+                f"{layer.name} {[tuple(shape) for shape in shapes[0]]}, there {[tuple(s) for s in shapes[1]] if shapes[1:] else 'none of that name'}"
             )
         else:
             layer.set_weights(source[name].get_weights())

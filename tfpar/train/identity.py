@@ -22,10 +22,7 @@ from tfpar.steps.shard import is_compiled_by_xla
 
 # Of the step and of inference; a change of their bits counts it up. 2: sums of three and more in a fixed order.
 ARITHMETIC = 2
-WORDS = {
-    "data": "the data's fingerprint", "jit_compile": "XLA",
-    "model_config": "the hash of the model (layers, their settings, which of them are frozen)",
-}  # fmt: skip
+WORDS = {"data": "the data's fingerprint", "jit_compile": "XLA"}
 
 
 def fingerprint(model: keras.Model, data: Dataset, settings: Settings) -> dict:

@@ -209,7 +209,7 @@ def test_what_python_writes_reaches_the_screen_while_c_is_silent(capfd, monkeypa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("replicas", [2, 4])
+@pytest.mark.parametrize("replicas", [2, pytest.param(4, marks=pytest.mark.by_hand)])
 def test_simulated_replicas_give_the_same_files(tfpar, place, replicas):
     for run, simulate in (("one", 1), (f"r{replicas}", replicas)):
         code, out, _ = tfpar("train", "digits", *QUICK, "--shards", 4, "--run", run, "--simulate", simulate)

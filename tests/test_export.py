@@ -40,7 +40,7 @@ def test_a_model_that_answers_otherwise_is_not_kept(run, tmp_path, monkeypatch, 
         export._READERS, "saved_model", lambda path: lambda images: read(path)(images) + np.eye(10)[0] * 1e-3
     )
     assert cli.main(["export", str(run.directory), "--to", "saved_model", "--out", str(tmp_path / "out")]) == 70
-    assert "differ from the run's by" in capsys.readouterr().err and not list(tmp_path.iterdir())
+    assert "differ from the model's by" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 def test_a_missing_package_and_an_unfinished_run_are_told(run, tmp_path, monkeypatch):

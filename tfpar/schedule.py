@@ -122,7 +122,7 @@ def checked(stage: Stage) -> Stage:
     Raises:
         errors.SettingsError: no epochs, a rate that is negative or no number, no such schedule, or parameters that it does not take.
     """
-    if not isinstance(stage, (tuple, list)) or not 2 <= len(stage) <= len(Stage._fields):
+    if not isinstance(stage, (tuple, list)) or not 3 <= len(stage) <= len(Stage._fields):
         raise errors.SettingsError(
             f"{reprlib.repr(stage)}: give Stage(epochs, learning_rate), with at least 1 epoch and a rate above 0"
         )

@@ -158,7 +158,8 @@ def data(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["fused", pytest.param("keras", marks=pytest.mark.by_hand)])
+@pytest.mark.by_hand
+@pytest.mark.parametrize("how", ["fused", "keras"])
 def test_a_run_has_the_same_bits_on_every_number_of_replicas(data, tmp_path, how):
     runs = [trained(data, tmp_path / str(n), replicas=n, batch_norm=how) for n in (1, 2, 4)]
     assert runs[0].facts["settings"]["batch_norm"] == how

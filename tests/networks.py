@@ -1,4 +1,6 @@
-"""The network of the tests. Importing this starts nothing."""
+"""The network of the tests, and a callback. Importing this starts nothing."""
+
+import signal
 
 import keras
 
@@ -27,3 +29,16 @@ def tiny(strategy=None, *, shape=(8, 8, 1), classes=10, optimizer=None, metrics=
             optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
         model.compile(optimizer, LOSS, metrics=list(metrics))
     return model
+
+
+class StopAfter(keras.callbacks.Callback):
+    """Sends SIGTERM to its own process after some batches."""
+
+    def __init__(self, steps):
+        super().__init__()
+        self.left = steps
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.left -= 1
+        if self.left == 0:
+            signal.raise_signal(signal.SIGTERM)

@@ -8,12 +8,12 @@ The directory in `run.json` was shortened afterwards, since it named the machine
 """
 
 import shutil
-import signal
 from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
+from networks import StopAfter
 
 from tfpar import devices, prepare, results, train
 
@@ -32,17 +32,6 @@ def built():
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         model.compile(keras.optimizers.SGD(momentum=0.9), loss, metrics=["accuracy"])
     return model
-
-
-class StopAfter(keras.callbacks.Callback):
-    def __init__(self, steps):
-        super().__init__()
-        self.left = steps
-
-    def on_train_batch_end(self, batch, logs=None):
-        self.left -= 1
-        if self.left == 0:
-            signal.raise_signal(signal.SIGTERM)
 
 
 def trained(data, directory, *callbacks):

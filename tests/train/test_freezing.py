@@ -1,12 +1,11 @@
 """Stages that say what trains: the head first, then all, with the same bits on every number of replicas and after a kill."""
 
-import signal
 import warnings
 
 import keras
 import numpy as np
 import pytest
-from networks import LOSS
+from networks import LOSS, StopAfter
 from same import same_files
 
 from tfpar import cli, devices, errors, prepare, results, steps, train
@@ -131,17 +130,6 @@ def test_frozen_layers_stay_as_they_were(data, whole):
 @pytest.mark.parametrize("replicas", [pytest.param(2, marks=pytest.mark.by_hand), 4])
 def test_the_bits_are_those_of_one_replica(data, whole, tmp_path, replicas):
     assert same_files(whole, trained(data, tmp_path / "run", replicas=replicas))
-
-
-class StopAfter(keras.callbacks.Callback):
-    def __init__(self, steps):
-        super().__init__()
-        self.left = steps
-
-    def on_train_batch_end(self, batch, logs=None):
-        self.left -= 1
-        if self.left == 0:
-            signal.raise_signal(signal.SIGTERM)
 
 
 @pytest.mark.slow

@@ -154,7 +154,7 @@ def _export(given) -> None:
 
     with stderr_silenced(not given.verbose, but_python=True):
         written = export.write(given.run, given.to, given.out)
-    print(f"{written}: validation images get the probabilities of the run")
+    print(f"{written}: validation images get the probabilities of the run's model")
 
 
 def _batch_norm_of(run) -> str:
@@ -230,9 +230,9 @@ def _stages(given) -> list:
         raise errors.SettingsError(
             f"--freeze together with /{named[0]} of a stage: --freeze is /head on every stage; give one of them"
         )
-    return (
-        [stage._replace(trainable="head") for stage in stages] if given.freeze and not _built_frozen(given) else stages
-    )
+    if given.freeze and not _built_frozen(given):
+        return [stage._replace(trainable="head") for stage in stages]
+    return stages
 
 
 def _built_frozen(given) -> bool:
@@ -286,13 +286,9 @@ def _weights_name(weights: str | None) -> str:
     """Return what the run remembers of its first weights: a file's name may stay while its bytes change."""
     from tfpar.models import networks
 
-    return (
-        "none"
-        if weights is None
-        else weights
-        if weights == "imagenet"
-        else f"sha256:{files.sha256(networks.file_of(weights))}"
-    )
+    if weights in (None, "imagenet"):
+        return weights or "none"
+    return f"sha256:{files.sha256(networks.file_of(weights))}"
 
 
 def _optimizer(given):

@@ -1,4 +1,4 @@
-"""What the operating system says about this machine; nothing is imported for it.
+"""Cores, memory and instructions of this machine, read from the operating system without TensorFlow.
 
 Example:
     >>> machine.instructions()

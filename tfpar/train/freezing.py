@@ -57,9 +57,8 @@ def freeze(model: keras.Model, names: str | Sequence[str]) -> None:
         inside = layer._flatten_layers(include_self=False, recursive=False)
         if not inside:
             layer.trainable = id(layer) in chosen or not (layer._trainable_variables or layer._non_trainable_variables)
-        for variable in (
-            layer._trainable_variables if inside else ()
-        ):  # of a layer that has others and weights of its own
+            continue
+        for variable in layer._trainable_variables:  # of a layer that has other layers inside and weights of its own
             variable.trainable = id(layer) in chosen
 
 

@@ -40,6 +40,8 @@ class Schedule(NamedTuple):
     | `poly` | `b * (1 - i / steps[0]) ** power`; `steps` may be left out: the steps of the stage | power |
     | `sigmoid` | `b / (1 + exp(-gamma * (i - steps[0])))` | gamma, steps |
 
+    With `end`, of any policy, the stage ends after so many steps, within its last epoch.
+
     Example:
         >>> Stage(10, 0.01, schedule=Schedule("inv", gamma=0.0001, power=0.75))
         Stage(epochs=10, ...)
@@ -49,6 +51,7 @@ class Schedule(NamedTuple):
     gamma: float | None = None
     power: float | None = None
     steps: tuple[int, ...] = ()
+    end: int | None = None
 
 
 # The parameters of each policy, and what it multiplies the rate by at step `i` of a stage of `n`.
@@ -144,7 +147,7 @@ def _checked_schedule(given, final: float | None) -> Schedule | str:
     given = Schedule(given) if isinstance(given, str) else given
     if not isinstance(given, (tuple, list)) or not 1 <= len(given) <= len(Schedule._fields):
         validate.reject("schedule", given, "linear, cosine, constant, or a Schedule")
-    policy, gamma, power, steps = Schedule(*given)
+    policy, gamma, power, steps, end = Schedule(*given)
     needed = {*POLICIES.get(validate.choice("schedule", policy, (*TO_FINAL, *POLICIES)), ((),))[0]}
     there = {name: value for name, value in (("gamma", gamma), ("power", power)) if value is not None}
     steps = steps if isinstance(steps, (tuple, list)) else (steps,)
@@ -155,7 +158,10 @@ def _checked_schedule(given, final: float | None) -> Schedule | str:
     if final is not None and policy in POLICIES:
         validate.reject("final_learning_rate", final, f"none with {policy}, only with linear and cosine")
     most = 1 if policy in ("step", "multistep", "exp") else MOST_RATE  # a factor above 1 ends in infinity
-    numbers = {name: validate.number(name, value, 0, most) for name, value in there.items()}
+    least = -MOST_RATE if policy == "sigmoid" else 0  # it falls where gamma is negative
+    numbers = {name: validate.number(name, value, least, most) for name, value in there.items()}
+    if end is not None:
+        numbers["end"] = validate.integer("end", end, 1, 2**62)
     steps = tuple(validate.integer("steps", step, 1, 2**62) for step in steps)
     if len(steps) > 1 and (policy != "multistep" or sorted(steps) != list(steps)):
         validate.reject("steps", steps, "one number; with multistep also several, in rising order")
@@ -170,9 +176,17 @@ def trainable_at(stages: Sequence[Stage], number: int) -> str | Sequence[str] | 
 def plain(stage: Stage) -> list:
     """Return a stage as `run.json` holds it: what an earlier version did not know is left out where it is not given."""
     values = list(stage)
+    if isinstance(stage.schedule, Schedule) and stage.schedule.end is None:
+        values[-1] = stage.schedule[:-1]
     while len(values) > 3 and values[-1] is None:
         values.pop()
     return values
+
+
+def steps_of(stage: Stage, epoch_steps: int) -> int:
+    """Return the steps of a stage: of all its epochs, or until the `end` of its schedule."""
+    end = getattr(stage.schedule, "end", None)
+    return min(stage.epochs * epoch_steps, end or 2**62)
 
 
 def rate(stage: Stage, *, step: int, steps: int, warmup: int = 0, factor: float = 1.0) -> float:

@@ -9,6 +9,7 @@ Example:
     ...     model = models.resnet(data.image_shape, data.num_classes, depth=20)
 """
 
+from tfpar.models import caffe
 from tfpar.models.networks import backbone, build, resnet, small_cnn
 
-__all__ = ["backbone", "build", "resnet", "small_cnn"]
+__all__ = ["backbone", "build", "caffe", "resnet", "small_cnn"]

@@ -244,14 +244,15 @@ class Training:
         with callbacks_of.rows_kept(self.callbacks, len(progress.rows), chief=self.group.chief):
             callbacks.on_train_begin()
         self._restore_callbacks("epoch")
-        while progress.inside_epoch or (not progress.ending and progress.stage_epochs < stage.epochs):
-            self._train_epoch(callbacks, batches)
+        end = progress.stage_start + schedule.steps_of(stage, self.epoch_steps)
+        while progress.inside_epoch or (not progress.ending and progress.counts.step < end):
+            self._train_epoch(callbacks, batches, end)
         callbacks.on_train_end()
 
-    def _train_epoch(self, callbacks, batches) -> None:
+    def _train_epoch(self, callbacks, batches, end: int) -> None:
         progress, counts = self.progress, self.step.counts
-        last = progress.stage_start + (progress.stage_epochs + 1) * self.epoch_steps
-        first = last - self.epoch_steps
+        first = progress.stage_start + progress.stage_epochs * self.epoch_steps
+        last = min(first + self.epoch_steps, end)
         if counts.step == first:
             self.model.reset_metrics()
             counts.restart()
@@ -354,13 +355,13 @@ class Training:
         if self.progress.stage == 0:
             given = self.settings.warmup_epochs
             warmup = round(self.epoch_steps * (schedule.WARMUP * stage.epochs if given is None else given))
-        step, steps = number - self.progress.stage_start, stage.epochs * self.epoch_steps
+        step, steps = number - self.progress.stage_start, schedule.steps_of(stage, self.epoch_steps)
         return schedule.rate(stage, step=step, steps=steps, warmup=warmup, factor=self.factor)
 
     def _steps(self) -> int:
         """Return the steps of the whole run, as far as no callback ends a stage."""
         left = self.settings.stages[self.progress.stage :]
-        return self.progress.stage_start + sum(stage.epochs for stage in left) * self.epoch_steps
+        return self.progress.stage_start + sum(schedule.steps_of(stage, self.epoch_steps) for stage in left)
 
     def _epochs(self) -> int:
         """Return the epochs of the run up to the end of the present stage."""

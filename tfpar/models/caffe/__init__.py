@@ -1,0 +1,18 @@
+"""Networks, weights and solvers of Caffe, as Keras models, optimizers and stages.
+
+A converted network computes what Caffe computes (see `layers`), trains like any other model, and its saved file opens where tfpar is not
+installed. Every layer keeps its name, with `.` for the `/` that Keras does not allow. What no file states, and what is left out, is
+printed, one line each.
+
+Example:
+    >>> model = caffe.load("lenet_train_test.prototxt", image_shape=(28, 28, 1))
+    >>> solver = caffe.solver("lenet_solver.prototxt", model, examples=60_000)
+    >>> loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    >>> model.compile(solver.optimizer, loss, metrics=["accuracy"])
+    >>> train.run(model, data, "runs/lenet", **solver.settings())
+"""
+
+from tfpar.models.caffe.conversion import load, network
+from tfpar.models.caffe.training import Solver, solver
+
+__all__ = ["Solver", "load", "network", "solver"]

@@ -1,0 +1,406 @@
+"""Caffe's files: prototxt in the syntax of any year, and the blobs of a caffemodel.
+
+The names and types come from BVLC/caffe@9b89154, src/caffe/proto/caffe.proto. Text is parsed strictly, because a misspelt field would
+otherwise mean its default. Of a binary file only names and blobs are read.
+
+Example:
+    >>> net = files.read_net("lenet.prototxt")
+    >>> [layer.type for layer in net.layers][:3]
+    ['Input', 'Convolution', 'Pooling']
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory, text_format
+
+from tfpar import errors
+
+# Message: type, names; `*name` is a list; `name=default`. Types: s text, b bool, i integers, u from 0 on, f number, x bytes, else a message or enum.
+MESSAGES = """
+Net: s name *input; i *input_dim; Shape *input_shape; b force_backward debug_info; State state; V1 *layers; Layer *layer
+State: Phase phase=TEST; i level=0; s *stage
+Rule: Phase phase; i min_level max_level; s *stage *not_stage
+Shape: i *dim
+Blob: f *data *diff; i num channels height width; Shape shape
+Filler: s type=constant; f value=0 min=0 max=1 mean=0 std=1; i sparse=-1; VarianceNorm variance_norm=FAN_IN
+Param: s name; f lr_mult=1 decay_mult=1; Share share_mode
+Layer: s name type *bottom *top; Phase phase; f *loss_weight; Param *param; Blob *blobs; b *propagate_down; Rule *include *exclude;\
+ Transform transform_param; Loss loss_param; Accuracy accuracy_param; ArgMax argmax_param; BatchNorm batch_norm_param;\
+ Bias bias_param; Clip clip_param; Concat concat_param; Contrastive contrastive_loss_param; Convolution convolution_param;\
+ Crop crop_param; Data data_param; Dropout dropout_param; Dummy dummy_data_param; Eltwise eltwise_param; ELU elu_param;\
+ Embed embed_param; Exp exp_param log_param; Flatten flatten_param; HDF5Data hdf5_data_param; HDF5Output hdf5_output_param;\
+ Hinge hinge_loss_param; ImageData image_data_param; Infogain infogain_loss_param; InnerProduct inner_product_param;\
+ Input input_param; LRN lrn_param; MemoryData memory_data_param; MVN mvn_param; Parameter parameter_param; Pooling pooling_param;\
+ Power power_param; PReLU prelu_param; Python python_param; Recurrent recurrent_param; Reduction reduction_param; ReLU relu_param;\
+ Reshape reshape_param; Scale scale_param; Sigmoid sigmoid_param; Softmax softmax_param; SPP spp_param; Slice slice_param;\
+ Swish swish_param; TanH tanh_param; Threshold threshold_param; Tile tile_param; WindowData window_data_param
+V1: s *bottom *top name; V1Type type=NONE; Rule *include *exclude; Blob *blobs; s *param; Share *blob_share_mode;\
+ f *blobs_lr *weight_decay *loss_weight; V0 layer; Transform transform_param; Loss loss_param; Accuracy accuracy_param;\
+ ArgMax argmax_param; Concat concat_param; Contrastive contrastive_loss_param; Convolution convolution_param; Data data_param;\
+ Dropout dropout_param; Dummy dummy_data_param; Eltwise eltwise_param; Exp exp_param; HDF5Data hdf5_data_param;\
+ HDF5Output hdf5_output_param; Hinge hinge_loss_param; ImageData image_data_param; Infogain infogain_loss_param;\
+ InnerProduct inner_product_param; LRN lrn_param; MemoryData memory_data_param; MVN mvn_param; Pooling pooling_param;\
+ Power power_param; ReLU relu_param; Sigmoid sigmoid_param; Slice slice_param; Softmax softmax_param; TanH tanh_param;\
+ Threshold threshold_param; WindowData window_data_param
+V0: s name type source meanfile; u num_output pad kernelsize group stride local_size batchsize cropsize rand_skip concat_dim;\
+ u new_num new_channels new_height new_width; b biasterm mirror shuffle_images; Filler weight_filler bias_filler; Pool pool;\
+ f dropout_ratio alpha beta k scale *blobs_lr *weight_decay det_fg_threshold det_bg_threshold det_fg_fraction; u det_context_pad;\
+ s det_crop_mode; Blob *blobs; HDF5Output hdf5_output_param
+Transform: f scale=1 *mean_value; b mirror force_color force_gray; u crop_size; s mean_file
+Loss: i ignore_label; Normalization normalization=VALID; b normalize
+Accuracy: u top_k=1; i axis=1 ignore_label
+ArgMax: b out_max_val; u top_k; i axis
+BatchNorm: b use_global_stats; f moving_average_fraction=0.999 eps=1e-5
+Bias: i axis num_axes; Filler filler
+Clip: f min max
+Concat: i axis=1; u concat_dim=1
+Contrastive: f margin; b legacy_version
+Convolution: u num_output *pad *kernel_size *stride *dilation pad_h=0 pad_w=0 kernel_h kernel_w stride_h stride_w group=1;\
+ b bias_term=true force_nd_im2col; Filler weight_filler bias_filler; Engine engine; i axis=1
+Crop: i axis; u *offset
+Data: s source mean_file; u batch_size rand_skip crop_size prefetch; Backend backend; f scale=1; b mirror force_encoded_color
+Dropout: f dropout_ratio=0.5
+Dummy: Filler *data_filler; Shape *shape; u *num *channels *height *width
+Eltwise: EltwiseOp operation=SUM; f *coeff; b stable_prod_grad
+ELU: f alpha=1
+Embed: u num_output input_dim; b bias_term; Filler weight_filler bias_filler
+Exp: f base=-1 scale=1 shift=0
+Flatten: i axis=1 end_axis=-1
+HDF5Data: s source; u batch_size; b shuffle
+HDF5Output: s file_name
+Hinge: HingeNorm norm
+ImageData: s source mean_file root_folder; u batch_size rand_skip new_height new_width crop_size; b shuffle is_color mirror; f scale=1
+Infogain: s source; i axis
+InnerProduct: u num_output; b bias_term=true transpose; Filler weight_filler bias_filler; i axis=1
+Input: Shape *shape
+LRN: u local_size=5; f alpha=1 beta=0.75 k=1; Region norm_region=ACROSS_CHANNELS; Engine engine
+MemoryData: u batch_size channels height width
+MVN: b normalize_variance across_channels; f eps
+Parameter: Shape shape
+Pooling: Pool pool=MAX; u pad=0 pad_h=0 pad_w=0 kernel_size kernel_h kernel_w stride=1 stride_h stride_w; Engine engine;\
+ b global_pooling; Round round_mode=CEIL
+Power: f power=1 scale=1 shift=0
+PReLU: Filler filler; b channel_shared
+Python: s module layer param_str; b share_in_parallel
+Recurrent: u num_output; Filler weight_filler bias_filler; b debug_info expose_hidden
+Reduction: ReductionOp operation; i axis; f coeff
+ReLU: f negative_slope=0; Engine engine
+Reshape: Shape shape; i axis=0 num_axes=-1
+Scale: i axis=1 num_axes=1; Filler filler bias_filler; b bias_term
+Sigmoid: Engine engine
+Softmax: Engine engine; i axis=1
+SPP: u pyramid_height; Pool pool; Engine engine
+Slice: i axis=1; u *slice_point slice_dim=1
+Swish: f beta
+TanH: Engine engine
+Threshold: f threshold
+Tile: i axis tiles
+WindowData: s source mean_file crop_mode root_folder; f scale=1 fg_threshold bg_threshold fg_fraction; u batch_size crop_size context_pad;\
+ b mirror cache_images
+Solver: s net train_net *test_net; Net net_param train_net_param *test_net_param; State train_state *test_state; i *test_iter test_interval;\
+ b test_compute_loss test_initialization=true; f base_lr; i display average_loss max_iter iter_size=1; s lr_policy;\
+ f gamma power momentum weight_decay; s regularization_type=L2; i stepsize *stepvalue; f clip_gradients=-1; i snapshot;\
+ s snapshot_prefix; b snapshot_diff; SnapshotFormat snapshot_format; SolverMode solver_mode; i device_id random_seed=-1; s type=SGD;\
+ f delta=1e-8 momentum2=0.999 rms_decay=0.99; b debug_info snapshot_after_train layer_wise_reduce; SolverType solver_type=SGD; s *weights
+"""
+ENUMS = """
+Phase: TRAIN TEST
+Share: STRICT PERMISSIVE
+VarianceNorm: FAN_IN FAN_OUT AVERAGE
+Normalization: FULL VALID BATCH_SIZE NONE
+Engine: DEFAULT CAFFE CUDNN
+Backend: LEVELDB LMDB
+EltwiseOp: PROD SUM MAX
+HingeNorm: NO L1 L2
+Region: ACROSS_CHANNELS WITHIN_CHANNEL
+Pool: MAX AVE STOCHASTIC
+Round: CEIL FLOOR
+ReductionOp: NO SUM ASUM SUMSQ MEAN
+SnapshotFormat: HDF5 BINARYPROTO
+SolverMode: CPU GPU
+SolverType: SGD NESTEROV ADAGRAD RMSPROP ADADELTA ADAM
+V1Type: NONE ACCURACY BNLL CONCAT CONVOLUTION DATA DROPOUT EUCLIDEAN_LOSS FLATTEN HDF5_DATA HDF5_OUTPUT IM2COL IMAGE_DATA\
+ INFOGAIN_LOSS INNER_PRODUCT LRN MULTINOMIAL_LOGISTIC_LOSS POOLING RELU SIGMOID SOFTMAX SOFTMAX_LOSS SPLIT TANH WINDOW_DATA ELTWISE\
+ POWER SIGMOID_CROSS_ENTROPY_LOSS HINGE_LOSS MEMORY_DATA ARGMAX THRESHOLD DUMMY_DATA SLICE MVN ABSVAL SILENCE CONTRASTIVE_LOSS EXP\
+ DECONVOLUTION
+"""
+# Of the binary form, with Caffe's own numbers. Lists of numbers are declared as bytes, which NumPy reads without a copy.
+BINARY = """
+Net: V1 *layers=2; Layer *layer=100
+Layer: s name=1; Blob *blobs=7
+V1: V0 layer=1; s name=4; Blob *blobs=6
+V0: s name=1; Blob *blobs=50
+Blob: i num=1 channels=2 height=3 width=4; x *data=5; Shape shape=7; x *double_data=8
+Shape: i *dim=1
+"""
+NO_NORMALIZATION = 3  # of a loss: NONE
+TEXT, BINARY_PACKAGE = "tfpar.caffe.text", "tfpar.caffe.binary"
+KINDS = {"s": "STRING", "b": "BOOL", "i": "INT64", "u": "UINT32", "f": "DOUBLE", "x": "BYTES"}
+# Types of layers of V1 and V0 that are not today's word in capitals.
+OLD_TYPES = {
+    "RELU": "ReLU", "LRN": "LRN", "TANH": "TanH", "ABSVAL": "AbsVal", "BNLL": "BNLL", "MVN": "MVN", "HDF5_DATA": "HDF5Data",
+    "HDF5_OUTPUT": "HDF5Output", "ARGMAX": "ArgMax", "SOFTMAX_LOSS": "SoftmaxWithLoss", "CONV": "Convolution", "POOL": "Pooling",
+    "INNERPRODUCT": "InnerProduct", "IMAGES": "ImageData",
+}  # fmt: skip
+# Of V0: the parameters that a type of layer has today, and the fields that are called otherwise.
+V0_PARAMS = {
+    "Convolution": "convolution_param", "Padding": "convolution_param", "Pooling": "pooling_param", "LRN": "lrn_param",
+    "InnerProduct": "inner_product_param", "Dropout": "dropout_param", "Concat": "concat_param", "Data": "data_param",
+    "ImageData": "image_data_param", "WindowData": "window_data_param", "HDF5Data": "hdf5_data_param",
+}  # fmt: skip
+V0_FIELDS = {
+    "kernelsize": "kernel_size", "biasterm": "bias_term", "batchsize": "batch_size", "cropsize": "crop_size",
+    "meanfile": "mean_file",
+}  # fmt: skip
+DATA_PARAMS = ("data_param", "image_data_param", "window_data_param", "memory_data_param", "hdf5_data_param")
+TRANSFORMED = ("scale", "mean_file", "crop_size", "mirror")
+
+
+class Net(NamedTuple):
+    """A parsed prototxt.
+
+    Attributes:
+        path: of the file.
+        message: the whole of it.
+        layers: in today's syntax.
+        lines: of the file, where each layer begins.
+    """
+
+    path: Path
+    message: Any
+    layers: list
+    lines: list[int]
+
+
+def read_net(path: str | os.PathLike) -> Net:
+    """Read a network in the syntax of any year.
+
+    Raises:
+        errors.InputNotFound: there is no such file.
+        errors.DataError: it cannot be parsed; the message begins with file:line:column.
+    """
+    text, parsed = _parse(path, "Net")
+    layers = [*(_today(layer) for layer in parsed.layers), *parsed.layer]
+    if not layers:
+        raise errors.DataError(f"{path}: no layer in it; give the prototxt of a network")
+    found = _without_padding(list(zip(layers, _lines_of_layers(text), strict=True)))
+    return Net(Path(path), parsed, [layer for layer, _ in found], [line for _, line in found])
+
+
+def read_solver(path: str | os.PathLike):
+    """Read a solver; raises as `read_net`."""
+    return _parse(path, "Solver")[1]
+
+
+def read_weights(path: str | os.PathLike) -> dict[str, list[np.ndarray]]:
+    """Read a caffemodel.
+
+    Returns:
+        By the name of the layer its blobs, `float32` in the shape of the file; an old file has four numbers for every shape.
+
+    Raises:
+        errors.InputNotFound: there is no such file.
+        errors.DataError: it is no caffemodel, or damaged.
+    """
+    parsed = _parse_binary(path, "Net")
+    named = {layer.name: layer.blobs for layer in parsed.layer}
+    for layer in parsed.layers:
+        named[layer.name or layer.layer.name] = layer.blobs or layer.layer.blobs
+    found = {name: [_array(blob, f"{path}: layer {name}") for blob in blobs] for name, blobs in named.items() if blobs}
+    if not found:
+        raise errors.DataError(
+            f"{path}: no weights in it, so it is no caffemodel; give the file that Caffe has written"
+        )
+    return found
+
+
+def read_mean(path: str | os.PathLike) -> np.ndarray:
+    """Read a mean picture (a .binaryproto) as `float32[height, width, channels]`; raises as `read_weights`."""
+    mean = _array(_parse_binary(path, "Blob"), f"{path}")
+    if mean.ndim < 3 or not mean.size:
+        raise errors.DataError(
+            f"{path}: no mean picture in it; give the .binaryproto that Caffe has written, or numbers"
+        )
+    return mean.reshape(mean.shape[-3:]).transpose(1, 2, 0)
+
+
+def size(parameters, both: str, short: str) -> tuple[int, int] | None:
+    """Return height and width of a size, written `kernel_size` once or twice, or `kernel_h` and `kernel_w`; None if it is not given.
+
+    Example:
+        >>> files.size(layer.convolution_param, "kernel_size", "kernel")
+        (5, 5)
+    """
+    given = getattr(parameters, both)
+    values = [given] * parameters.HasField(both) if isinstance(given, int) else list(given)
+    names = [f"{short}_{side}" for side in "hw"]
+    if names[0] in parameters.DESCRIPTOR.fields_by_name and any(map(parameters.HasField, names)):
+        values = [getattr(parameters, name) for name in names]
+    return (values[0], values[-1]) if values else None
+
+
+# ---- the schema
+
+
+@functools.cache
+def _classes(messages: str, package: str) -> dict[str, type]:
+    """Build the message classes of a table."""
+    file = descriptor_pb2.FileDescriptorProto(name=f"{package}.proto", package=package)
+    enums = dict(line.split(": ") for line in ENUMS.strip().splitlines())
+    for name, values in enums.items():  # each inside a message: values share the names of their scope
+        enum = file.message_type.add(name=name).enum_type.add(name="Is")
+        for number, value in enumerate(values.split()):
+            enum.value.add(name=value, number=number)
+    table = dict(line.split(": ") for line in messages.strip().splitlines())
+    for name, fields in table.items():
+        added = file.message_type.add(name=name)
+        for group in fields.split("; "):
+            kind, *words = group.split()
+            for word in words:
+                _add_field(added, kind, word, package, kind in enums)
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return {name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{package}.{name}")) for name in table}
+
+
+def _add_field(to, kind: str, word: str, package: str, is_enum: bool) -> None:
+    name, _, value = word.removeprefix("*").partition("=")
+    binary = package.endswith("binary")
+    added = to.field.add(name=name, number=int(value) if binary else len(to.field) + 1)
+    added.label = added.LABEL_REPEATED if word.startswith("*") else added.LABEL_OPTIONAL
+    if value and not binary:
+        added.default_value = value
+    if kind in KINDS:
+        added.type = getattr(added, f"TYPE_{KINDS[kind]}")
+    else:
+        added.type = added.TYPE_ENUM if is_enum else added.TYPE_MESSAGE
+        added.type_name = f".{package}.{kind}{'.Is' * is_enum}"
+
+
+# ---- text
+
+
+def _parse(path: str | os.PathLike, kind: str):
+    """Return the text of a file and the message in it."""
+    content = _content(path)
+    try:
+        text = content.decode()
+    except UnicodeDecodeError as error:
+        before = content[: error.start]
+        line, column = before.count(b"\n") + 1, error.start - before.rfind(b"\n")
+        raise errors.DataError(
+            f"{path}:{line}:{column}: no text (a byte that is not UTF-8); give a prototxt"
+        ) from error
+    parsed = _classes(MESSAGES, TEXT)[kind]()
+    try:
+        text_format.Parse(text, parsed)
+    except text_format.ParseError as error:
+        line, column = error.GetLine() or text.count("\n") + 1, error.GetColumn() or 1
+        why = re.sub(r"^[\d: ]+", "", errors.first_line(error)).replace(f"{TEXT}.", "")
+        types = re.findall(r"\btype\s*:\s*[\"']?(\w+)", "\n".join(text.splitlines()[:line]))
+        inside = f" (in a layer of type {types[-1]})" if types and kind == "Net" else ""
+        raise errors.DataError(f"{path}:{line}:{column}: {why}{inside}; correct the file") from error
+    return text, parsed
+
+
+def _content(path: str | os.PathLike) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        raise errors.InputNotFound(f"{path}: no such file") from error
+
+
+def _lines_of_layers(text: str) -> list[int]:
+    """Return the line where each layer of the file begins, the older `layers` first, as `read_net` does."""
+    found, depth = {"layers": [], "layer": []}, 0
+    tokens = r"#[^\n]*|\"(?:\\.|[^\"\\\n])*\"|'(?:\\.|[^'\\\n])*'|\blayers?\b(?=\s*:?\s*[{<])|[{}<>]"
+    for token in re.finditer(tokens, text):
+        if token[0] in ("layers", "layer") and depth == 0:
+            found[token[0]].append(text.count("\n", 0, token.start()) + 1)
+        depth += (token[0] in "{<") - (token[0] in "}>")
+    return found["layers"] + found["layer"]
+
+
+# ---- older syntax
+
+
+def _today(old):
+    """Return a layer of V1 or V0 in today's syntax."""
+    new = _classes(MESSAGES, TEXT)["Layer"](bottom=old.bottom, top=old.top, name=old.name or old.layer.name)
+    word = old.layer.type.upper() or old.DESCRIPTOR.fields_by_name["type"].enum_type.values_by_number[old.type].name
+    new.type = OLD_TYPES.get(word, "".join(part.capitalize() for part in word.split("_")))
+    for described, value in old.ListFields():
+        if described.name in new.DESCRIPTOR.fields_by_name and described.name not in ("type", "param", "blobs"):
+            _set(new, described.name, value, add=False)
+    for described, value in old.layer.ListFields():
+        _set(getattr(new, V0_PARAMS.get(new.type, "name"), None), V0_FIELDS.get(described.name, described.name), value)
+    inner = old.layer if old.HasField("layer") else old
+    columns = {"lr_mult": inner.blobs_lr, "decay_mult": inner.weight_decay, "name": old.param}
+    for number in range(max(map(len, columns.values()))):
+        new.param.add(**{name: values[number] for name, values in columns.items() if number < len(values)})
+    for name in DATA_PARAMS:  # what is now the transformation was theirs
+        given = getattr(new, name)
+        for described, value in given.ListFields():
+            if described.name in TRANSFORMED:
+                setattr(new.transform_param, described.name, value)
+    return new
+
+
+def _set(message, name: str, value, *, add: bool = True) -> None:
+    """Set a field of a message, where it has one; a number is appended to a list."""
+    if name not in getattr(getattr(message, "DESCRIPTOR", None), "fields_by_name", ()):
+        return
+    if hasattr(value, "ListFields"):
+        getattr(message, name).CopyFrom(value)
+    elif hasattr(getattr(message, name), "extend"):
+        there = getattr(message, name)
+        there.extend([value] if add else value[len(there) :])
+    else:
+        setattr(message, name, value)
+
+
+def _without_padding(layers: list[tuple[Any, int]]) -> list[tuple[Any, int]]:
+    """Give the pads of V0's layers `padding` to the layers that read them."""
+    padded = {layer.top[0]: layer for layer, _ in layers if layer.type == "Padding" and layer.top}
+    for layer, _ in layers:
+        before = padded.get(layer.bottom[0]) if layer.bottom else None
+        if before is not None and layer.type in ("Convolution", "Pooling"):
+            _set(getattr(layer, V0_PARAMS[layer.type]), "pad", before.convolution_param.pad[0])
+            layer.bottom[0] = before.bottom[0]
+    return [pair for pair in layers if pair[0].type != "Padding"]
+
+
+# ---- binary
+
+
+def _parse_binary(path: str | os.PathLike, kind: str):
+    content = _content(path)
+    if content.startswith(b"\x89HDF"):
+        raise errors.DataError(
+            f"{path}: an HDF5 file; give the binary .caffemodel (upgrade_net_proto_binary writes one)"
+        )
+    try:
+        return _classes(BINARY, BINARY_PACKAGE)[kind].FromString(content)
+    except message.DecodeError as error:
+        raise errors.DataError(f"{path}: damaged, or not written by Caffe; copy it again from where it came") from error
+
+
+def _array(blob, where: str) -> np.ndarray:
+    """Return the numbers of a blob in the shape it states."""
+    content, kind = (blob.data, "<f4") if blob.data else (blob.double_data, "<f8")
+    shape = tuple(blob.shape.dim) if blob.HasField("shape") else (blob.num, blob.channels, blob.height, blob.width)
+    content = content[0] if len(content) == 1 else b"".join(content)
+    size = math.prod(shape) * np.dtype(kind).itemsize
+    if min(shape, default=1) < 0 or len(content) != size:
+        raise errors.DataError(
+            f"{where}: a blob of shape {list(shape)} with {len(content):,} bytes instead of {size:,}; damaged"
+        )
+    return np.frombuffer(content, kind).astype(np.float32, copy=False).reshape(shape)

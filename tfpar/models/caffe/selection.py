@@ -1,0 +1,223 @@
+"""Which layers of a prototxt are built, on what input, and which preprocessing it states."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from tfpar import errors, validate
+from tfpar.models.caffe import files
+
+DATA = ("Data", "ImageData", "MemoryData", "HDF5Data", "WindowData", "DummyData", "Input")
+WEIGHTED = {"Convolution": "convolution_param", "InnerProduct": "inner_product_param"}
+PHASES = ("TRAIN", "TEST")
+
+
+class Selection:
+    """The layers of one phase of a network.
+
+    Attributes:
+        net: from `files.read_net`.
+        layers: those that compute, in the order of the file; their names differ from each other.
+        source: the data layer that feeds them, if there is one.
+        input: name of the input.
+        image_shape: height, width, channels.
+        batch_size: of the data layer for training, if there is one.
+        notes: lines about what was left out or assumed.
+    """
+
+    def __init__(self, path: str | os.PathLike, phase: str, image_shape: tuple[int, int, int] | None):
+        validate.choice("phase", phase, PHASES)
+        self.net, self.notes = files.read_net(path), []
+        self.lines = {id(layer): line for layer, line in zip(self.net.layers, self.net.lines, strict=True)}
+        there = [layer for layer in self.net.layers if self._takes_part(layer, phase)]
+        self.source = next((layer for layer in there if layer.type in DATA), None)
+        self.layers = [layer for layer in there if layer.type not in DATA]
+        if all(is_loss(layer) for layer in self.layers):
+            raise errors.DataError(f"{path}: no layer of phase {phase} computes anything; correct the file")
+        self._name_apart()
+        self.input, self.image_shape = self._input(image_shape)
+
+    @property
+    def batch_size(self) -> int | None:
+        sources = [layer for layer in self.net.layers if layer.type in DATA and self._takes_part(layer, "TRAIN")]
+        sizes = [getattr(layer, name).batch_size for layer in sources for name in files.DATA_PARAMS]
+        return next(filter(None, sizes), None)
+
+    def where(self, layer) -> str:
+        """Return file, line, name and type of a layer, for a message."""
+        return f"{self.net.path}:{self.lines[id(layer)]}: layer {layer.name} of type {layer.type}"
+
+    def last(self) -> tuple[int, str]:
+        """Return the number and the blob of the last layer that is no loss."""
+        number = max(number for number, layer in enumerate(self.layers) if not is_loss(layer))
+        return number, self.layers[number].top[0]
+
+    def logits(self) -> tuple[int, str]:
+        """Return the blob of the logits, and the number of the layer that reads it: of several losses that of the largest weight."""
+        accuracies = [(n, layer) for n, layer in enumerate(self.layers) if layer.type == "Accuracy" and layer.bottom]
+        judged = {layer.bottom[0] for _, layer in accuracies}
+        losses = [(n, layer) for n, layer in enumerate(self.layers) if layer.type == "SoftmaxWithLoss" and layer.bottom]
+        if losses:
+            number, loss = max(losses, key=lambda it: ([*it[1].loss_weight, 1.0][0], it[1].bottom[0] in judged, it[0]))
+            if loss.loss_param.HasField("ignore_label") or loss.loss_param.normalization == files.NO_NORMALIZATION:
+                raise errors.DataError(
+                    f"{self.where(loss)}: ignore_label and normalization NONE are not supported; leave them out"
+                )
+            return number, loss.bottom[0]
+        if accuracies:
+            number, accuracy = accuracies[0]
+            return number, accuracy.bottom[0]
+        number, blob = self.last()
+        layer = self.layers[number]
+        return (number, layer.bottom[0]) if layer.type == "Softmax" and layer.bottom else (number + 1, blob)
+
+    def needed(self, end: int, blob: str) -> list:
+        """Return the layers before layer `end` that a blob depends on."""
+        wanted, kept = {blob}, []
+        for layer in reversed(self.layers[:end]):
+            if wanted & {*layer.top} and not is_loss(layer):
+                kept.insert(0, layer)
+                wanted = (wanted - {*layer.top}) | {*layer.bottom}
+        left = [
+            f"{layer.name} ({layer.type})" for layer in self.layers if layer not in kept and layer.type != "Silence"
+        ]
+        if left:
+            self.notes.append(f"left out: {', '.join(left)}")
+        return kept
+
+    def head(self, needed: list, logits: str, num_classes: int | None):
+        """Return the last layer with weights before the logits, with as many outputs as there are classes, and whether that is new."""
+        head = None
+        for layer in reversed(needed):
+            if logits in layer.top:
+                if layer.type in WEIGHTED:
+                    head = layer
+                    break
+                logits = layer.bottom[0] if layer.bottom else ""
+        if num_classes is None:
+            return head, False
+        validate.integer("num_classes", num_classes, 1, 2**20)
+        if head is None:
+            raise errors.SettingsError(
+                f"{self.net.path}: no layer before its logits could be given {num_classes} outputs"
+            )
+        parameters = getattr(head, WEIGHTED[head.type])
+        before, parameters.num_output = parameters.num_output, num_classes
+        if before != num_classes:
+            self.notes.append(f"layer {head.name} gets {num_classes} outputs instead of {before}, and begins anew")
+        return head, before != num_classes
+
+    def preprocessing(self, scale: float | None, mean, order: str, *, trained: bool) -> tuple[float, np.ndarray]:
+        """Return scale and mean: as given, else as the data layer states them, else 1 and 0, which is noted.
+
+        Args:
+            scale, mean, order: as for `conversion.load`.
+            trained: whether there are weights, which a missing mean would spoil.
+
+        Returns:
+            The mean as one number, one for each channel, or a picture `[height, width, channels]`.
+        """
+        stated, assumed = self.source.transform_param if self.source else None, []
+        if scale is None:
+            scale = stated.scale if stated else 1.0
+            assumed += ["scale 1"] if scale == 1 else []
+        if mean is None and stated:
+            mean = list(stated.mean_value) or (self._beside(stated.mean_file, trained) if stated.mean_file else None)
+        if mean is None:
+            mean = 0.0
+            assumed.append("mean 0")
+        if self.image_shape[2] == 3:
+            assumed.append(f"channels in the order {order}")
+        if assumed:
+            self.notes.append(
+                f"no file states the preprocessing, {', '.join(assumed)} assumed; see scale, mean and order"
+            )
+        scale = validate.number("scale", scale, -1e30, 1e30)
+        if isinstance(mean, (str, os.PathLike)):
+            return scale, self._middle(files.read_mean(mean), mean)
+        values = np.atleast_1d(np.asarray(mean, np.float64))
+        if values.shape not in ((1,), (self.image_shape[2],)) or not np.isfinite(values).all():
+            validate.reject("mean", mean, f"one number, {self.image_shape[2]}, or the path of a .binaryproto")
+        return scale, values
+
+    # ---- their parts
+
+    def _takes_part(self, layer, phase: str) -> bool:
+        """Tell whether a layer belongs to a phase, by Caffe's rules."""
+        state = self.net.message.state
+
+        def holds(rule) -> bool:
+            return (
+                (not rule.HasField("phase") or PHASES[rule.phase] == phase)
+                and (not rule.HasField("min_level") or rule.min_level <= state.level)
+                and (not rule.HasField("max_level") or rule.max_level >= state.level)
+                and {*rule.stage} <= {*state.stage}
+                and not {*rule.not_stage} & {*state.stage}
+            )
+
+        return any(map(holds, layer.include)) if layer.include else not any(map(holds, layer.exclude))
+
+    def _name_apart(self) -> None:
+        """Number the layers of the same name: in Keras names differ."""
+        names: set[str] = set()
+        for layer in self.layers:
+            layer.name = name = layer.name or layer.type
+            number = 1
+            while layer.name.replace("/", ".") in names:
+                number += 1
+                layer.name = f"{name}.{number}"
+            names.add(layer.name.replace("/", "."))
+
+    def _input(self, given: tuple[int, int, int] | None) -> tuple[str, tuple[int, int, int]]:
+        """Return the name of the input and the shape of the images."""
+        message, source, dims = self.net.message, self.source, []
+        if message.input:
+            name = message.input[0]
+            dims = message.input_shape[0].dim if message.input_shape else message.input_dim[:4]
+        elif source and source.top:
+            name, memory = source.top[0], source.memory_data_param
+            shapes = source.input_param.shape or source.dummy_data_param.shape
+            dims = shapes[0].dim if shapes else [1, memory.channels, memory.height, memory.width]
+        else:
+            raise errors.DataError(f"{self.net.path}: neither an input nor a data layer; add `input` and `input_shape`")
+        stated = (*dims[2:], dims[1]) if len(dims) == 4 and min(dims[1:]) > 0 else None
+        if given is None and stated is None:
+            raise errors.SettingsError(
+                f"{self.net.path}: it states no shape of images; give image_shape=(height, width, channels)"
+            )
+        if given is None:
+            return name, stated
+        if not isinstance(given, (tuple, list)) or len(given) != 3:
+            validate.reject("image_shape", given, "height, width and channels, such as (28, 28, 1)")
+        given = tuple(validate.integer("image_shape", side, 1, 65_535) for side in given)
+        if stated and stated != given:
+            self.notes.append(f"images of {given} instead of {stated}")
+        return name, given
+
+    def _beside(self, named: str, needed: bool) -> Path | None:
+        for path in (Path(named), self.net.path.parent / named, self.net.path.parent / Path(named).name):
+            if path.is_file():
+                return path
+        missing = f"its mean_file {named} is not there; put it beside the prototxt, or give mean"
+        if needed:
+            raise errors.InputNotFound(f"{self.net.path}: {missing}")
+        self.notes.append(missing)
+        return None
+
+    def _middle(self, mean: np.ndarray, path) -> np.ndarray:
+        """Return the middle of a mean picture: Caffe subtracts it before it crops."""
+        height, width, channels = self.image_shape
+        top, left = (mean.shape[0] - height) // 2, (mean.shape[1] - width) // 2
+        if min(top, left) < 0 or mean.shape[2] != channels:
+            raise errors.SettingsError(
+                f"{path}: a mean of {mean.shape} for images of {self.image_shape}; give the mean of such images"
+            )
+        return mean[top : top + height, left : left + width]
+
+
+def is_loss(layer) -> bool:
+    """Tell whether a layer judges the network instead of being a part of it."""
+    return layer.type in ("Accuracy", "Silence", "HDF5Output") or layer.type.endswith("Loss")

@@ -1,0 +1,179 @@
+"""A solver of Caffe as an optimizer, regularizers and one stage."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import keras
+
+from tfpar import errors, validate
+from tfpar.models.caffe import conversion, files
+from tfpar.models.caffe.selection import Selection
+from tfpar.schedule import Schedule, Stage
+
+# What each policy of Caffe is called here, and the fields that its parameters come from.
+POLICIES = {
+    "fixed": ("constant", {}),
+    "step": ("step", {"gamma": "gamma", "steps": "stepsize"}),
+    "exp": ("exp", {"gamma": "gamma"}),
+    "inv": ("inv", {"gamma": "gamma", "power": "power"}),
+    "multistep": ("multistep", {"gamma": "gamma", "steps": "stepvalue"}),
+    "poly": ("poly", {"power": "power", "steps": "max_iter"}),
+    "sigmoid": ("sigmoid", {"gamma": "gamma", "steps": "stepsize"}),
+}
+# The optimizer of each type, and the fields of its arguments.
+OPTIMIZERS = {
+    "SGD": (keras.optimizers.SGD, {"momentum": "momentum"}),
+    "Nesterov": (keras.optimizers.SGD, {"momentum": "momentum"}),
+    "Adam": (keras.optimizers.Adam, {"beta_1": "momentum", "beta_2": "momentum2", "epsilon": "delta"}),
+    "AdaGrad": (keras.optimizers.Adagrad, {"epsilon": "delta"}),
+    "RMSProp": (keras.optimizers.RMSprop, {"rho": "rms_decay", "epsilon": "delta"}),
+    "AdaDelta": (keras.optimizers.Adadelta, {"rho": "momentum", "epsilon": "delta"}),
+}
+MORE = {"Nesterov": {"nesterov": True}, "AdaGrad": {"initial_accumulator_value": 0.0}}
+OLD_TYPES = ("SGD", "Nesterov", "AdaGrad", "RMSProp", "AdaDelta", "Adam")  # of solver_type, in its order
+READ = {
+    "net", "train_net", "base_lr", "max_iter", "iter_size", "lr_policy", "gamma", "power", "momentum", "weight_decay", "type",
+    "regularization_type", "stepsize", "stepvalue", "clip_gradients", "delta", "momentum2", "rms_decay", "solver_type",
+}  # fmt: skip
+
+
+class Solver(NamedTuple):
+    """What a solver file says, for `compile` and `train.run`.
+
+    Attributes:
+        optimizer: with the `lr_mult` of the network.
+        stages: one, which ends at `max_iter`.
+        global_batch_size: `batch_size * iter_size`.
+        weight_decay: of the file; the layers have it as regularizers.
+        lr_mult: by the path of a weight its factor on the learning rate, where it is not 1.
+        notes: lines about what Keras computes differently, or does not use.
+    """
+
+    optimizer: keras.optimizers.Optimizer
+    stages: list[Stage]
+    global_batch_size: int
+    weight_decay: float
+    lr_mult: dict[str, float]
+    notes: list[str]
+
+    def settings(self) -> dict:
+        """Return the arguments of `train.run` that follow from the file: rates are neither scaled nor warmed up."""
+        return {
+            "stages": self.stages, "global_batch_size": self.global_batch_size, "warmup_epochs": 0, "scale_learning_rate": False,
+        }  # fmt: skip
+
+
+def solver(file: str | os.PathLike, model: keras.Model, *, examples: int) -> Solver:
+    """Read a solver for a network that `load` has made, and give the network's layers its weight decay.
+
+    Caffe adds the decay to the gradient, so it passes through the momentum: an L2 regularizer, not the decoupled decay of Keras'
+    `weight_decay`. `lr_mult` multiplies the learning rate of a weight. With both, SGD and Nesterov agree with Caffe's formulas to
+    rounding; of AdaGrad, RMSProp and AdaDelta a note says what differs.
+
+    Args:
+        file: a solver prototxt.
+        model: made by `load` in this process; its layers get the regularizers.
+        examples: of the training split; an epoch is as many.
+
+    Raises:
+        errors.InputNotFound, errors.DataError: the file is not there, or it cannot be parsed.
+        errors.SettingsError: it asks for what Keras cannot compute, or no batch size is known.
+
+    Example:
+        >>> solver = caffe.solver("lenet_solver.prototxt", model, examples=60_000)
+        >>> solver.stages
+        [Stage(epochs=11, learning_rate=0.01, ..., schedule=Schedule(policy='inv', ..., end=10000))]
+    """
+    facts, given = conversion.facts(model), files.read_solver(file)
+    examples = validate.integer("examples", examples, 1, validate.MOST_POSITION)
+    kind = OLD_TYPES[given.solver_type] if given.HasField("solver_type") else given.type
+    for what, value, known in (("type", kind, OPTIMIZERS), ("lr_policy", given.lr_policy, POLICIES)):
+        if value not in known:
+            raise errors.DataError(f"{file}: {what} {value!r}; give one of {', '.join(known)}")
+    if given.max_iter < 1 or given.base_lr <= 0 or given.iter_size < 1:
+        raise errors.DataError(f"{file}: max_iter, base_lr and iter_size must be above 0; correct the file")
+    batch = (facts.batch_size or _batch_size_beside(Path(file), given)) * given.iter_size
+    policy, fields = POLICIES[given.lr_policy]
+    schedule = Schedule(policy, **{name: _value(given, field) for name, field in fields.items()}, end=given.max_iter)
+    stage = Stage(-(-given.max_iter * batch // examples), given.base_lr, schedule=schedule)
+    rates = _regularize(facts, given)
+    unused = [field.name for field, _ in given.ListFields() if field.name not in READ]
+    notes = [f"not used: {', '.join(unused)}"] if unused else []
+    if kind in ("AdaGrad", "RMSProp", "AdaDelta"):
+        notes.append(
+            f"{kind}: Keras adds delta inside of the root, Caffe outside; the weights differ by about 1e-3 of their change"
+        )
+    return Solver(_optimizer(file, kind, given, rates), [stage], batch, given.weight_decay, rates, notes)
+
+
+def _value(given, field: str):
+    value = getattr(given, field)
+    return tuple(value) if field == "stepvalue" else (value,) if field in ("stepsize", "max_iter") else value
+
+
+def _batch_size_beside(file: Path, given) -> int:
+    """Return the batch size of the network that a solver names, if it lies beside the solver."""
+    named = given.net or given.train_net
+    path = file.parent / Path(named).name
+    size = Selection(path, "TRAIN", (1, 1, 1)).batch_size if named and path.is_file() else None
+    if not size:
+        raise errors.SettingsError(
+            f"{file}: no batch size is known (the network has no data layer, and {path} is not there or has none); load the "
+            "prototxt for training, or put it beside the solver"
+        )
+    return size
+
+
+def _regularize(facts: conversion.Facts, given) -> dict[str, float]:
+    """Give the weights the decay as regularizers, and return the factors on their rates."""
+    rates = {}
+    for layer, multipliers in facts.multipliers:
+        for weight, (rate, decay) in zip(layer.weights, multipliers, strict=True):
+            by = given.weight_decay * decay
+            kind = keras.regularizers.L1(by) if given.regularization_type == "L1" else keras.regularizers.L2(by / 2)
+            name = (
+                "depthwise"
+                if isinstance(layer, keras.layers.DepthwiseConv2D) and weight.name == "kernel"
+                else weight.name
+            )
+            weight.regularizer = kind if by else None
+            setattr(layer, f"{name}_regularizer", weight.regularizer)
+            if rate != 1:
+                rates[weight.path] = rate
+    return rates
+
+
+def _optimizer(file, kind: str, given, rates: dict[str, float]) -> keras.optimizers.Optimizer:
+    build, fields = OPTIMIZERS[kind]
+    options = {name: getattr(given, field) for name, field in fields.items()} | MORE.get(kind, {})
+    if given.clip_gradients >= 0:
+        if given.weight_decay or given.iter_size > 1:
+            raise errors.SettingsError(
+                f"{file}: clip_gradients with weight_decay or iter_size: Caffe clips before it adds the decay and divides, Keras "
+                "after; leave one of them out"
+            )
+        options["global_clipnorm"] = given.clip_gradients
+    try:
+        optimizer = build(given.base_lr, **options)
+    except ValueError as error:
+        raise errors.DataError(f"{file}: {errors.first_line(error)}; correct the file") from error
+    if rates:
+        _multiply_rates(optimizer, rates)
+    return optimizer
+
+
+def _multiply_rates(optimizer: keras.optimizers.Optimizer, rates: dict[str, float]) -> None:
+    """Let an optimizer multiply the learning rate of some weights.
+
+    It stays an object of Keras' own class, so that a saved model opens without tfpar; `lr_mult` says what it does.
+    """
+    update_step = optimizer.update_step
+
+    def multiplied(gradient, variable, learning_rate):
+        path = optimizer._trainable_variables[optimizer._get_variable_index(variable)].path
+        update_step(gradient, variable, learning_rate * rates.get(path, 1.0))
+
+    optimizer.update_step, optimizer.lr_mult = multiplied, rates

@@ -92,6 +92,11 @@ def parser(functions: Mapping[str, Callable], *, kind=argparse.ArgumentParser) -
     _add_prepare(command)
     _add_train(command)
     _add_predict_evaluate_export(command)
+    caffe = command("caffe", "compare a converted Caffe network with OpenCV's, layer by layer")
+    caffe.add_argument("what", choices=("check",))
+    caffe.add_argument("net", help="a prototxt")
+    caffe.add_argument("weights", help="its caffemodel")
+    caffe.add_argument("--image", metavar="FILE", help="a picture; default: random numbers")
     _add_launch(command)
     _add_kubernetes(command, functions.get("--dockerfile"))
     doctor = command("doctor", "what this machine and these versions can do, and what to fix")
@@ -147,8 +152,9 @@ def _add_train(command) -> None:
     train.add_argument("data", help="a prepared directory, or a source as for prepare")
     train.add_argument("--run", metavar="DIR", help="where results and checkpoints go; default: runs/NAME")
     train.add_argument(
-        "--model", default="small_cnn", help="small_cnn (default), resnet20|32|44|56, or a keras.applications network"
-    )
+        "--model", default="small_cnn",
+        help="small_cnn (default), resnet20|32|44|56, a keras.applications network, or caffe:FILE, a prototxt",
+    )  # fmt: skip
     train.add_argument(
         "--weights", type=lambda text: None if text == "none" else text, metavar="none|imagenet|FILE|RUN"
     )
@@ -158,8 +164,8 @@ def _add_train(command) -> None:
     train.add_argument(
         "--simulate", type=_whole(1, validate.MOST_REPLICAS), metavar="N", help="replicas on this machine's CPU"
     )
-    train.add_argument("--optimizer", choices=("sgd", "adamw"), default="sgd", help="default sgd, with momentum 0.9")
-    train.add_argument("--weight-decay", type=_number(0, 1), default=5e-4, metavar="W", help="default 0.0005")
+    train.add_argument("--optimizer", choices=("sgd", "adamw"), help="default sgd, with momentum 0.9")
+    train.add_argument("--weight-decay", type=_number(0, 1), metavar="W", help="default 0.0005")
     train.add_argument(
         "--label-smoothing", type=_number(0, 1), default=0.0, metavar="S",
         help="crossentropy with labels softened by S; default 0",
@@ -173,7 +179,17 @@ def _add_train(command) -> None:
     )
     precisions = ("float32", "mixed_bfloat16", "mixed_float16")
     train.add_argument("--precision", choices=precisions, default="float32", help="of the computing")
+    _add_caffe(train)
     _add_how(train)
+
+
+def _add_caffe(train) -> None:
+    train.add_argument(
+        "--caffe-scale", type=_number(-1e30, 1e30), metavar="S", help="factor on the pixels of caffe:FILE"
+    )
+    train.add_argument("--caffe-mean", metavar="M|M,M,M|FILE", help="subtracted before; in the order of the network")
+    train.add_argument("--caffe-order", choices=("bgr", "rgb"), help="of the channels; default bgr")
+    train.add_argument("--solver", metavar="FILE", help="optimizer, rates, batch, decay and end from a Caffe solver")
 
 
 def _add_stages(train) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -12,6 +13,7 @@ from tfpar.arguments import SETTINGS, parser
 from tfpar.screen import quiet, say, stderr_silenced
 
 PREDICTED_TOGETHER = 64  # pictures
+CAFFE = "caffe:"  # before the path of a prototxt
 DEFAULT_STAGES = {"sgd": ["10@0.2:0.02", "5@0.02:0"], "adamw": ["10@0.001:0.0001", "5@0.0001:0"]}
 
 
@@ -53,11 +55,11 @@ def _train(given) -> None:
         keras.config.set_dtype_policy(given.precision)
         keras.utils.set_random_seed(given.seed)
         with strategy.scope():
-            model = _compiled(given, data)
+            model, by_solver = _compiled(given, data)
         if given.verbose:
             first = data.train.images[:16], data.train.labels[:16]
             check.same_gradient(model, *first, batch_norm=given.batch_norm or "fused")
-        settings = {name: getattr(given, name) for name in SETTINGS} | {"stages": _stages(given)}
+        settings = {name: getattr(given, name) for name in SETTINGS} | (by_solver or {"stages": _stages(given)})
         if given.dry_run:
             print(f"{memory.estimate(model, data, **settings)}\nnothing was trained")
             return
@@ -157,6 +159,23 @@ def _export(given) -> None:
     print(f"{written}: validation images get the probabilities of the run's model")
 
 
+def _caffe_check(given) -> int:
+    _import_tensorflow(given)
+    from tfpar.diagnose import caffe_check
+
+    first = None
+    with stderr_silenced(not given.verbose):
+        for layer, difference in caffe_check.differences(given.net, given.weights, given.image):
+            print(f"{layer:32} {difference:.1e}")
+            first = first or (layer if difference > caffe_check.BOUND else None)
+    if first:
+        raise errors.DataError(
+            f"layer {first} is the first that differs from OpenCV by more than {caffe_check.BOUND:g}"
+        )
+    print(f"every layer equals OpenCV's to {caffe_check.BOUND:g} of its largest value")
+    return 0
+
+
 def _batch_norm_of(run) -> str:
     return run.facts["settings"].get("batch_norm", "keras")  # an earlier version wrote none, and computed as Keras does
 
@@ -224,7 +243,7 @@ def _stages(given) -> list:
     """Return the stages that the command names; `--freeze` is the head on each, where the network was not built frozen."""
     from tfpar import schedule
 
-    stages = given.stage or [schedule.parse(text) for text in DEFAULT_STAGES[given.optimizer]]
+    stages = given.stage or [schedule.parse(text) for text in DEFAULT_STAGES[given.optimizer or "sgd"]]
     named = [stage.trainable for stage in stages if stage.trainable]
     if given.freeze and named:
         raise errors.SettingsError(
@@ -241,19 +260,61 @@ def _built_frozen(given) -> bool:
     return given.freeze and given.weights and not networks.is_model(given.weights) and given.model not in networks.OWN
 
 
-def _compiled(given, data):
-    """Return the network that the command names, compiled."""
+def _compiled(given, data) -> tuple:
+    """Return the network that the command names, compiled, and the settings of its solver, empty without one."""
     import keras
 
     from tfpar import models
 
-    model = models.build(
-        given.model, data.image_shape, data.num_classes, weights=given.weights, freeze=_built_frozen(given)
-    )
+    _check_caffe_options(given)
+    if given.model.startswith(CAFFE):
+        model = _caffe(given, data)
+    else:
+        model = models.build(
+            given.model, data.image_shape, data.num_classes, weights=given.weights, freeze=_built_frozen(given)
+        )
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     if given.label_smoothing:
         loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=given.label_smoothing)
-    model.compile(_optimizer(given), loss, metrics=["accuracy"], jit_compile=given.xla)
+    solver = models.caffe.solver(given.solver, model, examples=len(data.train.labels)) if given.solver else None
+    for note in solver.notes if solver else ():
+        print(f"{given.solver}: {note}")
+    optimizer = _scaled(solver.optimizer if solver else _optimizer(given), given.precision)
+    model.compile(optimizer, loss, metrics=["accuracy"], jit_compile=given.xla)
+    return model, solver.settings() if solver else {}
+
+
+def _check_caffe_options(given) -> None:
+    """Refuse options of Caffe beside another network, and beside a solver what the solver says."""
+    if not given.model.startswith(CAFFE):
+        _refuse_beside(given, f"--model {given.model}", ("caffe_scale", "caffe_mean", "caffe_order", "solver"))
+    elif given.solver:
+        others = ("stage", "optimizer", "global_batch_size", "weight_decay", "warmup_epochs", "freeze")
+        _refuse_beside(given, f"--solver {given.solver}", others)
+
+
+def _refuse_beside(given, there: str, names: tuple[str, ...]) -> None:
+    for name in names:
+        if getattr(given, name) not in (None, False):
+            raise errors.SettingsError(
+                f"--{name.replace('_', '-')} beside {there}: they contradict each other; leave one out"
+            )
+
+
+def _caffe(given, data):
+    """Return the network of a prototxt."""
+    from tfpar.models import caffe, networks
+
+    mean = given.caffe_mean
+    with contextlib.suppress(AttributeError, ValueError):  # otherwise a file
+        mean = [float(number) for number in mean.split(",")]
+    trained = networks.is_model(given.weights)
+    model = caffe.load(
+        given.model.removeprefix(CAFFE), None if trained else given.weights, image_shape=data.image_shape,
+        num_classes=data.num_classes, scale=given.caffe_scale, mean=mean, order=given.caffe_order or "bgr",
+    )  # fmt: skip
+    if trained:
+        networks.transfer(model, given.weights)
     return model
 
 
@@ -294,11 +355,16 @@ def _weights_name(weights: str | None) -> str:
 def _optimizer(given):
     import keras
 
+    decay = 5e-4 if given.weight_decay is None else given.weight_decay
     if given.optimizer == "adamw":
-        optimizer = keras.optimizers.AdamW(weight_decay=given.weight_decay)
-    else:
-        optimizer = keras.optimizers.SGD(momentum=0.9, nesterov=True, weight_decay=given.weight_decay)
-    return keras.optimizers.LossScaleOptimizer(optimizer) if given.precision == "mixed_float16" else optimizer
+        return keras.optimizers.AdamW(weight_decay=decay)
+    return keras.optimizers.SGD(momentum=0.9, nesterov=True, weight_decay=decay)
+
+
+def _scaled(optimizer, precision: str):
+    import keras
+
+    return keras.optimizers.LossScaleOptimizer(optimizer) if precision == "mixed_float16" else optimizer
 
 
 def require_tensorflow() -> None:
@@ -327,6 +393,6 @@ def _import_tensorflow(given) -> None:
 
 # By name: the same parser reads the command that `launch` runs.
 COMMANDS = {
-    "prepare": _prepare, "train": _train, "predict": _predict, "evaluate": _evaluate, "export": _export, "launch": _launch, "kubernetes": _kubernetes,
+    "prepare": _prepare, "train": _train, "predict": _predict, "evaluate": _evaluate, "export": _export, "caffe": _caffe_check, "launch": _launch, "kubernetes": _kubernetes,
     "doctor": _doctor, "--dockerfile": _dockerfile,
 }  # fmt: skip

@@ -23,115 +23,72 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message, message_fa
 
 from tfpar import errors
 
-# Message: type, names; `*name` is a list; `name=default`. Types: s text, b bool, i integers, u from 0 on, f number, x bytes, else a message or enum.
+# A line is a message: groups of a type and names. `*name` is a list, `name=default` has a default. Types: s text, b bool, i integer, u integer
+# from 0, f number, x bytes; several words with `|` are an enum; all else is a message. `+` are all messages after it, as `snake_case_param`.
 MESSAGES = """
 Net: s name *input; i *input_dim; Shape *input_shape; b force_backward debug_info; State state; V1 *layers; Layer *layer
-State: Phase phase=TEST; i level=0; s *stage
-Rule: Phase phase; i min_level max_level; s *stage *not_stage
+State: TRAIN|TEST phase=TEST; i level=0; s *stage
+Rule: TRAIN|TEST phase; i min_level max_level; s *stage *not_stage
 Shape: i *dim
 Blob: f *data *diff; i num channels height width; Shape shape
-Filler: s type=constant; f value=0 min=0 max=1 mean=0 std=1; i sparse=-1; VarianceNorm variance_norm=FAN_IN
-Param: s name; f lr_mult=1 decay_mult=1; Share share_mode
-Layer: s name type *bottom *top; Phase phase; f *loss_weight; Param *param; Blob *blobs; b *propagate_down; Rule *include *exclude;\
- Transform transform_param; Loss loss_param; Accuracy accuracy_param; ArgMax argmax_param; BatchNorm batch_norm_param;\
- Bias bias_param; Clip clip_param; Concat concat_param; Contrastive contrastive_loss_param; Convolution convolution_param;\
- Crop crop_param; Data data_param; Dropout dropout_param; Dummy dummy_data_param; Eltwise eltwise_param; ELU elu_param;\
- Embed embed_param; Exp exp_param log_param; Flatten flatten_param; HDF5Data hdf5_data_param; HDF5Output hdf5_output_param;\
- Hinge hinge_loss_param; ImageData image_data_param; Infogain infogain_loss_param; InnerProduct inner_product_param;\
- Input input_param; LRN lrn_param; MemoryData memory_data_param; MVN mvn_param; Parameter parameter_param; Pooling pooling_param;\
- Power power_param; PReLU prelu_param; Python python_param; Recurrent recurrent_param; Reduction reduction_param; ReLU relu_param;\
- Reshape reshape_param; Scale scale_param; Sigmoid sigmoid_param; Softmax softmax_param; SPP spp_param; Slice slice_param;\
- Swish swish_param; TanH tanh_param; Threshold threshold_param; Tile tile_param; WindowData window_data_param
-V1: s *bottom *top name; V1Type type=NONE; Rule *include *exclude; Blob *blobs; s *param; Share *blob_share_mode;\
- f *blobs_lr *weight_decay *loss_weight; V0 layer; Transform transform_param; Loss loss_param; Accuracy accuracy_param;\
- ArgMax argmax_param; Concat concat_param; Contrastive contrastive_loss_param; Convolution convolution_param; Data data_param;\
- Dropout dropout_param; Dummy dummy_data_param; Eltwise eltwise_param; Exp exp_param; HDF5Data hdf5_data_param;\
- HDF5Output hdf5_output_param; Hinge hinge_loss_param; ImageData image_data_param; Infogain infogain_loss_param;\
- InnerProduct inner_product_param; LRN lrn_param; MemoryData memory_data_param; MVN mvn_param; Pooling pooling_param;\
- Power power_param; ReLU relu_param; Sigmoid sigmoid_param; Slice slice_param; Softmax softmax_param; TanH tanh_param;\
- Threshold threshold_param; WindowData window_data_param
-V0: s name type source meanfile; u num_output pad kernelsize group stride local_size batchsize cropsize rand_skip concat_dim;\
- u new_num new_channels new_height new_width; b biasterm mirror shuffle_images; Filler weight_filler bias_filler; Pool pool;\
- f dropout_ratio alpha beta k scale *blobs_lr *weight_decay det_fg_threshold det_bg_threshold det_fg_fraction; u det_context_pad;\
- s det_crop_mode; Blob *blobs; HDF5Output hdf5_output_param
-Transform: f scale=1 *mean_value; b mirror force_color force_gray; u crop_size; s mean_file
-Loss: i ignore_label; Normalization normalization=VALID; b normalize
-Accuracy: u top_k=1; i axis=1 ignore_label
-ArgMax: b out_max_val; u top_k; i axis
-BatchNorm: b use_global_stats; f moving_average_fraction=0.999 eps=1e-5
-Bias: i axis num_axes; Filler filler
-Clip: f min max
-Concat: i axis=1; u concat_dim=1
-Contrastive: f margin; b legacy_version
-Convolution: u num_output *pad *kernel_size *stride *dilation pad_h=0 pad_w=0 kernel_h kernel_w stride_h stride_w group=1;\
- b bias_term=true force_nd_im2col; Filler weight_filler bias_filler; Engine engine; i axis=1
-Crop: i axis; u *offset
-Data: s source mean_file; u batch_size rand_skip crop_size prefetch; Backend backend; f scale=1; b mirror force_encoded_color
-Dropout: f dropout_ratio=0.5
-Dummy: Filler *data_filler; Shape *shape; u *num *channels *height *width
-Eltwise: EltwiseOp operation=SUM; f *coeff; b stable_prod_grad
-ELU: f alpha=1
-Embed: u num_output input_dim; b bias_term; Filler weight_filler bias_filler
-Exp: f base=-1 scale=1 shift=0
-Flatten: i axis=1 end_axis=-1
-HDF5Data: s source; u batch_size; b shuffle
-HDF5Output: s file_name
-Hinge: HingeNorm norm
-ImageData: s source mean_file root_folder; u batch_size rand_skip new_height new_width crop_size; b shuffle is_color mirror; f scale=1
-Infogain: s source; i axis
-InnerProduct: u num_output; b bias_term=true transpose; Filler weight_filler bias_filler; i axis=1
-Input: Shape *shape
-LRN: u local_size=5; f alpha=1 beta=0.75 k=1; Region norm_region=ACROSS_CHANNELS; Engine engine
-MemoryData: u batch_size channels height width
-MVN: b normalize_variance across_channels; f eps
-Parameter: Shape shape
-Pooling: Pool pool=MAX; u pad=0 pad_h=0 pad_w=0 kernel_size kernel_h kernel_w stride=1 stride_h stride_w; Engine engine;\
- b global_pooling; Round round_mode=CEIL
-Power: f power=1 scale=1 shift=0
-PReLU: Filler filler; b channel_shared
-Python: s module layer param_str; b share_in_parallel
-Recurrent: u num_output; Filler weight_filler bias_filler; b debug_info expose_hidden
-Reduction: ReductionOp operation; i axis; f coeff
-ReLU: f negative_slope=0; Engine engine
-Reshape: Shape shape; i axis=0 num_axes=-1
-Scale: i axis=1 num_axes=1; Filler filler bias_filler; b bias_term
-Sigmoid: Engine engine
-Softmax: Engine engine; i axis=1
-SPP: u pyramid_height; Pool pool; Engine engine
-Slice: i axis=1; u *slice_point slice_dim=1
-Swish: f beta
-TanH: Engine engine
-Threshold: f threshold
-Tile: i axis tiles
-WindowData: s source mean_file crop_mode root_folder; f scale=1 fg_threshold bg_threshold fg_fraction; u batch_size crop_size context_pad;\
+Filler: s type=constant; f value=0 min=0 max=1 mean=0 std=1; i sparse=-1; FAN_IN|FAN_OUT|AVERAGE variance_norm=FAN_IN
+Param: s name; f lr_mult=1 decay_mult=1; STRICT|PERMISSIVE share_mode
+Layer: s name type *bottom *top; TRAIN|TEST phase; f *loss_weight; Param *param; Blob *blobs; b *propagate_down; Rule *include *exclude; +
+V1: s *bottom *top name; V1_TYPES type=NONE; Rule *include *exclude; Blob *blobs; s *param; STRICT|PERMISSIVE *blob_share_mode;\
+ f *blobs_lr *weight_decay *loss_weight; V0 layer; +
+V0: s name type source meanfile det_crop_mode; b biasterm mirror shuffle_images; Filler weight_filler bias_filler; MAX|AVE|STOCHASTIC pool;\
+ u num_output pad kernelsize group stride local_size batchsize cropsize rand_skip concat_dim new_num new_channels new_height new_width\
+ det_context_pad; f dropout_ratio alpha beta k scale *blobs_lr *weight_decay det_fg_threshold det_bg_threshold det_fg_fraction; Blob *blobs
+Solver: s net train_net *test_net lr_policy regularization_type=L2 type=SGD snapshot_prefix *weights; Net net_param train_net_param\
+ *test_net_param; State train_state *test_state; i *test_iter test_interval display average_loss max_iter iter_size=1 stepsize *stepvalue\
+ snapshot device_id random_seed; b test_compute_loss test_initialization snapshot_diff debug_info snapshot_after_train layer_wise_reduce;\
+ f base_lr gamma power momentum weight_decay clip_gradients=-1 delta=1e-8 momentum2=0.999 rms_decay=0.99; CPU|GPU solver_mode;\
+ SGD|NESTEROV|ADAGRAD|RMSPROP|ADADELTA|ADAM solver_type; HDF5|BINARYPROTO snapshot_format
++Transform: f scale=1 *mean_value; b mirror force_color force_gray; u crop_size; s mean_file
++Loss: i ignore_label; FULL|VALID|BATCH_SIZE|NONE normalization=VALID; b normalize
++Accuracy: u top_k=1; i axis=1 ignore_label
++ArgMax: b out_max_val; u top_k; i axis
++BatchNorm: b use_global_stats; f moving_average_fraction=0.999 eps=1e-5
++Concat: i axis=1; u concat_dim
++ContrastiveLoss: f margin; b legacy_version
++Convolution: u num_output *pad *kernel_size *stride *dilation pad_h pad_w kernel_h kernel_w stride_h stride_w group=1;\
+ b bias_term=true force_nd_im2col; Filler weight_filler bias_filler; DEFAULT|CAFFE|CUDNN engine; i axis=1
++Data: s source mean_file; u batch_size rand_skip crop_size prefetch; LEVELDB|LMDB backend; f scale; b mirror force_encoded_color
++Dropout: f dropout_ratio=0.5
++DummyData: Filler *data_filler; Shape *shape; u *num *channels *height *width
++Eltwise: PROD|SUM|MAX operation=SUM; f *coeff; b stable_prod_grad
++Elu: f alpha=1
++Exp: f base=-1 scale=1 shift=0
++Flatten: i axis=1 end_axis=-1
++HDF5Data: s source; u batch_size; b shuffle
++HDF5Output: s file_name
++HingeLoss: |L1|L2 norm
++ImageData: s source mean_file root_folder; u batch_size rand_skip new_height new_width crop_size; b shuffle is_color mirror; f scale
++InfogainLoss: s source; i axis
++InnerProduct: u num_output; b bias_term=true transpose; Filler weight_filler bias_filler; i axis=1
++Input: Shape *shape
++Lrn: u local_size=5; f alpha=1 beta=0.75 k=1; ACROSS_CHANNELS|WITHIN_CHANNEL norm_region; DEFAULT|CAFFE|CUDNN engine
++MemoryData: u batch_size channels height width
++Pooling: MAX|AVE|STOCHASTIC pool; u pad kernel_size stride pad_h pad_w kernel_h kernel_w stride_h stride_w; CEIL|FLOOR round_mode;\
+ DEFAULT|CAFFE|CUDNN engine; b global_pooling
++Power: f power=1 scale=1 shift=0
++Prelu: Filler filler; b channel_shared
++Python: s module layer param_str; b share_in_parallel
++Relu: f negative_slope=0; DEFAULT|CAFFE|CUDNN engine
++Reshape: Shape shape; i axis=0 num_axes=-1
++Scale: i axis=1 num_axes=1; Filler filler bias_filler; b bias_term
++Sigmoid: DEFAULT|CAFFE|CUDNN engine
++Slice: i axis=1; u *slice_point slice_dim
++Softmax: DEFAULT|CAFFE|CUDNN engine; i axis=1
++Tanh: DEFAULT|CAFFE|CUDNN engine
++WindowData: s source mean_file crop_mode root_folder; f scale fg_threshold bg_threshold fg_fraction; u batch_size crop_size context_pad;\
  b mirror cache_images
-Solver: s net train_net *test_net; Net net_param train_net_param *test_net_param; State train_state *test_state; i *test_iter test_interval;\
- b test_compute_loss test_initialization=true; f base_lr; i display average_loss max_iter iter_size=1; s lr_policy;\
- f gamma power momentum weight_decay; s regularization_type=L2; i stepsize *stepvalue; f clip_gradients=-1; i snapshot;\
- s snapshot_prefix; b snapshot_diff; SnapshotFormat snapshot_format; SolverMode solver_mode; i device_id random_seed=-1; s type=SGD;\
- f delta=1e-8 momentum2=0.999 rms_decay=0.99; b debug_info snapshot_after_train layer_wise_reduce; SolverType solver_type=SGD; s *weights
 """
-ENUMS = """
-Phase: TRAIN TEST
-Share: STRICT PERMISSIVE
-VarianceNorm: FAN_IN FAN_OUT AVERAGE
-Normalization: FULL VALID BATCH_SIZE NONE
-Engine: DEFAULT CAFFE CUDNN
-Backend: LEVELDB LMDB
-EltwiseOp: PROD SUM MAX
-HingeNorm: NO L1 L2
-Region: ACROSS_CHANNELS WITHIN_CHANNEL
-Pool: MAX AVE STOCHASTIC
-Round: CEIL FLOOR
-ReductionOp: NO SUM ASUM SUMSQ MEAN
-SnapshotFormat: HDF5 BINARYPROTO
-SolverMode: CPU GPU
-SolverType: SGD NESTEROV ADAGRAD RMSPROP ADADELTA ADAM
-V1Type: NONE ACCURACY BNLL CONCAT CONVOLUTION DATA DROPOUT EUCLIDEAN_LOSS FLATTEN HDF5_DATA HDF5_OUTPUT IM2COL IMAGE_DATA\
- INFOGAIN_LOSS INNER_PRODUCT LRN MULTINOMIAL_LOGISTIC_LOSS POOLING RELU SIGMOID SOFTMAX SOFTMAX_LOSS SPLIT TANH WINDOW_DATA ELTWISE\
- POWER SIGMOID_CROSS_ENTROPY_LOSS HINGE_LOSS MEMORY_DATA ARGMAX THRESHOLD DUMMY_DATA SLICE MVN ABSVAL SILENCE CONTRASTIVE_LOSS EXP\
- DECONVOLUTION
-"""
+V1_TYPES = (
+    "NONE|ACCURACY|BNLL|CONCAT|CONVOLUTION|DATA|DROPOUT|EUCLIDEAN_LOSS|FLATTEN|HDF5_DATA|HDF5_OUTPUT|IM2COL|IMAGE_DATA|INFOGAIN_LOSS|"
+    "INNER_PRODUCT|LRN|MULTINOMIAL_LOGISTIC_LOSS|POOLING|RELU|SIGMOID|SOFTMAX|SOFTMAX_LOSS|SPLIT|TANH|WINDOW_DATA|ELTWISE|POWER|"
+    "SIGMOID_CROSS_ENTROPY_LOSS|HINGE_LOSS|MEMORY_DATA|ARGMAX|THRESHOLD|DUMMY_DATA|SLICE|MVN|ABSVAL|SILENCE|CONTRASTIVE_LOSS|EXP|DECONVOLUTION"
+)
 # Of the binary form, with Caffe's own numbers. Lists of numbers are declared as bytes, which NumPy reads without a copy.
 BINARY = """
 Net: V1 *layers=2; Layer *layer=100
@@ -232,7 +189,7 @@ def read_mean(path: str | os.PathLike) -> np.ndarray:
     return mean.reshape(mean.shape[-3:]).transpose(1, 2, 0)
 
 
-def size(parameters, both: str, short: str) -> tuple[int, int] | None:
+def size(parameters, both: str, short: str = "") -> tuple[int, int] | None:
     """Return height and width of a size, written `kernel_size` once or twice, or `kernel_h` and `kernel_w`; None if it is not given.
 
     Example:
@@ -240,10 +197,10 @@ def size(parameters, both: str, short: str) -> tuple[int, int] | None:
         (5, 5)
     """
     given = getattr(parameters, both)
-    values = [given] * parameters.HasField(both) if isinstance(given, int) else list(given)
-    names = [f"{short}_{side}" for side in "hw"]
-    if names[0] in parameters.DESCRIPTOR.fields_by_name and any(map(parameters.HasField, names)):
-        values = [getattr(parameters, name) for name in names]
+    values = [given] * parameters.HasField(both) if isinstance(given, int) else [*given]
+    sides = [f"{short or both}_{side}" for side in "hw"]
+    if sides[0] in parameters.DESCRIPTOR.fields_by_name and any(map(parameters.HasField, sides)):
+        values = [getattr(parameters, side) for side in sides]
     return (values[0], values[-1]) if values else None
 
 
@@ -254,35 +211,37 @@ def size(parameters, both: str, short: str) -> tuple[int, int] | None:
 def _classes(messages: str, package: str) -> dict[str, type]:
     """Build the message classes of a table."""
     file = descriptor_pb2.FileDescriptorProto(name=f"{package}.proto", package=package)
-    enums = dict(line.split(": ") for line in ENUMS.strip().splitlines())
-    for name, values in enums.items():  # each inside a message: values share the names of their scope
-        enum = file.message_type.add(name=name).enum_type.add(name="Is")
-        for number, value in enumerate(values.split()):
-            enum.value.add(name=value, number=number)
-    table = dict(line.split(": ") for line in messages.strip().splitlines())
-    for name, fields in table.items():
-        added = file.message_type.add(name=name)
-        for group in fields.split("; "):
+    table = dict(line.split(": ") for line in messages.replace("V1_TYPES", V1_TYPES).strip().splitlines())
+    parameters = [name[1:] for name in table if name.startswith("+")]
+    fields = [f"{name} {re.sub('(?<=[a-z5])(?=[A-Z])', '_', name).lower()}_param" for name in parameters]
+    for name, content in table.items():
+        added = file.message_type.add(name=name.removeprefix("+"))
+        for group in content.replace("+", "; ".join(fields)).split("; "):
             kind, *words = group.split()
             for word in words:
-                _add_field(added, kind, word, package, kind in enums)
+                _add_field(added, kind, word, package)
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
-    return {name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{package}.{name}")) for name in table}
+    names = {f"{package}.{added.name}": added.name for added in file.message_type}
+    return {name: message_factory.GetMessageClass(pool.FindMessageTypeByName(path)) for path, name in names.items()}
 
 
-def _add_field(to, kind: str, word: str, package: str, is_enum: bool) -> None:
+def _add_field(to, kind: str, word: str, package: str) -> None:
     name, _, value = word.removeprefix("*").partition("=")
-    binary = package.endswith("binary")
-    added = to.field.add(name=name, number=int(value) if binary else len(to.field) + 1)
+    numbered = package == BINARY_PACKAGE
+    added = to.field.add(name=name, number=int(value) if numbered else len(to.field) + 1)
     added.label = added.LABEL_REPEATED if word.startswith("*") else added.LABEL_OPTIONAL
-    if value and not binary:
+    if value and not numbered:
         added.default_value = value
     if kind in KINDS:
         added.type = getattr(added, f"TYPE_{KINDS[kind]}")
+    elif "|" in kind:  # inside a message of its own: values share the names of their scope
+        enum = to.nested_type.add(name=f"Of_{name}").enum_type.add(name="Enum")
+        for number, option in enumerate(kind.split("|")):
+            enum.value.add(name=option or "_", number=number)
+        added.type, added.type_name = added.TYPE_ENUM, f".{package}.{to.name}.Of_{name}.Enum"
     else:
-        added.type = added.TYPE_ENUM if is_enum else added.TYPE_MESSAGE
-        added.type_name = f".{package}.{kind}{'.Is' * is_enum}"
+        added.type, added.type_name = added.TYPE_MESSAGE, f".{package}.{kind}"
 
 
 # ---- text
@@ -305,8 +264,9 @@ def _parse(path: str | os.PathLike, kind: str):
     except text_format.ParseError as error:
         line, column = error.GetLine() or text.count("\n") + 1, error.GetColumn() or 1
         why = re.sub(r"^[\d: ]+", "", errors.first_line(error)).replace(f"{TEXT}.", "")
-        types = re.findall(r"\btype\s*:\s*[\"']?(\w+)", "\n".join(text.splitlines()[:line]))
-        inside = f" (in a layer of type {types[-1]})" if types and kind == "Net" else ""
+        before = "\n".join(text.splitlines()[:line])
+        named = [re.findall(rf"\b{word}\s*:\s*[\"']?([\w/.]+)", before)[-1:] for word in ("name", "type")]
+        inside = f" (in layer {named[0][0]} of type {named[1][0]})" if all(named) and kind == "Net" else ""
         raise errors.DataError(f"{path}:{line}:{column}: {why}{inside}; correct the file") from error
     return text, parsed
 

@@ -1,0 +1,85 @@
+"""A converted network beside OpenCV's reading of the same files, layer by layer."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import keras
+import numpy as np
+
+from tfpar import errors
+from tfpar.models.caffe import conversion
+
+BOUND = 5e-6  # of the largest value of a layer
+
+
+class Difference(NamedTuple):
+    """A layer, and its largest difference from OpenCV as a part of its largest value."""
+
+    layer: str
+    value: float
+
+
+def differences(
+    net: str | os.PathLike, weights: str | os.PathLike, image: str | os.PathLike | None = None
+) -> Iterator[Difference]:
+    """Send one image through both, and yield how far each layer differs, in the order of the file.
+
+    Args:
+        net, weights: a prototxt and its caffemodel.
+        image: a picture, scaled to the input; None is random numbers.
+
+    Raises:
+        errors.Unavailable: OpenCV below 5 is not installed, or it cannot read the files.
+    """
+    model = conversion.network(net, weights)
+    outputs = conversion.facts(model).outputs
+    x = _input(model.input_shape[1:], image)
+    theirs = _by_opencv(net, weights, x, list(outputs))
+    names = [name for name in outputs if name in theirs]
+    ours = keras.Model(model.input, [outputs[name] for name in names]).predict(x, verbose=0)
+    for name, here in zip(names, ours, strict=True):
+        there = theirs[name].transpose(0, 2, 3, 1) if theirs[name].ndim == 4 else theirs[name]
+        if here.size == there.size:  # OpenCV keeps 1x1 maps that are flat here
+            difference = np.abs(here.reshape(there.shape) - there).max()
+            yield Difference(name, float(difference / max(np.abs(there).max(), 1e-30)))
+
+
+def _input(shape: tuple[int, int, int], image) -> np.ndarray:
+    height, width, channels = shape
+    if image is None:
+        return np.random.default_rng(0).normal(0, 50, (1, *shape)).astype(np.float32)
+    from tfpar.prepare import pictures
+
+    with pictures.quiet():
+        try:
+            pixels = pictures.load(image, (height, width), channels=channels)
+        except pictures.BadPicture as reason:
+            raise errors.InputNotFound(f"{image}: {reason}") from reason
+    return np.ascontiguousarray(pixels[np.newaxis, ..., ::-1], dtype=np.float32)
+
+
+def _by_opencv(net, weights, x: np.ndarray, names: list[str]) -> dict[str, np.ndarray]:
+    try:
+        import cv2
+    except ImportError as error:
+        raise errors.Unavailable(
+            "nothing was compared: OpenCV is not installed. Type: pip install 'opencv-python-headless>=4.8,<5'"
+        ) from error
+    if not hasattr(cv2.dnn, "readNetFromCaffe"):
+        raise errors.Unavailable(
+            f"nothing was compared: OpenCV {cv2.__version__} no longer reads Caffe. Type: pip install 'opencv-python-headless>=4.8,<5'"
+        )
+    try:
+        there = cv2.dnn.readNetFromCaffe(os.fspath(net), os.fspath(weights))
+        there.enableWinograd(False)  # it adds up to 3e-6
+        there.enableFusion(False)
+        there.setInput(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))
+        known = [name for name in names if name in set(there.getLayerNames())]
+        return dict(zip(known, there.forward(known), strict=True))
+    except cv2.error as error:
+        raise errors.Unavailable(
+            f"nothing was compared: OpenCV cannot read {net}: {errors.first_line(error)}"
+        ) from error

@@ -295,7 +295,7 @@ def _check_caffe_options(given) -> None:
 
 def _refuse_beside(given, there: str, names: tuple[str, ...]) -> None:
     for name in names:
-        if getattr(given, name) not in (None, False):
+        if (value := getattr(given, name)) is not None and value is not False:
             raise errors.SettingsError(
                 f"--{name.replace('_', '-')} beside {there}: they contradict each other; leave one out"
             )

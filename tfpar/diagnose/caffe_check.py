@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from tfpar import errors
-from tfpar.models.caffe import conversion
+from tfpar.models.caffe import conversion, files
 
 BOUND = 5e-6  # of the largest value of a layer
 
@@ -77,8 +77,11 @@ def _by_opencv(net, weights, x: np.ndarray, names: list[str]) -> dict[str, np.nd
         there.enableWinograd(False)  # it adds up to 3e-6
         there.enableFusion(False)
         there.setInput(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))
-        known = [name for name in names if name in set(there.getLayerNames())]
-        return dict(zip(known, there.forward(known), strict=True))
+        tops = {layer.name: layer.top[0] for layer in files.read_net(net).layers if layer.top}
+        known = {*there.getLayerNames()}  # by the name of a layer, or of its output
+        called = {name: name if name in known else tops.get(name) for name in names}
+        called = {name: other for name, other in called.items() if other in known}
+        return dict(zip(called, there.forward([*called.values()]), strict=True))
     except cv2.error as error:
         raise errors.Unavailable(
             f"nothing was compared: OpenCV cannot read {net}: {errors.first_line(error)}"

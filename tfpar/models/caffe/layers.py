@@ -72,6 +72,8 @@ class Network:
             inputs = [self.blobs[name] for name in layer.bottom]
             found = function(getattr(layer, parameters or "name"), keras_name(layer.name), *inputs)
             found = found if isinstance(found, list) else [found] * len(layer.top)
+        except errors.SettingsError:
+            raise
         except (Unsupported, ValueError) as error:  # a ValueError is of Keras, about shapes
             raise errors.DataError(f"{self.where(layer)} is not supported here: {errors.first_line(error)}") from error
         for number, (top, tensor) in enumerate(zip(layer.top, found, strict=True)):

@@ -21,7 +21,7 @@ class Selection:
     Attributes:
         net: from `files.read_net`.
         layers: those that compute, in the order of the file; their names differ from each other.
-        source: the data layer that feeds them, if there is one.
+        source: the data layer that feeds them, or of another phase where this one has none, if there is one.
         input: name of the input.
         image_shape: height, width, channels.
         batch_size: of the data layer for training, if there is one.
@@ -33,7 +33,7 @@ class Selection:
         self.net, self.notes = files.read_net(path), []
         self.lines = {id(layer): line for layer, line in zip(self.net.layers, self.net.lines, strict=True)}
         there = [layer for layer in self.net.layers if self._takes_part(layer, phase)]
-        self.source = next((layer for layer in there if layer.type in DATA), None)
+        self.source = next((layer for layer in [*there, *self.net.layers] if layer.type in DATA), None)
         self.layers = [layer for layer in there if layer.type not in DATA]
         if all(is_loss(layer) for layer in self.layers):
             raise errors.DataError(f"{path}: no layer of phase {phase} computes anything; correct the file")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import keras
@@ -160,26 +161,36 @@ def _build(selection: Selection, x, weights, needed: list, *, head=None, is_new:
     blobs = files.read_weights(weights) if weights is not None else {}
     if is_new:
         blobs.pop(head.name, None)
-    built = layers.Network(blobs, selection.where)
+    built = layers.Network(blobs, source=weights, where=selection.where)
     built.blobs[selection.input] = x
     with contextlib.ExitStack() as stack:
         for layer in needed:
             if layer is head:
                 stack.enter_context(layers.in_float32())
             built.add(layer)
+    if blobs and not built.made.keys() & blobs.keys():
+        raise errors.SettingsError(
+            f"{weights}: none of its layers ({_some(blobs)}) is in {selection.net.path}; give the file of this network"
+        )
     frozen = [layer.name for layer in needed if layer.name in built.made and _is_frozen(layer)]
     for name in frozen:
         built.made[name].trainable = False
+    filled = [name for name in built.made if (blobs and name not in blobs) or name in built.unfilled]
+    xavier = {name: f"{name} (by xavier, the file has no weight_filler)" for name in built.unfilled}
     for what, names in (
         (f"weights of {weights} that no layer takes", [name for name in blobs if name not in built.made]),
-        (f"not in {weights}, so filled anew", [name for name in built.made if blobs and name not in blobs]),
-        ("neither weights nor a weight_filler, so xavier is taken", built.unfilled),
+        ("without weights, so filled anew", [xavier.get(name, name) for name in filled]),
         ("frozen by lr_mult 0", frozen),
     ):
         if names:
-            more = f" and {len(names) - 8} more" if len(names) > 8 else ""
-            selection.notes.append(f"{what}: {', '.join(names[:8])}{more}")
+            selection.notes.append(f"{what}: {_some(names)}")
     return built
+
+
+def _some(names: Iterable[str]) -> str:
+    """Return the first names of many."""
+    first, rest = [*names][:8], len([*names][8:])
+    return ", ".join(first) + f" and {rest} more" * bool(rest)
 
 
 def _is_frozen(layer) -> bool:
@@ -189,8 +200,7 @@ def _is_frozen(layer) -> bool:
 
 def _model(selection: Selection, inputs, outputs, built: layers.Network) -> keras.Model:
     """Return the model, and print the notes."""
-    name = layers.keras_name(selection.net.message.name).replace(" ", "_")
-    model = keras.Model(inputs, outputs, name=name or "caffe")
+    model = keras.Model(inputs, outputs, name=re.sub(r"[^\w.-]", "_", selection.net.message.name) or "caffe")
     multipliers = []
     for layer in selection.layers:
         if layer.name in built.made and layer.type != "BatchNorm":

@@ -12,6 +12,7 @@ Example:
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import os
 import re
@@ -264,11 +265,18 @@ def _parse(path: str | os.PathLike, kind: str):
     except text_format.ParseError as error:
         line, column = error.GetLine() or text.count("\n") + 1, error.GetColumn() or 1
         why = re.sub(r"^[\d: ]+", "", errors.first_line(error)).replace(f"{TEXT}.", "")
-        before = "\n".join(text.splitlines()[:line])
-        named = [re.findall(rf"\b{word}\s*:\s*[\"']?([\w/.]+)", before)[-1:] for word in ("name", "type")]
-        inside = f" (in layer {named[0][0]} of type {named[1][0]})" if all(named) and kind == "Net" else ""
+        inside = _layer_at(text, line) if kind == "Net" else ""
         raise errors.DataError(f"{path}:{line}:{column}: {why}{inside}; correct the file") from error
     return text, parsed
+
+
+def _layer_at(text: str, line: int) -> str:
+    """Return the name and the type of the layer that a line is in, for a message."""
+    starts = [1, *sorted(_lines_of_layers(text)), text.count("\n") + 2]
+    start, end = next((a, b) for a, b in itertools.pairwise(starts) if a <= line < b)
+    layer = "\n".join(text.split("\n")[start - 1 : end - 1])
+    words = [re.search(rf"\b{word}\s*:\s*[\"']?([\w/.-]+)", layer) for word in ("name", "type")]
+    return f" (in layer {words[0][1]} of type {words[1][1]})" if start > 1 and all(words) else ""
 
 
 def _content(path: str | os.PathLike) -> bytes:

@@ -37,18 +37,20 @@ class Network:
         unfilled: layers with neither weights nor a filler for them.
     """
 
-    def __init__(self, weights: dict[str, list[np.ndarray]], where: Callable[[object], str]):
+    def __init__(self, weights: dict[str, list[np.ndarray]], *, source: object, where: Callable[[object], str]):
         """Begin a network.
 
         Args:
             weights: from `files.read_weights`.
+            source: the path of the weights, for messages.
             where: returns file, line, name and type of a layer, for messages.
         """
         self.blobs: dict[str, keras.KerasTensor] = {}
         self.outputs: dict[str, keras.KerasTensor] = {}
         self.made: dict[str, keras.Layer] = {}
         self.unfilled: list[str] = []
-        self.weights, self.where = weights, where
+        self.weights, self.source, self.where = weights, source, where
+        self.names = {"images", "scaled", "minus_mean"}
         self.sharing: dict[str, tuple[str, ...]] = {}
         self.shared: dict[tuple[str, ...], keras.Layer] = {}
 
@@ -64,23 +66,33 @@ class Network:
         if missing := [name for name in layer.bottom if name not in self.blobs]:
             raise errors.DataError(f"{self.where(layer)} reads {missing[0]}, which no layer before it gives")
         function, parameters = TABLE[layer.type]
-        if function in WITH_WEIGHTS:
-            function = functools.partial(function, functools.partial(self.weigh, layer))
-        elif function is _slice:
-            function = functools.partial(function, len(layer.top))
+        inputs, name = [self.blobs[blob] for blob in layer.bottom], self._free_name(layer)
         try:
-            inputs = [self.blobs[name] for name in layer.bottom]
-            found = function(getattr(layer, parameters or "name"), keras_name(layer.name), *inputs)
+            if len(inputs) != 1 and (not inputs or function not in WITH_SEVERAL_INPUTS):
+                raise Unsupported(f"{len(inputs)} inputs")
+            first = [functools.partial(self.weigh, layer)] if function in WITH_WEIGHTS else []
+            first += [len(layer.top)] if function is _slice else []
+            found = function(*first, getattr(layer, parameters or "name"), name, *inputs)
             found = found if isinstance(found, list) else [found] * len(layer.top)
         except errors.SettingsError:
             raise
         except (Unsupported, ValueError) as error:  # a ValueError is of Keras, about shapes
             raise errors.DataError(f"{self.where(layer)} is not supported here: {errors.first_line(error)}") from error
         for number, (top, tensor) in enumerate(zip(layer.top, found, strict=True)):
-            name = keras_name(layer.name) + f".{number}" * (layer.type == "Slice")
-            if tensor._keras_history.operation.name != name and layer.type != "Split":
-                tensor = layers.Identity(name=name)(tensor)  # every layer keeps its name
+            called = name + f".{number}" * (layer.type == "Slice")
+            if tensor._keras_history.operation.name != called and layer.type != "Split":
+                tensor = layers.Identity(name=called)(tensor)  # every layer keeps its name
             self.blobs[top] = self.outputs[layer.name] = tensor
+
+    def _free_name(self, layer) -> str:
+        """Return the name of a layer in Keras, which allows no slash, and no name twice."""
+        wanted = name = layer.name.replace("/", ".") or layer.type
+        number = 1
+        while name in self.names:
+            number += 1
+            name = f"{wanted}.{number}"
+        self.names.add(name)
+        return name
 
     def weigh(self, layer, made: keras.Layer, x, shapes: Sequence[tuple], fillers: Sequence, convert: Callable):
         """Call a Keras layer, and give it weights: those of the file, else what the fillers draw.
@@ -121,15 +133,10 @@ class Network:
         if both[0] != both[1]:
             there, here = ([list(shape) for shape in group] for group in ([blob.shape for blob in found], shapes))
             raise errors.SettingsError(
-                f"{self.where(layer)}: its weights have the shapes {there} in the caffemodel, {here} in the network; give the file "
-                "of this network, and images of the size that it was trained on"
+                f"{self.where(layer)}: its weights have the shapes {there} in {self.source}, {here} in the network; give the "
+                "file of this network, and images of the size that it was trained on"
             )
         return [blob.reshape(shape) for blob, shape in zip(found, shapes, strict=True)]
-
-
-def keras_name(name: str) -> str:
-    """Return the name of a layer in Keras, which allows no slash."""
-    return name.replace("/", ".")
 
 
 @contextlib.contextmanager
@@ -445,4 +452,5 @@ TABLE: dict[str, tuple[Callable, str]] = {
     "Split": (lambda _, name, x: x, ""),
     "TanH": (_activation("tanh"), ""),
 }
+WITH_SEVERAL_INPUTS = (_concat, _eltwise, _scale)
 WITH_WEIGHTS = (_batch_norm, _convolution, _inner_product, _prelu, _scale)

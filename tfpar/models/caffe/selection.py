@@ -20,7 +20,7 @@ class Selection:
 
     Attributes:
         net: from `files.read_net`.
-        layers: those that compute, in the order of the file; their names differ from each other.
+        layers: those that compute, in the order of the file.
         source: the data layer that feeds them, or of another phase where this one has none, if there is one.
         input: name of the input.
         image_shape: height, width, channels.
@@ -37,7 +37,9 @@ class Selection:
         self.layers = [layer for layer in there if layer.type not in DATA]
         if all(is_loss(layer) for layer in self.layers):
             raise errors.DataError(f"{path}: no layer of phase {phase} computes anything; correct the file")
-        self._name_apart()
+        for layer in self.layers:
+            if not layer.top and not is_loss(layer):
+                raise errors.DataError(f"{self.where(layer)} has no top; correct the file")
         self.input, self.image_shape = self._input(image_shape)
 
     @property
@@ -160,17 +162,6 @@ class Selection:
 
         return any(map(holds, layer.include)) if layer.include else not any(map(holds, layer.exclude))
 
-    def _name_apart(self) -> None:
-        """Number the layers of the same name: in Keras names differ."""
-        names: set[str] = set()
-        for layer in self.layers:
-            layer.name = name = layer.name or layer.type
-            number = 1
-            while layer.name.replace("/", ".") in names:
-                number += 1
-                layer.name = f"{name}.{number}"
-            names.add(layer.name.replace("/", "."))
-
     def _input(self, given: tuple[int, int, int] | None) -> tuple[str, tuple[int, int, int]]:
         """Return the name of the input and the shape of the images."""
         message, source, dims = self.net.message, self.source, []
@@ -186,7 +177,8 @@ class Selection:
         stated = (*dims[2:], dims[1]) if len(dims) == 4 and min(dims[1:]) > 0 else None
         if given is None and stated is None:
             raise errors.SettingsError(
-                f"{self.net.path}: it states no shape of images; give image_shape=(height, width, channels)"
+                f"{self.net.path}: the shape of its input {name} is {[*dims]}, which says no size of images; give "
+                "image_shape=(height, width, channels)"
             )
         if given is None:
             return name, stated

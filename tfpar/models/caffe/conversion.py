@@ -13,7 +13,9 @@ import keras
 import numpy as np
 
 from tfpar import errors, validate
-from tfpar.models.caffe import files, layers
+from tfpar.models.caffe import files
+from tfpar.models.caffe.building import Network
+from tfpar.models.caffe.layers import in_float32
 from tfpar.models.caffe.selection import Selection
 
 
@@ -65,7 +67,7 @@ def network(
     selection = Selection(net, phase, image_shape)
     number, blob = selection.last()
     needed = selection.needed(number + 1, blob)
-    with layers.in_float32():
+    with in_float32():
         inputs = keras.Input(selection.image_shape, name="images")
         built = _build(selection, inputs, weights, needed)
     return _model(selection, inputs, built.blobs[blob], built)
@@ -112,7 +114,7 @@ def load(
     needed = selection.needed(end, logits)
     head, is_new = selection.head(needed, logits, num_classes)
     inputs = keras.Input(selection.image_shape, dtype="uint8", name="images")
-    with layers.in_float32():
+    with in_float32():
         scale, mean = selection.preprocessing(scale, mean, order, trained=weights is not None)
         x = _preprocessed(inputs, scale, mean, order)
     built = _build(selection, x, weights, needed, head=head, is_new=is_new)
@@ -156,17 +158,17 @@ def _preprocessed(x, scale: float, mean: np.ndarray, order: str):
     return keras.layers.Rescaling(scale, name="scaled")(x) if scale != 1 or x.dtype == "uint8" else x
 
 
-def _build(selection: Selection, x, weights, needed: list, *, head=None, is_new: bool = False) -> layers.Network:
+def _build(selection: Selection, x, weights, needed: list, *, head=None, is_new: bool = False) -> Network:
     """Build the layers that are needed, from the head on in float32, and note what fits no weights."""
     blobs = files.read_weights(weights) if weights is not None else {}
     if is_new:
         blobs.pop(head.name, None)
-    built = layers.Network(blobs, source=weights, where=selection.where)
+    built = Network(blobs, source=weights, where=selection.where)
     built.blobs[selection.input] = x
     with contextlib.ExitStack() as stack:
         for layer in needed:
             if layer is head:
-                stack.enter_context(layers.in_float32())
+                stack.enter_context(in_float32())
             built.add(layer)
     if blobs and not built.made.keys() & blobs.keys():
         raise errors.SettingsError(
@@ -198,7 +200,7 @@ def _is_frozen(layer) -> bool:
     return bool(layer.param) and layer.type != "BatchNorm" and not any(param.lr_mult for param in layer.param)
 
 
-def _model(selection: Selection, inputs, outputs, built: layers.Network) -> keras.Model:
+def _model(selection: Selection, inputs, outputs, built: Network) -> keras.Model:
     """Return the model, and print the notes."""
     model = keras.Model(inputs, outputs, name=re.sub(r"[^\w.-]", "_", selection.net.message.name) or "caffe")
     multipliers = []

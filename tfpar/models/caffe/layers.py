@@ -7,15 +7,13 @@ What each of them computes was read in BVLC/caffe@9b89154, src/caffe/layers. A b
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import keras
 import numpy as np
 from keras import layers, ops
 
-from tfpar import errors
 from tfpar.models.caffe import files
 
 AXES = {1: 3, 2: 1, 3: 2}  # of a picture: Caffe's and ours
@@ -27,118 +25,6 @@ class Unsupported(Exception):
     """A layer has parameters or inputs that Keras cannot express."""
 
 
-class Network:
-    """A network while it is built.
-
-    Attributes:
-        blobs: the tensors by their names; a layer in place gives its name to a new one.
-        outputs: what each layer gives, by the layer's name.
-        made: the Keras layer with the weights of each layer, by the layer's name.
-        unfilled: layers with neither weights nor a filler for them.
-    """
-
-    def __init__(self, weights: dict[str, list[np.ndarray]], *, source: object, where: Callable[[object], str]):
-        """Begin a network.
-
-        Args:
-            weights: from `files.read_weights`.
-            source: the path of the weights, for messages.
-            where: returns file, line, name and type of a layer, for messages.
-        """
-        self.blobs: dict[str, keras.KerasTensor] = {}
-        self.outputs: dict[str, keras.KerasTensor] = {}
-        self.made: dict[str, keras.Layer] = {}
-        self.unfilled: list[str] = []
-        self.weights, self.source, self.where = weights, source, where
-        self.names = {"images", "scaled", "minus_mean"}
-        self.sharing: dict[str, tuple[str, ...]] = {}
-        self.shared: dict[tuple[str, ...], keras.Layer] = {}
-
-    def add(self, layer) -> None:
-        """Add the Keras layers of a layer of Caffe.
-
-        Raises:
-            errors.DataError: its type or a parameter is not supported, or it reads a blob that is not there.
-            errors.SettingsError: the weights have other shapes.
-        """
-        if layer.type not in TABLE:
-            raise errors.DataError(f"{self.where(layer)} is not supported; supported are {', '.join(TABLE)}")
-        if missing := [name for name in layer.bottom if name not in self.blobs]:
-            raise errors.DataError(f"{self.where(layer)} reads {missing[0]}, which no layer before it gives")
-        function, parameters = TABLE[layer.type]
-        inputs, name = [self.blobs[blob] for blob in layer.bottom], self._free_name(layer)
-        try:
-            if len(inputs) != 1 and (not inputs or function not in WITH_SEVERAL_INPUTS):
-                raise Unsupported(f"{len(inputs)} inputs")
-            first = [functools.partial(self.weigh, layer)] if function in WITH_WEIGHTS else []
-            first += [len(layer.top)] if function is _slice else []
-            found = function(*first, getattr(layer, parameters or "name"), name, *inputs)
-            found = found if isinstance(found, list) else [found] * len(layer.top)
-        except errors.SettingsError:
-            raise
-        except (Unsupported, ValueError) as error:  # a ValueError is of Keras, about shapes
-            raise errors.DataError(f"{self.where(layer)} is not supported here: {errors.first_line(error)}") from error
-        for number, (top, tensor) in enumerate(zip(layer.top, found, strict=True)):
-            called = name + f".{number}" * (layer.type == "Slice")
-            if tensor._keras_history.operation.name != called and layer.type != "Split":
-                tensor = layers.Identity(name=called)(tensor)  # every layer keeps its name
-            self.blobs[top] = self.outputs[layer.name] = tensor
-
-    def _free_name(self, layer) -> str:
-        """Return the name of a layer in Keras, which allows no slash, and no name twice."""
-        wanted = name = layer.name.replace("/", ".") or layer.type
-        number = 1
-        while name in self.names:
-            number += 1
-            name = f"{wanted}.{number}"
-        self.names.add(name)
-        return name
-
-    def weigh(self, layer, made: keras.Layer, x, shapes: Sequence[tuple], fillers: Sequence, convert: Callable):
-        """Call a Keras layer, and give it weights: those of the file, else what the fillers draw.
-
-        Args:
-            layer: of Caffe. Layers whose `param` have the same names are one Keras layer.
-            made: of Keras.
-            x: its input.
-            shapes: of its blobs in Caffe.
-            fillers: of each blob; a number is a constant, None is xavier.
-            convert: `convert(*blobs)` returns the weights of the Keras layer.
-        """
-        names = tuple(param.name for param in layer.param)
-        if any(names):
-            if (
-                "" in names
-                or len(names) != len(shapes)
-                or {self.sharing.setdefault(n, names) for n in names} != {names}
-            ):
-                raise Unsupported(f"of its weights some are shared ({', '.join(names)}); share all of them or none")
-            made = self.shared.setdefault(names, made)
-        y = made(x)
-        if made not in self.made.values():
-            blobs = self._blobs_of(layer, shapes)
-            if blobs is None:
-                self.unfilled += [layer.name] * (fillers[0] is None)
-                blobs = [_drawn(filler, shape) for filler, shape in zip(fillers, shapes, strict=True)]
-            made.set_weights(convert(*blobs))
-        self.made[layer.name] = made
-        return y
-
-    def _blobs_of(self, layer, shapes: Sequence[tuple]) -> list[np.ndarray] | None:
-        """Return a layer's blobs of the file; ones in front may be missing or be there, as Caffe compares shapes."""
-        if layer.name not in self.weights:
-            return None
-        found = self.weights[layer.name]
-        both = [[_without_ones(shape) for shape in group] for group in ([blob.shape for blob in found], shapes)]
-        if both[0] != both[1]:
-            there, here = ([list(shape) for shape in group] for group in ([blob.shape for blob in found], shapes))
-            raise errors.SettingsError(
-                f"{self.where(layer)}: its weights have the shapes {there} in {self.source}, {here} in the network; give the "
-                "file of this network, and images of the size that it was trained on"
-            )
-        return [blob.reshape(shape) for blob, shape in zip(found, shapes, strict=True)]
-
-
 @contextlib.contextmanager
 def in_float32():
     """Build layers that compute in float32, whatever the precision of the others."""
@@ -148,28 +34,6 @@ def in_float32():
         yield
     finally:
         keras.config.set_dtype_policy(before)
-
-
-def _without_ones(shape: Sequence[int]) -> list[int]:
-    first = next((axis for axis, side in enumerate(shape) if side != 1), len(shape))
-    return list(shape[first:])
-
-
-def _drawn(filler, shape: tuple) -> np.ndarray:
-    """Return a blob that a filler has filled."""
-    kind = "constant" if isinstance(filler, float) else "xavier" if filler is None else filler.type
-    fans = math.prod(shape[1:]), math.prod(shape) / shape[min(1, len(shape) - 1)]
-    n = (*fans, sum(fans) / 2)[filler.variance_norm if hasattr(filler, "variance_norm") else 0]
-    random = {
-        "constant": lambda: keras.initializers.Constant(filler if isinstance(filler, float) else filler.value),
-        "xavier": lambda: keras.initializers.RandomUniform(-math.sqrt(3 / n), math.sqrt(3 / n)),
-        "msra": lambda: keras.initializers.RandomNormal(0.0, math.sqrt(2 / n)),
-        "gaussian": lambda: keras.initializers.RandomNormal(filler.mean, filler.std),
-        "uniform": lambda: keras.initializers.RandomUniform(filler.min, filler.max),
-    }
-    if kind not in random or getattr(filler, "sparse", -1) >= 0:
-        raise Unsupported(f"the filler {kind}, or one with sparse")
-    return keras.ops.convert_to_numpy(random[kind]()(shape))
 
 
 def _fillers(p) -> list:

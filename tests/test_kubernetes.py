@@ -176,6 +176,7 @@ WRONG_WORDS = {
     "train ../x": "give a path in the volume, such as data", "train photos/cats": "such as data", "train /data": "such as data",
     "train data/../x/y": "such as data", "train data/x --run x": "such as runs/NAME", "train data/x --run runs": "such as runs/NAME",
     "train data/x --run runs/../y": "such as runs/NAME", "train data/x --run data/y": "such as runs/NAME", "train data/x --weights w.h5": "data/FILE",
+    "train data/x --model caffe:n": "data/FILE", "train data/x --model caffe:data/n --solver s": "data/FILE",
     "train data/x --shards 3": "multiple of 2", "train data/x --global-batch-size 63": "2 equal shards",
     "train data/x --shards 4 --global-batch-size 6": "4 equal shards", "train data/\udcff": "valid Unicode",
 }  # fmt: skip
@@ -193,7 +194,7 @@ def test_wrong_words_are_refused_with_the_remedy(words, capsys):
 @pytest.mark.parametrize(
     "words",
     ["train data", "train digits", "train ./data/x", "train data/x --run ./runs/a/b", "train /tfpar/data/x --run /tfpar/runs/y",
-     "train data/x --weights imagenet", "train data/x --weights data/w.h5", "train data/x --shards 4 --global-batch-size 64"],
+     "train data/x --weights imagenet", "train data/x --model caffe:data/n --solver data/s", "train data/x --weights data/w.h5", "train data/x --shards 4 --global-batch-size 64"],
 )  # fmt: skip
 def test_words_that_work_are_left_as_they_are(words):
     job = kubernetes.manifests(words.split(), **SOME)[1]

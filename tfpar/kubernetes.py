@@ -158,8 +158,10 @@ def _words(command: Sequence[str], *, replicas: int) -> list[str]:
     data = given.data if "/" in given.data or given.data == "data" else f"data/{files.name_of(given.data)}"
     _in_volume("DATA", data, "data", f"{PLACE}/data")
     _in_volume("--run", given.run or f"runs/{files.name_of(given.data)}", "runs/NAME", f"{PLACE}/runs/")
-    if given.weights not in (None, "imagenet"):
-        _in_volume("--weights", given.weights, "data/FILE", f"{PLACE}/data/")
+    network = given.model.removeprefix("caffe:") if given.model.startswith("caffe:") else None
+    for option, path in (("--weights", given.weights), ("--model", network), ("--solver", given.solver)):
+        if path not in (None, "imagenet"):
+            _in_volume(option, path, "data/FILE", f"{PLACE}/data/")
     return ["tfpar", *(word.replace("$", "$$") for word in command)]  # Kubernetes puts variables in for $(NAME)
 
 

@@ -41,7 +41,8 @@ def fingerprint(model: keras.Model, data: Dataset, settings: Settings) -> dict:
     loss = keras.tree.flatten(model.loss)[0]
     if not isinstance(loss, str) and not getattr(loss, "__module__", "").startswith("keras."):
         values["loss_gives"] = _value_of(loss, data.num_classes)
-    if rates := getattr(model.optimizer, "lr_mult", None):  # of caffe.solver; no configuration holds them
+    inner = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    if rates := getattr(inner, "lr_mult", None):  # of caffe.solver; no configuration holds them
         values["lr_mult"] = dict(rates)
     return json.loads(json.dumps(values, default=_number))
 

@@ -6,8 +6,6 @@ Example:
     True
 """
 
-from __future__ import annotations
-
 import contextlib
 import threading
 from collections.abc import Iterator
@@ -50,13 +48,10 @@ def exact_metrics(run: results.Run, *, stage: int | None = None) -> bool:
     once = np.array_equal(predictions["index"].to_numpy(), np.arange(stated["examples"]))
     ranked = np.argsort(-probabilities, axis=1, kind="stable")
     correct = ranked[:, 0] == labels
-    same = (
-        once
-        and stated["accuracy"] == correct.mean()
-        and stated["top5_accuracy"] == (ranked[:, :TOP] == labels[:, np.newaxis]).any(axis=1).mean()
-        and [entry["correct"] for entry in stated["per_class"].values()]
-        == [int(correct[labels == label].sum()) for label in range(len(run.class_names))]
-    )
+    among_five = (ranked[:, :TOP] == labels[:, np.newaxis]).any(axis=1)
+    same = once and stated["accuracy"] == correct.mean() and stated["top5_accuracy"] == among_five.mean()
+    of_classes = [int(correct[labels == label].sum()) for label in range(len(run.class_names))]
+    same &= [entry["correct"] for entry in stated["per_class"].values()] == of_classes
     return _claim("exact metrics", bool(same), f"{stated['examples']:,} images, each once")
 
 

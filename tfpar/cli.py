@@ -1,7 +1,5 @@
 """The command line: run one command, and turn every way it can end into an exit code and at most one line."""
 
-from __future__ import annotations
-
 import shlex
 import sys
 import tempfile
@@ -54,29 +52,18 @@ def _code_of(given) -> int:
             return 0
         say("tfpar: nobody reads the output any more; send it to a file, and run the same command again")
         return errors.InputOutputFailed.exit_code
-    except _out_of_memory():
-        return _tell_out_of_memory()
-    except ImportError as error:
-        if "map segment" in str(error) or "allocate memory" in str(error):  # of the system's loader of libraries
-            return _tell_out_of_memory()
-        return _tell_defect(error)
     except OSError as error:
         place = error.filename or "reading or writing"
         say(f"tfpar: {place}: {error.strerror or error}; earlier state is intact. {files.remedy(error)}")
         return errors.InputOutputFailed.exit_code
     except Exception as error:  # noqa: BLE001 - the one last handler
-        return _tell_defect(error)
-
-
-def _tell_out_of_memory() -> int:
-    say("tfpar: out of memory; take smaller pictures, a smaller batch, or more shards, or raise the limit (ulimit -v)")
-    return errors.Unavailable.exit_code
-
-
-def _tell_defect(error: Exception) -> int:
-    said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-    say(f"tfpar: a defect of tfpar ({said}); please report it with {_trace_file()}")
-    return 70
+        if _is_out_of_memory(error):
+            todo = "take smaller pictures, a smaller batch, or more shards, or raise the limit (ulimit -v)"
+            say(f"tfpar: out of memory; {todo}")
+            return errors.Unavailable.exit_code
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        say(f"tfpar: a defect of tfpar ({said}); please report it with {_trace_file()}")
+        return 70
 
 
 def _trace_file() -> str:
@@ -86,6 +73,7 @@ def _trace_file() -> str:
     return file.name
 
 
-def _out_of_memory() -> tuple[type[BaseException], ...]:
-    tensorflow = sys.modules.get("tensorflow")  # not imported for this
-    return (MemoryError, tensorflow.errors.ResourceExhaustedError) if tensorflow else (MemoryError,)
+def _is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, ImportError):  # of the system's loader of libraries
+        return "map segment" in str(error) or "allocate memory" in str(error)
+    return isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError"  # of TensorFlow

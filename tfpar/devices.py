@@ -9,8 +9,6 @@ Example:
     4 replicas (CPU:0, CPU:1, CPU:2, CPU:3): global batch 128 -> 32 per replica
 """
 
-from __future__ import annotations
-
 import tensorflow as tf
 
 from tfpar import errors, validate
@@ -66,9 +64,8 @@ def _simulated(replicas: int) -> tf.distribute.Strategy:
             raise errors.SettingsError(f"{why}; {todo}") from error
     # TensorFlow's default for several CPUs numbers its groups per process: a second strategy of another size would
     # fail with "joining a group with size 4, but that group has size 2". This one has no groups.
-    return tf.distribute.MirroredStrategy(
-        [f"CPU:{index}" for index in range(replicas)], cross_device_ops=tf.distribute.ReductionToOneDevice()
-    )
+    cpus = [f"CPU:{index}" for index in range(replicas)]
+    return tf.distribute.MirroredStrategy(cpus, cross_device_ops=tf.distribute.ReductionToOneDevice())
 
 
 def is_default(strategy: tf.distribute.Strategy) -> bool:

@@ -11,8 +11,6 @@ Example:
     nowhere: no such directory. Make it with: tfpar prepare SOURCE nowhere
 """
 
-from __future__ import annotations
-
 
 class DataError(ValueError):
     """The data is damaged or unusable; the message names the file."""

@@ -1,7 +1,5 @@
 """Files that appear whole or not at all, their checksums, and a lock that dies with its process."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import fcntl
@@ -32,6 +30,12 @@ def remedy(error: OSError) -> str:
         errno.EAGAIN: "Raise the limit with ulimit -u",
     }
     return f"{first.get(error.errno, 'Check the disk and its permissions')}, then run the same command again"
+
+
+def unreadable(error: OSError, path: str | os.PathLike = "") -> errors.InputNotFound:
+    """Return the error that names what cannot be read: the file that the system names, or else `path`."""
+    place = printable(error.filename or path)
+    return errors.InputNotFound(f"{place}: cannot be read ({error.strerror}). {remedy(error)}")
 
 
 def write(path: str | os.PathLike, content: bytes | str | Callable[[Path], None]) -> None:
@@ -166,7 +170,7 @@ def name_of(source) -> str:
     return printable(words[-1]) if words else "data"
 
 
-def printable(name: str) -> str:
+def printable(name: str | os.PathLike) -> str:
     """Return a file name as valid UTF-8 text: percent-encoded where its bytes are not."""
     raw = os.fsencode(name)
     try:

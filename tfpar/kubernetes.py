@@ -11,8 +11,6 @@ Example:
     >>> print(kubernetes.text(found))
 """
 
-from __future__ import annotations
-
 import argparse
 import copy
 import importlib.metadata
@@ -239,15 +237,16 @@ def _policy(meta: dict, pods: dict, port: int, gpus: int) -> dict:
 
 def _job(workers: int, deadline: int, pod: dict, *, saved: str, restarts: int) -> dict:
     """Return the spec of a Job; `saved` is the action that follows when a worker was stopped and its state is saved."""
+
+    def rule(action: str, *codes: int) -> dict:
+        return {"action": action, "onExitCodes": {"containerName": "tfpar", "operator": "In", "values": [*codes]}}
+
     rules = [
-        {"action": action, "onExitCodes": {"containerName": "tfpar", "operator": "In", "values": [*codes]}}
-        for action, codes in (
-            ("FailJob", errors.FINAL),
-            ("Ignore", [errors.WorkerLost.exit_code]),  # the worker that was lost is counted
-            (saved, [Interrupted.exit_code]),
-        )
+        rule("FailJob", *errors.FINAL),
+        rule("Ignore", errors.WorkerLost.exit_code),  # the worker that was lost is counted
+        rule(saved, Interrupted.exit_code),
+        {"action": saved, "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
     ]
-    rules.append({"action": saved, "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]})
     return {
         "completionMode": "Indexed",
         "completions": workers,
@@ -314,17 +313,13 @@ def _pod(words: list[str], *, image: str, environment: dict, port: int, resource
 
 def _volumes(data_claim: str, run_claim: str, shm: str) -> tuple[list[dict], list[dict]]:
     """Return the volumes, and where they are mounted."""
-    volumes = [
-        {"name": "data", "persistentVolumeClaim": {"claimName": data_claim, "readOnly": True}},
-        {"name": "runs", "persistentVolumeClaim": {"claimName": run_claim}},
+    table = (
+        ("data", {"persistentVolumeClaim": {"claimName": data_claim, "readOnly": True}}, f"{PLACE}/data"),
+        ("runs", {"persistentVolumeClaim": {"claimName": run_claim}}, f"{PLACE}/runs"),
         # NCCL needs more than the 64 MiB there are.
-        {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": shm}},
-        {"name": "tmp", "emptyDir": {}},
-    ]
-    mounts = [
-        {"name": "data", "mountPath": f"{PLACE}/data", "readOnly": True},
-        {"name": "runs", "mountPath": f"{PLACE}/runs"},
-        {"name": "shm", "mountPath": "/dev/shm"},
-        {"name": "tmp", "mountPath": "/tmp"},
-    ]
-    return volumes, mounts
+        ("shm", {"emptyDir": {"medium": "Memory", "sizeLimit": shm}}, "/dev/shm"),
+        ("tmp", {"emptyDir": {}}, "/tmp"),
+    )
+    mounts = [{"name": name, "mountPath": path} for name, _, path in table]
+    mounts[0]["readOnly"] = True
+    return [{"name": name} | volume for name, volume, _ in table], mounts

@@ -5,8 +5,6 @@ Example:
     '...'
 """
 
-from __future__ import annotations
-
 import os
 import platform
 

@@ -9,11 +9,8 @@ Example:
     0.073
 """
 
-from __future__ import annotations
-
 import math
 import re
-import reprlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -114,9 +111,8 @@ def parse(text: str) -> Stage:
     except errors.SettingsError as error:
         raise errors.SettingsError(f"stage {text!r}: {error}") from error
     except (AttributeError, TypeError, ValueError) as error:
-        raise errors.SettingsError(
-            f"stage {text!r}: write EPOCHS@RATE[:FINAL][~SCHEDULE][/TRAINABLE], as 10@0.2:0.02 or 5@0.1:0~cosine/head"
-        ) from error
+        form = "EPOCHS@RATE[:FINAL][~SCHEDULE][/TRAINABLE], as 10@0.2:0.02 or 5@0.1:0~cosine/head"
+        raise errors.SettingsError(f"stage {text!r}: write {form}") from error
 
 
 def checked(stage: Stage) -> Stage:
@@ -126,18 +122,15 @@ def checked(stage: Stage) -> Stage:
         errors.SettingsError: no epochs, a rate that is negative or no number, no such schedule, or parameters that it does not take.
     """
     if not isinstance(stage, (tuple, list)) or not 3 <= len(stage) <= len(Stage._fields):
-        raise errors.SettingsError(
-            f"{reprlib.repr(stage)}: give Stage(epochs, learning_rate), with at least 1 epoch and a rate above 0"
-        )
+        validate.reject("stage", stage, "Stage(epochs, learning_rate), with at least 1 epoch and a rate above 0")
     epochs, rate, final, trainable, given = Stage(*stage)
     epochs = validate.integer("epochs", epochs, 1, MOST_EPOCHS)
     if validate.number("learning_rate", rate, 0, MOST_RATE) == 0:
         validate.reject("learning_rate", rate, "a rate above 0")
     final = None if final is None else validate.number("final_learning_rate", final, 0, MOST_RATE)
     names = [trainable] if isinstance(trainable, str) else trainable
-    if names is not None and not (
-        isinstance(names, (tuple, list)) and names and all(isinstance(n, str) and n for n in names)
-    ):
+    right = isinstance(names, (tuple, list)) and names and all(isinstance(n, str) and n for n in names)
+    if names is not None and not right:
         validate.reject("trainable", trainable, "all, head, the name or pattern of a layer, or a list of these")
     trainable = tuple(trainable) if isinstance(trainable, list) else trainable
     return Stage(epochs, float(rate), final, trainable, None if given is None else _checked_schedule(given, final))
@@ -152,9 +145,8 @@ def _checked_schedule(given, final: float | None) -> Schedule | str:
     there = {name: value for name, value in (("gamma", gamma), ("power", power)) if value is not None}
     steps = steps if isinstance(steps, (tuple, list)) else (steps,)
     if {*there, *["steps"] * bool(steps)} not in (needed, needed | {"steps"} if policy == "poly" else needed):
-        validate.reject(
-            "schedule", given, f"with {policy} just these parameters: {', '.join(sorted(needed)) or 'none'}"
-        )
+        names = ", ".join(sorted(needed)) or "none"
+        validate.reject("schedule", given, f"with {policy} just these parameters: {names}")
     if final is not None and policy in POLICIES:
         validate.reject("final_learning_rate", final, f"none with {policy}, only with linear and cosine")
     most = 1 if policy in ("step", "multistep", "exp") else MOST_RATE  # a factor above 1 ends in infinity
@@ -234,12 +226,8 @@ def rates(stage: Stage) -> str:
     if stage.schedule is None:
         return text
     policy, *parameters = (stage.schedule,) if isinstance(stage.schedule, str) else stage.schedule
-    given = [
-        f"{name}={value}"
-        for name, value in zip(Schedule._fields[1:], parameters, strict=False)
-        if value not in (None, ())
-    ]
-    return f"{text}, {' '.join([policy, *given])}"
+    named = zip(Schedule._fields[1:], parameters, strict=False)
+    return f"{text}, {' '.join([policy, *(f'{name}={value}' for name, value in named if value not in (None, ()))])}"
 
 
 def trained(names: str | Sequence[str] | None) -> str:

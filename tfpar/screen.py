@@ -1,7 +1,5 @@
 """The output of a command: print a line to standard error, and silence the output of Python or of C code."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import sys
@@ -27,29 +25,26 @@ def quiet(active: bool):
         yield
 
 
-class stderr_silenced:  # noqa: N801 - used like a function
+@contextlib.contextmanager
+def stderr_silenced(active: bool, *, but_python: bool = False):
     """Send to nowhere what C code writes to file descriptor 2; Python's errors still raise.
 
     So does TensorFlow while it starts, and libtiff at a damaged picture. `but_python` keeps what Python writes there.
     """
-
-    def __init__(self, active: bool, *, but_python: bool = False):
-        self.active, self.but_python = active, but_python
-
-    def __enter__(self):
-        if self.active:
+    if not active:
+        yield
+        return
+    sys.stderr.flush()
+    kept, stream = os.dup(2), sys.stderr
+    try:
+        if but_python:
+            sys.stderr = open(kept, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115 - closed below
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        if but_python:
             sys.stderr.flush()
-            self.kept, self.stream = os.dup(2), sys.stderr
-            if self.but_python:
-                sys.stderr = open(self.kept, "w", buffering=1, errors="backslashreplace", closefd=False)
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, 2)
-            os.close(nowhere)
-
-    def __exit__(self, *_exception):
-        if self.active:
-            if self.but_python:
-                sys.stderr.flush()
-            sys.stderr = self.stream
-            os.dup2(self.kept, 2)
-            os.close(self.kept)
+        sys.stderr = stream
+        os.dup2(kept, 2)
+        os.close(kept)

@@ -3,21 +3,18 @@
 Imports no TensorFlow, so that the command line reads them at once.
 
 Example:
-    >>> Settings(stages=[Stage(10, 0.1)], shards=4).resolved(replicas=2).global_batch_size
+    >>> Settings(stages=[schedule.Stage(10, 0.1)], shards=4).resolved(replicas=2).global_batch_size
     128
     >>> Settings(seed=-1)
     Traceback (most recent call last):
     tfpar.errors.SettingsError: seed=-1: give a whole number from 0 to 4294967295
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 
 from tfpar import errors, schedule, validate
-from tfpar.schedule import Stage
 
 MOST_STEPS_PER_CALL = 512
 DEFAULT_BATCH = 128  # images of a step
@@ -46,8 +43,8 @@ def _setting(default, text: str = "", *, within=None, choices=None, bits: bool =
     return field(default=default, metadata=metadata)
 
 
-def _check_stages(name: str, value) -> tuple[Stage, ...]:
-    if not isinstance(value, (list, tuple)) or isinstance(value, Stage):
+def _check_stages(name: str, value) -> tuple[schedule.Stage, ...]:
+    if not isinstance(value, (list, tuple)) or isinstance(value, schedule.Stage):
         validate.reject(name, value, "a list of at least one stage, such as [Stage(epochs=10, learning_rate=0.1)]")
     return tuple(schedule.checked(stage) for stage in value)
 
@@ -83,24 +80,18 @@ class Settings:
         errors.SettingsError: a value that is not of its kind or out of its range.
     """
 
-    stages: Sequence[Stage] = _setting((), check=_check_stages)
+    stages: Sequence[schedule.Stage] = _setting((), check=_check_stages)
     global_batch_size: int | None = _setting(None, "default 128", within=(1, validate.MOST_BATCH))
     shards: int | None = _setting(None, "parts of the batch; default 1 per replica", within=(1, validate.MOST_SHARDS))
     seed: int = _setting(0, "of everything random; default 0", within=(0, validate.MOST_SEED))
     augment: str = _setting("none", "mirror, and shift by up to an eighth", choices=AUGMENTATIONS)
     class_weights: Sequence[float] | None = _setting(None)
     scale_learning_rate: bool = _setting(True, "rates of sgd are for a batch of 256; default")
-    warmup_epochs: float | None = _setting(
-        None, "epochs of rising rate; default a tenth of stage 1", within=(0, float(schedule.MOST_EPOCHS))
-    )
+    warmup_epochs: float | None = _setting(None, "epochs of rising rate; default a tenth of stage 1", within=(0, 1e6))
     all_reduce: str = _setting("ordered", "default ordered; fast: less to send, no promise of bits", choices=ALL_REDUCE)
-    batch_norm: str | None = _setting(
-        None, "default fused; keras: slower, the layer as Keras computes it", choices=BATCH_NORM
-    )
+    batch_norm: str | None = _setting(None, "default fused; keras: slower, as Keras computes it", choices=BATCH_NORM)
     weights: str = _setting("none", check=_check_weights)
-    steps_per_call: int | str = _setting(
-        "auto", "between two looks at a signal; default auto: 0.25 seconds", bits=False, check=_check_steps_per_call
-    )
+    steps_per_call: int | str = _setting("auto", "default auto: 0.25 s a call", bits=False, check=_check_steps_per_call)
     checkpoint_seconds: float = _setting(60.0, "between checkpoints; default 60", within=(0, 1e9), bits=False)
     fresh: bool = _setting(False, "start over; the old run is kept beside", bits=False)
     verbose: int | None = _setting(None, bits=False)
@@ -114,7 +105,7 @@ class Settings:
             first = self.stages[0].epochs
             validate.reject("warmup_epochs", self.warmup_epochs, f"at most the epochs of the first stage, {first}")
 
-    def resolved(self, replicas: int, earlier: dict | None = None) -> Settings:
+    def resolved(self, replicas: int, earlier: dict | None = None) -> "Settings":
         """Return the settings with shards, batch and `batch_norm` filled in, from an earlier run where there is one.
 
         Raises:

@@ -3,8 +3,6 @@
 Python handles a signal only between two calls into TensorFlow, so no call may last long (`train` sees to that).
 """
 
-from __future__ import annotations
-
 import signal
 import threading
 
@@ -40,7 +38,7 @@ class StopSignal:
         self.requested = False
         self.deferred = deferred
 
-    def __enter__(self) -> StopSignal:
+    def __enter__(self) -> "StopSignal":
         self.earlier = {}
         if threading.current_thread() is threading.main_thread():
             asking = [number for number in ALWAYS if signal.getsignal(number) != signal.SIG_IGN]

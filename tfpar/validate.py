@@ -8,8 +8,6 @@ Example:
     tfpar.errors.SettingsError: seed=-1: give a whole number from 0 to 99
 """
 
-from __future__ import annotations
-
 import errno
 import math
 import numbers
@@ -18,12 +16,8 @@ import os
 import reprlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tfpar import errors
-
-if TYPE_CHECKING:
-    import numpy as np
 
 MOST_SEED = 2**32 - 1
 MOST_BATCH = 2**24
@@ -44,9 +38,8 @@ def integer(name: str, value, lowest: int, highest: int) -> int:
         errors.SettingsError: with the value and the range.
     """
     try:
-        found = (
-            None if isinstance(value, bool) else operator.index(value)
-        )  # also of tensors and arrays without dimensions
+        # Also of tensors and arrays without dimensions.
+        found = None if isinstance(value, bool) else operator.index(value)
     except TypeError:
         found = None
     if found is None or not lowest <= found <= highest:
@@ -96,7 +89,7 @@ def path(name: str, value) -> Path:
     return Path(value)
 
 
-def split(value, *, one_hot: bool = False) -> tuple[np.ndarray, np.ndarray]:
+def split(value, *, one_hot: bool = False) -> tuple:
     """Return the images and the labels of a split.
 
     Raises:

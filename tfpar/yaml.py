@@ -1,7 +1,5 @@
 """Dictionaries, lists, texts, whole numbers and truth values as YAML, for `kubernetes`; texts are quoted where YAML could misread them."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Sequence

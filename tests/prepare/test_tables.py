@@ -13,6 +13,7 @@ from PIL import Image
 
 from tfpar import cli, errors, prepare
 from tfpar.prepare import holdout, tables
+from tfpar.prepare.inputs import Input
 
 
 @pytest.fixture
@@ -194,11 +195,10 @@ def test_many_groups_come_close_to_the_fraction_in_each_class(tmp_path):
     rows = [{"path": f"{i}.png", "label": f"c{label}", "group": draw.integers(150)} for i, label in enumerate(labels)]
     source = tables.source(written(tmp_path / "a.csv", rows), None, None)
     inputs = list(source.splits["train"]())
-    columns = {name: [getattr(item, name) for item in inputs] for name in ("label", "source", "group")}
-    writer = SimpleNamespace(columns=columns, labels=columns["label"], sources=columns["source"])
+    writer = SimpleNamespace(items=inputs, labels=np.unique([item.label for item in inputs], return_inverse=True)[1])
     held_out = np.zeros(3000, bool)
     held_out[holdout.chosen(writer, source.class_names, fraction=0.1, seed=0)] = True
-    groups, numbers = np.asarray(writer.columns["group"]), np.asarray(writer.labels)
+    groups, numbers = np.asarray([item.group for item in inputs]), writer.labels
     assert not set(groups[held_out]) & set(groups[~held_out])
     for label in range(3):
         assert held_out[numbers == label].mean() == pytest.approx(0.1, abs=0.01)
@@ -213,8 +213,8 @@ def test_many_groups_come_close_to_the_fraction_in_each_class(tmp_path):
 @pytest.mark.parametrize("seed", range(4))
 def test_groups_come_as_close_to_the_fraction_as_their_sizes_allow(sizes, wanted, seed):
     group = np.repeat([f"g{i}" for i in range(len(sizes))], sizes)
-    labels = [0] * len(group)
-    writer = SimpleNamespace(columns={"group": group.tolist(), "label": labels}, labels=labels, sources=group.tolist())
+    items = [Input(name, 0, None, group=name) for name in group.tolist()]
+    writer = SimpleNamespace(items=items, labels=np.zeros(len(items), int))
     share = len(holdout.chosen(writer, ["a"], fraction=0.1, seed=seed)) / len(group)
     assert abs(share - 0.1) <= abs(wanted - 0.1) + 0.005
 

@@ -12,8 +12,6 @@ Example:
     ...
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib.metadata
 import json
@@ -158,12 +156,11 @@ def _workers() -> Iterator[Finding]:
         yield Finding("good", "TF_CONFIG", "one worker")
         return
     places = [rendezvous.place_of(address) for address in found.addresses]
-    unknown = [host for host, _ in places if not _resolves(host)]
-    if unknown:
-        names = f"does not resolve: {', '.join(unknown)}"
-        yield Finding("fix", "TF_CONFIG", names, "check the names, or start their machines first")
-    else:
-        yield Finding("good", "TF_CONFIG", f"worker {found.index} of {len(places)}")
+    unknown = ", ".join(host for host, _ in places if not _resolves(host))
+    names = f"does not resolve: {unknown}" if unknown else f"worker {found.index} of {len(places)}"
+    remedy = "check the names, or start their machines first"
+    yield _judged(not unknown, "TF_CONFIG", names, remedy, otherwise="fix")
+    if not unknown:
         port = f"TensorFlow's server will listen on every address, port {places[found.index][1]}, without a password"
         yield Finding("note", "firewall", port, "admit the other workers to this port, and nobody else")
 
@@ -176,11 +173,9 @@ def _resolves(host: str) -> bool:
 
 def _processor() -> Iterator[Finding]:
     yield Finding("good", "processor", f"{machine.cpuinfo('model name') or 'unnamed'} ({machine.instructions()})")
-    if machine.computes_in_bfloat16():
-        remedy = "try tfpar train --precision mixed_bfloat16"
-        yield Finding("note", "bfloat16", "the processor multiplies in bfloat16", remedy)
-    else:
-        yield Finding("good", "bfloat16", "no instructions for it: float32 is faster here")
+    fast = machine.computes_in_bfloat16()
+    found = "the processor multiplies in bfloat16" if fast else "no instructions for it: float32 is faster here"
+    yield _judged(not fast, "bfloat16", found, "try tfpar train --precision mixed_bfloat16")
     names = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS")
     given = [f"{name}={os.environ[name]}" for name in names if name in os.environ]
     told = f"{len(machine.cores())} cores, {', '.join(given) or 'TensorFlow takes them all'}"

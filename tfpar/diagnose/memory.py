@@ -13,8 +13,6 @@ Example:
     0.5 MB per replica of ... MB; the largest batch that fits: ...
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple

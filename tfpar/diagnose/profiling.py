@@ -14,8 +14,6 @@ Example:
       ...
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
@@ -152,15 +150,9 @@ def _parts(seconds: dict[str, float], per_call: int) -> dict[str, float]:
 
 
 def _same_batch(strategy: tf.distribute.Strategy, batch):
-    members = [strategy.experimental_local_results(member) for member in batch]
-
-    def dataset(context=None):
-        each = [tf.data.Dataset.from_tensors(tuple(m[r] for m in members)).repeat() for r in range(len(members[0]))]
-        if context and context.num_input_pipelines > 1:
-            return each[context.input_pipeline_id]
-        return tf.data.Dataset.choose_from_datasets(each, tf.data.Dataset.range(len(each)).repeat())
-
-    return distribute.distributed(dataset, strategy)
+    members = tuple(strategy.experimental_local_results(member)[0] for member in batch)
+    one_by_one = distribute.TOGETHER_BYTES
+    return distribute.for_replicas(lambda _steps, _replicas: members, strategy, batch_bytes=one_by_one)
 
 
 def _alone(step: Step, part):

@@ -1,8 +1,6 @@
 """Augmentation of a whole batch at once. What happens to an image follows from the seed, its step and its row in the global
 batch, so it does not depend on the number of replicas."""
 
-from __future__ import annotations
-
 import tensorflow as tf
 
 

@@ -1,7 +1,5 @@
 """The batches of training and inference, gathered whole from the mapped array."""
 
-from __future__ import annotations
-
 import numpy as np
 import tensorflow as tf
 

@@ -1,7 +1,5 @@
 """`tf.data` pipelines for replicas: each replica finds its own batches, several of which one call makes."""
 
-from __future__ import annotations
-
 import ctypes
 import functools
 import platform
@@ -82,13 +80,8 @@ class _LocalBatches(DistributedDatasetsFromFunction):  # Keras knows it by the n
     def __iter__(self):
         return iter(self._dataset)
 
-    @property
-    def element_spec(self):
-        return self._dataset.element_spec
-
-    @property
-    def cardinality(self):
-        return self._dataset.cardinality()
+    element_spec = property(lambda self: self._dataset.element_spec)
+    cardinality = property(lambda self: self._dataset.cardinality())
 
 
 def _input_options(strategy: tf.distribute.Strategy) -> tf.distribute.InputOptions | None:

@@ -16,8 +16,6 @@ Example:
     [3, 4, 0, 2, 1]
 """
 
-from __future__ import annotations
-
 import ctypes
 import mmap
 import threading
@@ -73,9 +71,8 @@ def _permuted(places: tf.Tensor, sizes, seed: int, rounds: tf.Tensor, purpose) -
     """Permute each place within `[0, size)`, by a key of seed, round and purpose."""
     shape = tf.shape(places)
     purpose, last = (tf.broadcast_to(tf.cast(v, tf.int64), shape) for v in (purpose, sizes - 1))
-    key = tf.stack(
-        [tf.fill(shape, tf.constant(seed, tf.int64)), purpose * 2**16 + rounds // 2**32, rounds % 2**32], axis=1
-    )
+    seeds = tf.fill(shape, tf.constant(seed, tf.int64))
+    key = tf.stack([seeds, purpose * 2**16 + rounds // 2**32, rounds % 2**32], axis=1)
     # Four rounds of the cipher, TensorFlow's default, leave neighbouring permutations correlated (0.01); eight do not.
     return tf.raw_ops.RandomIndexShuffle(index=places, seed=tf.cast(key, tf.uint32), max_index=last, rounds=8)
 

@@ -11,8 +11,6 @@ DIR/skipped.csv               source,reason: every input that did not become an 
 ```
 """
 
-from __future__ import annotations
-
 import contextlib
 import csv
 import hashlib
@@ -21,6 +19,8 @@ import itertools
 import json
 import mmap
 import os
+import sys
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -29,9 +29,10 @@ import numpy as np
 from tqdm import tqdm
 
 from tfpar import errors, files, validate
-from tfpar.prepare.inputs import BESIDE
+from tfpar.prepare.inputs import BESIDE, Input
 
 FORMAT = 1
+OTHER_CHECKSUM = "damaged, its checksum is not the one that was written"
 _HEADER = 128  # bytes before the pixels in an .npy file; NumPy pads it, so that the number of images may grow
 
 
@@ -84,54 +85,50 @@ class SplitWriter:
     def __init__(self, directory: Path, shape: tuple[int, int, int], opened: contextlib.ExitStack):
         directory.mkdir()
         self.directory, self.shape, self.opened = directory, shape, opened
-        self.columns: dict[str, list] = {"label": [], "source": [], "weight": [], "group": []}
+        self.items: list[Input] = []  # without their pictures
         self.digests = bytearray()  # of the pixels, 16 bytes an image
         self.file = open(directory / "images.npy", "w+b")  # noqa: SIM115 - closed in close()
         opened.callback(self._abandon)
         self.file.write(self._header())
 
     @property
-    def labels(self) -> list[int]:
-        return self.columns["label"]
+    def labels(self) -> np.ndarray:
+        return np.asarray([item.label for item in self.items], np.int32)
 
-    @property
-    def sources(self) -> list[str]:
-        return self.columns["source"]
+    def counts(self) -> Counter[int]:
+        """Return the number of images of each label."""
+        return Counter(item.label for item in self.items)
 
     def _header(self) -> bytes:
         text = io.BytesIO()
-        shape = (len(self.labels), *self.shape)
+        shape = (len(self.items), *self.shape)
         np.lib.format.write_array_header_1_0(text, {"descr": "|u1", "fortran_order": False, "shape": shape})
         if text.tell() != _HEADER:
             raise RuntimeError(f"this NumPy writes a header of {text.tell()} bytes, not {_HEADER}")
         return text.getvalue()
 
-    def add(self, image: np.ndarray, *, digest: bytes | None = None, **columns) -> None:
+    def add(self, image: np.ndarray, item: Input) -> None:
         content = image.tobytes()
         self.file.write(content)
-        self.digests += digest or hashlib.blake2b(content, digest_size=16).digest()
-        for name, column in self.columns.items():
-            column.append(columns[name])
+        self.digests += hashlib.blake2b(content, digest_size=16).digest()
+        self.items.append(item._replace(picture=None))
 
-    def move(self, chosen: np.ndarray, directory: Path) -> SplitWriter:
+    def move(self, chosen: np.ndarray, directory: Path) -> "SplitWriter":
         """Move the images at the positions `chosen` to another split, and close the gaps in this one."""
         self.file.flush()
         other = SplitWriter(directory, self.shape, self.opened)
-        pixels = np.memmap(self.file, np.uint8, "r+", _HEADER, (len(self.labels), *self.shape))
-        digests = np.frombuffer(bytes(self.digests), "V16")
+        pixels = np.memmap(self.file, np.uint8, "r+", _HEADER, (len(self.items), *self.shape))
         moves = np.isin(np.arange(len(pixels)), chosen)
         kept = 0
         for position in range(len(pixels)):  # one image at a time: the memory stays bounded
             if moves[position]:
-                row = {name: column[position] for name, column in self.columns.items()}
-                other.add(pixels[position], digest=digests[position].tobytes(), **row)
+                other.add(pixels[position], self.items[position])
             else:
                 pixels[kept] = pixels[position]
                 kept += 1
         pixels.flush()
-        for column in self.columns.values():
-            column[:] = itertools.compress(column, ~moves)
-        self.digests = bytearray(digests[~moves].tobytes())
+        self.items = list(itertools.compress(self.items, ~moves))
+        self.digests = bytearray(np.frombuffer(self.digests, "V16")[~moves].tobytes())
         self.file.truncate(_HEADER + kept * int(np.prod(self.shape)))
         return other
 
@@ -143,13 +140,11 @@ class SplitWriter:
         self.file.seek(0)
         self.file.write(self._header())
         self.file.close()
-        np.save(self.directory / "labels.npy", np.asarray(self.labels, np.int32))
-        if any(weight is not None for weight in self.columns["weight"]):
-            np.save(
-                self.directory / "weights.npy",
-                np.asarray([1 if weight is None else weight for weight in self.columns["weight"]], np.float32),
-            )
-        rows = zip(itertools.count(), self.sources, self.labels)
+        np.save(self.directory / "labels.npy", self.labels)
+        weights = [item.weight for item in self.items]
+        if any(weight is not None for weight in weights):
+            np.save(self.directory / "weights.npy", np.asarray([1 if w is None else w for w in weights], np.float32))
+        rows = ((index, item.source, item.label) for index, item in enumerate(self.items))
         write_csv(self.directory / "examples.csv", ("index", "source", "label"), rows)
 
 
@@ -183,35 +178,27 @@ def load(directory: str | os.PathLike, *, verify: bool = True, known: dict[str, 
         errors.DataError: a file is missing, too many, or not what it was; the message names it.
     """
     directory = validate.path("directory", directory)
+    manifest = manifest_of(directory)
     try:
-        return _loaded(directory, manifest_of(directory), verify, known or {})
+        return _loaded(directory, manifest, verify, known or {})
     except OSError as error:
-        if isinstance(error, errors.KINDS):
-            raise
-        raise errors.InputNotFound(
-            f"{error.filename or directory}: cannot be read ({error.strerror}). {files.remedy(error)}"
-        ) from error
+        raise files.unreadable(error, directory) from error
 
 
 def _loaded(directory: Path, manifest: dict, verify: bool, known: dict[str, list[int]]) -> Dataset:
     verified = {}
-    with tqdm(
-        total=_bytes_to_read(manifest), desc="verify", unit="B", unit_scale=True, disable=None, delay=1
-    ) as progress:
+    total = sum(entry["bytes"] for entry in manifest["files"].values())
+    with tqdm(total=total, desc="verify", unit="B", unit_scale=True, disable=None, delay=1) as progress:
         for name, expected in manifest["files"].items():
             path = directory / name
             if not path.is_file():
-                raise errors.DataError(f"{path}: missing; prepare the data again")
+                raise _damaged(path, "missing")
             status = path.stat()
             stamp = [status.st_size, status.st_mtime_ns, status.st_ino]
             if status.st_size != expected["bytes"]:
-                raise errors.DataError(
-                    f"{path}: {status.st_size} bytes, {expected['bytes']} were written; prepare the data again"
-                )
+                raise _damaged(path, f"{status.st_size} bytes, {expected['bytes']} were written")
             if verify and known.get(name) != stamp and files.sha256(path, progress.update) != expected["sha256"]:
-                raise errors.DataError(
-                    f"{path}: damaged, its checksum is not the one that was written; prepare the data again"
-                )
+                raise _damaged(path, OTHER_CHECKSUM)
             if verify:
                 verified[name] = stamp
     for path in sorted(directory.rglob("*")):
@@ -219,17 +206,14 @@ def _loaded(directory: Path, manifest: dict, verify: bool, known: dict[str, list
         if path.is_file() and name != "dataset.json" and not name.startswith(".") and name not in manifest["files"]:
             raise errors.DataError(f"{path}: does not belong to this data set; remove it, or prepare the data again")
     shape = tuple(manifest["image_shape"])
-    splits = {
-        split: _split(directory / split, described["examples"], shape)
-        for split, described in manifest["splits"].items()
-    }
+    splits = {name: _split(directory / name, entry["examples"], shape) for name, entry in manifest["splits"].items()}
     contents = {name: entry["sha256"] for name, entry in manifest["files"].items() if name.endswith(".npy")}
     fingerprint = files.fingerprint([contents, manifest["class_names"], list(shape)])
     return Dataset(directory, manifest["name"], manifest["class_names"], shape, splits, fingerprint, verified)
 
 
-def _bytes_to_read(manifest: dict) -> int:
-    return sum(entry["bytes"] for entry in manifest["files"].values())
+def _damaged(path: Path, what: str) -> errors.DataError:
+    return errors.DataError(f"{path}: {what}; prepare the data again")
 
 
 def manifest_of(directory: Path) -> dict:
@@ -242,24 +226,19 @@ def manifest_of(directory: Path) -> dict:
     if not directory.is_dir():
         raise errors.InputNotFound(f"{directory}: no such directory. Make it with: tfpar prepare SOURCE {directory}")
     if not path.is_file():
-        raise errors.DataError(
-            f"{path}: missing, so this is not a prepared directory. Make one with: tfpar prepare SOURCE DIR"
-        )
+        raise errors.DataError(f"{path}: missing, so this is no prepared directory. Make one: tfpar prepare SOURCE DIR")
     try:
         text = path.read_text(encoding="utf-8")
         manifest = json.loads(text)
         del manifest["sha256"]
-        same = text == rendered(manifest)
+        if text != rendered(manifest):
+            raise ValueError(OTHER_CHECKSUM)
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise errors.DataError(f"{path}: damaged, it is not what was written; prepare the data again") from error
+        raise _damaged(path, OTHER_CHECKSUM) from error
     except OSError as error:
-        raise errors.InputNotFound(f"{path}: cannot be read ({error.strerror}). {files.remedy(error)}") from error
-    if not same:
-        raise errors.DataError(f"{path}: damaged, its checksum is not the one that was written; prepare the data again")
+        raise files.unreadable(error, path) from error
     if manifest["format"] != FORMAT:
-        raise errors.DataError(
-            f"{path}: format {manifest['format']}, this tfpar reads {FORMAT}; prepare the data again, or update tfpar"
-        )
+        raise _damaged(path, f"format {manifest['format']}, this tfpar reads {FORMAT}; update tfpar, or")
     return manifest
 
 
@@ -286,14 +265,8 @@ def _mapped(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     The pages are private and writable because TensorFlow takes no read-only array without copying it; nothing
     writes to them, and if something did, the file would not change. NORESERVE: they need no swap behind them.
     """
-    if 0 in shape:
-        return np.zeros(shape, np.uint8)
+    no_reserve = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)  # Python names it from 3.11
     with open(path, "rb") as file:
-        if hasattr(mmap, "MAP_PRIVATE") and os.uname().sysname == "Linux":
-            no_reserve = getattr(mmap, "MAP_NORESERVE", 0x4000)  # Python names it from 3.11
-            pages = mmap.mmap(
-                file.fileno(), 0, flags=mmap.MAP_PRIVATE | no_reserve, prot=mmap.PROT_READ | mmap.PROT_WRITE
-            )
-        else:
-            pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        flags, prot = mmap.MAP_PRIVATE | no_reserve, mmap.PROT_READ | mmap.PROT_WRITE
+        pages = mmap.mmap(file.fileno(), 0, flags=flags, prot=prot)
     return np.frombuffer(pages, np.uint8, offset=_HEADER).reshape(shape)

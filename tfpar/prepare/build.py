@@ -1,22 +1,21 @@
 """`prepare.dataset`: decode every picture of a source once, split the images, and publish the directory as a whole."""
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import os
 import shutil
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import PIL
 from tqdm import tqdm
 
 from tfpar import errors, files, validate
 from tfpar.prepare import arrays, holdout, pictures, reuse, sources
-from tfpar.prepare.arrays import Dataset, load
+from tfpar.prepare.arrays import SplitWriter
 from tfpar.prepare.inputs import BESIDE, Input, Source
 
 MIXED_SIZE = (224, 224)  # what photographs of mixed sizes become, as most published backbones expect
@@ -43,7 +42,7 @@ def dataset(
     group_by: str | None = None,
     fresh: bool = False,
     known: dict[str, list[int]] | None = None,
-) -> Dataset:
+) -> arrays.Dataset:
     """Turn a source of labelled images into a prepared directory, or find it there already.
 
     The same source, settings, seed and versions give the same bytes. Until all of it is written, the directory is no data set.
@@ -78,15 +77,13 @@ def dataset(
     validate.choice("on_bad_image", on_bad_image, ("skip", "fail"))
     seed = validate.integer("seed", seed, 0, validate.MOST_SEED)
     directory = validate.path("directory", directory)
-    if tfds_manual_dir is not None:
-        validate.path("tfds_manual_dir", tfds_manual_dir)
     settings = {"validation_fraction": validation_fraction, "seed": seed}
     optional = {"folders_are_splits": splits, "group_by": group_by}
     settings |= {name: value for name, value in optional.items() if value is not None}
     there = (directory / "dataset.json").exists()
     if there and not fresh:
         reuse.check(directory, source, settings, size)
-        return load(directory, known=known)
+        return arrays.load(directory, known=known)
     found = sources.find(source, tfds_manual_dir=tfds_manual_dir, splits=splits, group_by=group_by, size=size)
     settings = {"source": "" if found.identity else sources.identity(source)} | settings
     beside = files.set_aside(directory) if there else None
@@ -98,7 +95,7 @@ def dataset(
         raise
     if beside:
         print(f"the earlier directory is kept as {beside}")
-    return load(directory, verify=False)
+    return arrays.load(directory, verify=False)
 
 
 def _write(source: Source, directory: Path, size, on_bad_image: str, settings: dict) -> None:
@@ -118,9 +115,8 @@ def _write(source: Source, directory: Path, size, on_bad_image: str, settings: d
             except OSError as error:
                 if isinstance(error, errors.KINDS):
                     raise
-                raise errors.InputOutputFailed(
-                    f"{directory}: {error.strerror or error}; nothing was left there. {files.remedy(error)}"
-                ) from error
+                why = f"{directory}: {error.strerror or error}; nothing was left there"
+                raise errors.InputOutputFailed(f"{why}. {files.remedy(error)}") from error
             finally:
                 spare.close()
                 shutil.rmtree(work, ignore_errors=True)
@@ -145,26 +141,24 @@ def _removed_if_empty(*directories: Path) -> Iterator[None]:
 def _checked_size(image_size) -> tuple[int, int] | None:
     if image_size is None:
         return None
-    if not isinstance(image_size, (tuple, list)):
-        image_size = (image_size, image_size)
-    if len(image_size) != 2:
+    sides = image_size if isinstance(image_size, (tuple, list)) else (image_size, image_size)
+    if len(sides) != 2:
         validate.reject("image_size", image_size, "pixels from 1 to 4096, as 96 or (height, width)")
-    return tuple(validate.integer("image_size", side, 1, 4096) for side in image_size)
+    return tuple(validate.integer("image_size", side, 1, 4096) for side in sides)
 
 
 def _make(source: Source, work: Path, size, on_bad_image: str, settings: dict, opened) -> dict:
     """Decode all splits into `work`, and return what dataset.json will say."""
-    for path in work.iterdir():  # what a killed process left
-        if path.name != "lock":
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for path in set(work.iterdir()) - {work / "lock"}:  # what a killed process left
+        _remove(path)
     size = size or source.size or _common_size(source)
     shape = (*size, source.channels)
     skipped: list[tuple[str, str]] = []
     splits = {}
     for split in source.splits:
-        splits[split] = arrays.SplitWriter(work / split, shape, opened)
+        splits[split] = SplitWriter(work / split, shape, opened)
         skipped += _fill(splits[split], source, split, on_bad_image)
-    total = sum(len(writer.labels) for writer in splits.values())
+    total = sum(len(writer.items) for writer in splits.values())
     bad = [entry for entry in skipped if entry[1] != BESIDE]
     if len(bad) > total:
         named = "; ".join(f"{source}: {reason}" for source, reason in bad[:3])
@@ -177,62 +171,49 @@ def _make(source: Source, work: Path, size, on_bad_image: str, settings: dict, o
     arrays.write_csv(work / "skipped.csv", ("source", "reason"), skipped)
     if source.identity:
         settings = settings | {"source": source.identity()}
-    described = _described(source.name, work, shape, class_names, splits, len(skipped), settings)
-    return described | ({"source_files": source.stamp} if source.stamp else {})
+    return _described(source, work, shape, class_names, splits, len(skipped), settings)
 
 
-def _hold_out(source: Source, splits: dict[str, arrays.SplitWriter], class_names: list[str], settings: dict) -> None:
+def _hold_out(source: Source, splits: dict[str, SplitWriter], class_names: list[str], settings: dict) -> None:
     """Give the source a validation split where it has none of its own; tell of classes that are much larger than others."""
     train = splits["train"]
-    (most, largest), *_, (least, smallest) = Counter(train.labels).most_common()
+    (most, largest), *_, (least, smallest) = train.counts().most_common()
     if largest >= UNBALANCED * smallest:
-        print(
-            f"class {class_names[most]} has {largest} images and {class_names[least]} has {smallest}: consider train --class-weights balanced"
-        )
+        both = f"class {class_names[most]} has {largest} images and {class_names[least]} has {smallest}"
+        print(f"{both}: consider train --class-weights balanced")
     if "validation" in splits:
         holdout.check_groups(splits)
     else:
-        of = {"fraction": settings["validation_fraction"], "seed": settings["seed"]}
-        chosen = holdout.chosen(train, class_names, **of)
+        chosen = holdout.chosen(train, class_names, fraction=settings["validation_fraction"], seed=settings["seed"])
         splits["validation"] = train.move(chosen, train.directory.with_name("validation"))
-    if not splits["validation"].labels:
-        raise errors.DataError(
-            f"{source.name}: no image is left for validation; give more images, more groups, or a larger validation fraction"
-        )
+    if not splits["validation"].items:
+        todo = "give more images, more groups, or a larger validation fraction"
+        raise errors.DataError(f"{source.name}: no image is left for validation; {todo}")
 
 
-def _fill(writer: arrays.SplitWriter, source: Source, split: str, on_bad_image: str) -> list[tuple[str, str]]:
+def _fill(writer: SplitWriter, source: Source, split: str, on_bad_image: str) -> list[tuple[str, str]]:
     """Decode the pictures of a split, and return (source, reason) of those that cannot be used."""
     inputs, total, read, skipped = source.splits[split](), source.counts[split], 0, []
     progress = tqdm(inputs, total=total, desc=f"prepare {split}", unit=" images", disable=None)
     for item, picture in _decoded(progress, writer.shape):
         read += 1
         if isinstance(picture, np.ndarray):
-            writer.add(picture, label=item.label, source=item.source, weight=item.weight, group=item.group)
+            writer.add(picture, item)
         elif on_bad_image == "fail" and picture != BESIDE:
-            raise errors.DataError(
-                f"{item.source}: {picture}. Remove it, or skip such pictures with --on-bad-image skip"
-            )
+            raise errors.DataError(f"{item.source}: {picture}. Remove it, or give --on-bad-image skip")
         else:
             skipped.append((item.source, picture))
-    if (
-        read != total and total is not None
-    ):  # a record file that was cut between two records reads short without an error
-        raise errors.DataError(
-            f"{source.name}: {split} gave {read} of {total} inputs; its files are cut short, fetch them again"
-        )
+    if total not in (None, read):  # a record file that was cut between two records reads short without an error
+        raise errors.DataError(f"{source.name}: {split} gave {read} of {total} inputs, cut short: fetch its files")
     return skipped
 
 
 def _common_size(source: Source) -> tuple[int, int]:
     sizes = set()
     for item in itertools.chain.from_iterable(inputs() for inputs in source.splits.values()):
-        if item.reason:
-            continue
-        try:
-            sizes.add(pictures.size(item.picture))
-        except pictures.BadPicture:
-            continue  # it gets its line in skipped.csv when it is decoded
+        if not item.reason:
+            with contextlib.suppress(pictures.BadPicture):  # it gets its line in skipped.csv when it is decoded
+                sizes.add(pictures.size(item.picture))
         if len(sizes) > 1:
             return MIXED_SIZE
     if not sizes:
@@ -263,38 +244,32 @@ def _pixels_or_reason(picture, shape) -> np.ndarray | str:
         return str(reason)
 
 
-def _filled_classes(source: Source, splits: dict[str, arrays.SplitWriter]) -> list[str]:
-    """Leave out the classes without an image, renumber the others, and return their names."""
-    class_names, counts = list(source.class_names), {split: Counter(writer.labels) for split, writer in splits.items()}
+def _filled_classes(source: Source, splits: dict[str, SplitWriter]) -> list[str]:
+    """Leave out the classes without an image, number the others, and return their names."""
+    counts = {split: writer.counts() for split, writer in splits.items()}
     for split, count in counts.items():
-        missing = [class_names[label] for label in sorted(set(count) - set(counts["train"]))]
-        if missing:
-            raise errors.DataError(
-                f"class {missing[0]} is in {split} and not in train; add training pictures of it, or remove it from {split}"
-            )
-    # The classes of a stream are numbered as they came; a folder's are sorted, and TensorFlow's have an order of their own.
-    filled = sorted(counts["train"], key=class_names.__getitem__ if source.identity else None)
-    for label in sorted(set(range(len(class_names))) - set(filled)):
-        print(f"class {class_names[label]}: no usable picture, left out")
+        if missing := sorted(set(count) - set(counts["train"])):
+            raise errors.DataError(f"class {missing[0]} is in {split} alone; add it to train, or remove it there")
+    known = source.class_names or sorted(counts["train"])
+    filled = [name for name in known if name in counts["train"]]
+    for name in known:
+        if name not in counts["train"]:
+            print(f"class {name}: no usable picture, left out")
     if len(filled) < 2:
-        named = f"only class {class_names[filled[0]]}" if filled else "no class"
+        named = f"only class {filled[0]}" if filled else "no class"
         raise errors.DataError(f"{named} has pictures; a classifier needs at least two classes.{source.hint}")
-    number = {old: new for new, old in enumerate(filled)}
+    number = {name: i for i, name in enumerate(filled)}
     for writer in splits.values():
-        writer.labels[:] = [number[label] for label in writer.labels]
-    return [str(class_names[label]) for label in filled]
+        writer.items = [item._replace(label=number[item.label]) for item in writer.items]
+    return [str(name) for name in filled]
 
 
-def _described(
-    name, work: Path, shape, class_names, splits: dict[str, arrays.SplitWriter], skipped: int, settings: dict
-) -> dict:
-    import PIL
-
+def _described(source: Source, work: Path, shape, class_names, splits, skipped: int, settings: dict) -> dict:
     paths = [path for path in sorted(work.rglob("*")) if path.is_file() and path.name != "lock"]
-    counts = {split: Counter(writer.labels) for split, writer in splits.items()}
+    counts = {split: writer.counts() for split, writer in splits.items()}
     return {
         "format": arrays.FORMAT,
-        "name": name,
+        "name": source.name,
         **settings,
         "class_names": class_names,
         "image_shape": list(shape),
@@ -311,6 +286,7 @@ def _described(
         },
         "skipped": skipped,
         "versions": {"numpy": np.__version__, "pillow": PIL.__version__},
+        **({"source_files": source.stamp} if source.stamp else {}),
     }
 
 

@@ -1,7 +1,5 @@
 """Folders of pictures: one folder per class, perhaps inside folders for train and validation."""
 
-from __future__ import annotations
-
 import os
 import re
 import unicodedata
@@ -10,8 +8,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from tfpar import errors, files
-from tfpar.prepare import inputs
-from tfpar.prepare.inputs import BESIDE, Input, Source
+from tfpar.prepare.inputs import BESIDE, Input, Source, stamp_of
 
 TRAIN = ("train", "training")
 HELD_OUT = ("validation", "valid", "val", "dev", "eval", "test")  # the first that is there becomes validation
@@ -33,26 +30,22 @@ def source(root: Path, splits: bool | None, group: re.Pattern | None) -> Source:
         errors.DataError: there are no classes, two readings are possible, or a path has no group.
     """
     classes, listed = _find(root, splits)
-    index = {name: i for i, name in enumerate(classes)}
 
     def named(split):
         for name, path in listed[split]:
             inside = files.printable(path.relative_to(root).as_posix())
-            reason = "" if name is not None else "not inside a class folder"
-            reason = BESIDE if foreign(path.name) else reason
-            found = group.search(inside) if group and not reason else None
+            reason = BESIDE if foreign(path.name) else "" if name else "not inside a class folder"
+            found = group and group.search(inside)
             if group and not reason and not (found and found[1]):
-                raise errors.DataError(
-                    f"{inside}: the pattern {group.pattern} of --group-by finds no group in this path"
-                )
-            yield Input(inside, index.get(name), path, reason, group=found[1] if found else None)
+                raise errors.DataError(f"{inside}: --group-by {group.pattern} finds no group in this path")
+            yield Input(inside, name, path, reason, group=found and found[1])
 
     return Source(
         name=files.name_of(root),
         class_names=classes,
         splits={split: lambda split=split: named(split) for split in listed},
         counts={split: len(found) for split, found in listed.items()},
-        stamp=inputs.stamp([path for found in listed.values() for _, path in found if not foreign(path.name)]),
+        stamp=stamp_of([path for found in listed.values() for _, path in found if not foreign(path.name)]),
         hint=_superfluous(root) if len(classes) < 2 else "",
     )
 
@@ -60,26 +53,22 @@ def source(root: Path, splits: bool | None, group: re.Pattern | None) -> Source:
 def _find(root: Path, splits: bool | None) -> tuple[list[str], dict[str, list[tuple[str | None, Path]]]]:
     """Return the names of the classes, and for each split (class or None, file) of every file, in a fixed order."""
     if not root.is_dir():
-        raise errors.InputNotFound(
-            f"{files.printable(str(root))}: not a folder; give a folder with one folder per class inside"
-        )
+        raise errors.InputNotFound(f"{files.printable(root)}: not a folder; give one with a folder per class inside")
     roots = _roots(root, _folders(root), splits)
     listed = {split: list(_walk(path)) for split, path in roots.items()}
-    named = {name for found in listed.values() for name, path in found if name is not None and not foreign(path.name)}
-    spellings = Counter(map(_composed, named))
+    pictures = {split: [each for each in found if not foreign(each[1].name)] for split, found in listed.items()}
+    if not any(name for name, _ in pictures["train"]):
+        raise errors.DataError(_no_classes(root, roots["train"], pictures["train"]))
+    spellings = Counter(_composed(name) for name in {name for path in roots.values() for name in _folders(path)})
     for name, count in spellings.items():
         if count > 1:
             print(f"class {name}: its folders are spelled in composed and in decomposed Unicode, and are one class")
-    if not any(name is not None and not foreign(path.name) for name, path in listed["train"]):
-        raise errors.DataError(_no_classes(root, roots["train"], listed["train"]))
     for split, path in roots.items():
         filled = {name for name, _ in listed[split]}
         for name in _folders(path):
-            if name not in filled:
-                print(f"{files.printable(str(path / name))}: an empty folder, left out")
-    for found in listed.values():
-        found[:] = [(None if name is None else _composed(name), path) for name, path in found]
-    return sorted(spellings), listed
+            if _composed(name) not in filled:
+                print(f"{files.printable(path / name)}: an empty folder, left out")
+    return sorted({name for found in pictures.values() for name, _ in found if name}), listed
 
 
 def _composed(name: str) -> str:
@@ -87,13 +76,8 @@ def _composed(name: str) -> str:
 
 
 def _folders(root: Path) -> list[str]:
-    try:
-        names = sorted(os.listdir(root))
-    except OSError as error:
-        raise errors.InputNotFound(
-            f"{files.printable(str(root))}: cannot be read ({error.strerror}). {files.remedy(error)}"
-        ) from error
-    return [name for name in names if (root / name).is_dir() and not _hidden(name)]
+    _, found, _ = next(_walk_of_system(root))
+    return sorted(name for name in found if not _hidden(name))
 
 
 def foreign(name: str) -> bool:
@@ -123,25 +107,21 @@ def _roots(root: Path, folders: list[str], splits: bool | None) -> dict[str, Pat
     if splits is False or (splits is None and not by_name):
         return {"train": root}
     twice = next((names for names in by_name.values() if len(names) > 1), None)
-    others = [name for name in folders if name.lower() not in TRAIN + HELD_OUT]
+    others = sum(map(len, by_name.values())) < len(folders)
     answers = "say --splits if they are splits, --no-splits if they are classes (splits=True or False in Python)"
-    shown = ", ".join(files.printable(name) for name in folders[:6])
+    shown = ", ".join(map(files.printable, folders[:6]))
     if twice or (splits is None and others):
         why = f"{' and '.join(twice)} are two folders for one split" if twice else "splits beside other folders"
-        raise errors.DataError(f"{files.printable(str(root))}: {why} ({shown}). Rename or move one, or {answers}")
+        raise errors.DataError(f"{files.printable(root)}: {why} ({shown}). Rename or move one, or {answers}")
     by_role = roles(by_name)
     if not {"train", "validation"} <= by_role.keys():
         if splits is None:  # such as test alone: a class
             return {"train": root}
-        raise errors.DataError(
-            f"{files.printable(str(root))}: --splits, and no folder train with one of {', '.join(HELD_OUT)} ({shown}); say --no-splits"
-        )
+        why = f"--splits, and no folder train with one of {', '.join(HELD_OUT)} ({shown})"
+        raise errors.DataError(f"{files.printable(root)}: {why}; say --no-splits")
     found = {role: root / by_name[name][0] for role, name in by_role.items()}
-    left = [name for name in folders if root / name not in found.values()]
-    if left:
-        print(
-            f"{files.printable(str(root))}: {', '.join(map(files.printable, left))} left out; validation is {found['validation'].name}"
-        )
+    if left := ", ".join(files.printable(name) for name in folders if root / name not in found.values()):
+        print(f"{files.printable(root)}: {left} left out; validation is {found['validation'].name}")
     return found
 
 
@@ -157,18 +137,12 @@ def pictures(root: str) -> list[str]:
     return found
 
 
-def _no_classes(root: Path, train: Path, listed: list) -> str:
+def _no_classes(root: Path, train: Path, pictures: list[tuple[None, Path]]) -> str:
     """Return where the classes seem to be, for the message that there are none."""
-    place, flat = (
-        files.printable(str(train)),
-        [path.name for name, path in listed if name is None and not foreign(path.name)],
-    )
-    if flat:
-        return (
-            f"{place}: {len(flat)} files lie directly in it; put each into a folder named after its class, such as "
-            f"{place}/cat/{files.printable(flat[0])}"
-        )
-    return f"{files.printable(str(root))}: no pictures in it; give a folder with one folder per class and pictures in those"
+    if pictures:
+        moved = files.printable(train / "cat" / pictures[0][1].name)
+        return f"{files.printable(train)}: {len(pictures)} files lie directly in it; put each into a folder named after its class, such as {moved}"
+    return f"{files.printable(root)}: no pictures in it; give a folder with one folder per class and pictures in those"
 
 
 def _superfluous(root: Path) -> str:
@@ -176,21 +150,15 @@ def _superfluous(root: Path) -> str:
     for name in _folders(root):
         inside = _folders(root / name)
         if len(inside) > 1:
-            shown = ", ".join(files.printable(each) for each in inside[:3])
-            return f" Its folder {files.printable(name)} holds {shown}: give {files.printable(str(root / name))} if those are the classes."
+            shown = ", ".join(map(files.printable, inside[:3]))
+            return f" Its folder {files.printable(name)} holds {shown}: give {files.printable(root / name)} if those are the classes."
     return ""
 
 
 def _walk(root: Path) -> Iterator[tuple[str | None, Path]]:
     """Yield (class folder or None, path) of every file below a folder, in a fixed order; visit each folder once."""
     seen = set()
-
-    def unreadable(error: OSError):
-        raise errors.InputNotFound(
-            f"{files.printable(str(error.filename))}: cannot be read ({error.strerror}). {files.remedy(error)}"
-        ) from error
-
-    for folder, below, names in os.walk(root, followlinks=True, onerror=unreadable):
+    for folder, below, names in _walk_of_system(root):
         status = os.stat(folder)
         if (status.st_dev, status.st_ino) in seen:  # a link that leads back
             below.clear()
@@ -199,4 +167,11 @@ def _walk(root: Path) -> Iterator[tuple[str | None, Path]]:
         below[:] = sorted((name for name in below if not _hidden(name)), key=os.fsencode)
         parts = Path(folder).relative_to(root).parts
         for name in sorted(names, key=os.fsencode):
-            yield (parts[0] if parts else None), Path(folder) / name
+            yield (_composed(parts[0]) if parts else None), Path(folder) / name
+
+
+def _walk_of_system(root: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    def unreadable(error: OSError):
+        raise files.unreadable(error) from error
+
+    return os.walk(root, followlinks=True, onerror=unreadable)

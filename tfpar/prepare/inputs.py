@@ -1,9 +1,7 @@
 """What every source of images becomes: named splits of inputs, in a fixed order."""
 
-from __future__ import annotations
-
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,10 +11,10 @@ BESIDE = "hidden, or of a kind that lies beside pictures"  # why a file is skipp
 
 
 class Input(NamedTuple):
-    """One input: its name in the source, its class (an index, or None), and a path, encoded bytes or pixels."""
+    """One input: its name in the source, its class, and a path, encoded bytes or pixels."""
 
     source: str
-    label: int | None
+    label: str | int | None  # the class; its number once all are known (see `build`)
     picture: Path | bytes | np.ndarray
     reason: str = ""  # why it cannot become an example, where that is known without decoding it
     weight: float | None = None  # of its loss
@@ -26,11 +24,11 @@ class Input(NamedTuple):
 class Source(NamedTuple):
     """A source that was found to exist; `splits` gives the inputs of each split, in a fixed order.
 
-    They can be read any number of times, but for a stream, whose classes are known after the one reading.
+    They can be read any number of times, but for a stream, which is read once.
     """
 
     name: str
-    class_names: Collection
+    class_names: list[str | int]  # in their order; empty where only reading tells, and then they are sorted
     splits: dict[str, Callable[[], Iterator[Input]]]
     counts: dict[str, int | None]  # inputs of each split; None where only reading them tells
     channels: int = 3
@@ -40,11 +38,9 @@ class Source(NamedTuple):
     identity: Callable[[], str] | None = None  # of a stream, after the one reading
 
 
-def stamp(paths: list[Path]) -> dict:
+def stamp_of(paths: list[Path]) -> dict:
     """Return the number of these files, their bytes, and the time of the newest."""
-    found = [
-        os.stat(path) for path in paths if os.path.exists(path)
-    ]  # a link to nowhere gets its line when it is decoded
+    found = [os.stat(path) for path in paths if os.path.exists(path)]  # a link to nowhere is told when it is decoded
     newest = max((status.st_mtime_ns for status in found), default=0)
     return {"files": len(found), "bytes": sum(status.st_size for status in found), "newest": newest}
 

@@ -8,8 +8,6 @@ Example:
     (224, 224, 3)
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import logging
@@ -50,18 +48,11 @@ _DECODER_ERRORS = (
     EOFError, MemoryError, RuntimeError, struct.error, zlib.error, Image.DecompressionBombError,
 )  # fmt: skip
 _ORIENTATION = 0x0112  # the EXIF tag
-_ELSEWHERE = {  # how files begin that people take for pictures that can be read here
+_BEGINNINGS = {  # of files that people take for pictures
+    b"\xff\xd8": "JPEG", b"\x89PNG": "PNG", b"GIF8": "GIF", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"ftypavif": "AVIF",
     b"ftyphei": "HEIC", b"ftypmif1": "HEIC", b"%PDF": "PDF", b"%!PS": "PostScript", b"<svg": "SVG", b"8BPS": "Photoshop",
     b"\xff\x0a": "JPEG XL", b"JXL \r\n": "JPEG XL", b"jP  \r\n": "JPEG 2000",
 }  # fmt: skip
-_BEGINNINGS = {
-    b"\xff\xd8": "JPEG",
-    b"\x89PNG": "PNG",
-    b"GIF8": "GIF",
-    b"II*\0": "TIFF",
-    b"MM\0*": "TIFF",
-    b"ftypavif": "AVIF",
-}
 _ICON = b"\0\0\1\0"
 _large = threading.RLock()  # held while a large picture is decoded
 
@@ -107,11 +98,9 @@ def size(picture: str | os.PathLike | bytes | np.ndarray) -> tuple[int, int]:
     if isinstance(picture, np.ndarray):
         return picture.shape[:2]
     with _alone(_length(picture)), _opened(picture) as image:
-        try:
-            turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
-        except _DECODER_ERRORS:
-            turned = False
-        turned = turned and image.format != "TIFF"  # there Pillow has turned the size itself
+        turned = False
+        with contextlib.suppress(_DECODER_ERRORS):  # in a TIFF Pillow has turned the size itself
+            turned = image.format != "TIFF" and image.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
         return (image.width, image.height) if turned else (image.height, image.width)
 
 
@@ -197,16 +186,12 @@ def _judge(image: Image.Image) -> None:
     """Refuse a picture that is too large to be decoded."""
     limit = PIXEL_LIMIT // 2 if image.format == "WEBP" else PIXEL_LIMIT  # its decoder holds five copies
     if image.width * image.height > limit or max(image.size) > SIDE_LIMIT:
-        raise BadPicture(
-            f"claims {image.width}x{image.height} = {image.width * image.height:,} pixels, the limit is {limit:,}, "
-            f"and {SIDE_LIMIT:,} a side"
-        )
+        claimed = f"claims {image.width}x{image.height} = {image.width * image.height:,} pixels"
+        raise BadPicture(f"{claimed}, the limit is {limit:,}, and {SIDE_LIMIT:,} a side")
     values = image.width * image.height * len(image.getbands())
     if values > PYTHON_LIMIT and _in_python(image):
-        raise BadPicture(
-            f"a {image.format} of a kind that is slow to decode, {values:,} values, the limit is {PYTHON_LIMIT:,}; "
-            "convert it to PNG"
-        )
+        slow = f"a {image.format} of a kind that is slow to decode"
+        raise BadPicture(f"{slow}, {values:,} values, the limit is {PYTHON_LIMIT:,}; convert it to PNG")
     if len(image.info.get("exif", b"")) > EXIF_LIMIT:
         raise BadPicture(f"its EXIF block has {len(image.info['exif']):,} bytes, the limit is {EXIF_LIMIT:,}")
 
@@ -241,10 +226,9 @@ def _length(picture) -> int:
 
 def _bytes(path: Path) -> bytes:
     try:
-        if path.is_symlink() and not path.exists():
-            raise BadPicture("a link to nothing")
         if not path.is_file():  # before it is opened: that alone may move a tape, or wait for a writer
-            raise BadPicture("not a regular file" if path.exists() else "no such file")
+            missing = "a link to nothing" if path.is_symlink() else "no such file"
+            raise BadPicture("not a regular file" if path.exists() else missing)
         with open(path, "rb", opener=_without_waiting) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
@@ -303,16 +287,11 @@ def _plain_band(image: Image.Image, shift: int) -> Image.Image:
 
 def _looks_like(content: bytes) -> str:
     head = content[:512]
-
-    def begins(beginning):
-        return head.startswith((beginning, head[:4] + beginning))  # some formats begin with four bytes of length
-
-    for beginning, name in _ELSEWHERE.items():
-        if begins(beginning) or (name == "SVG" and beginning in head):
-            return f"{name}, which is not read here; convert it to JPEG or PNG"
     for beginning, name in _BEGINNINGS.items():
-        if begins(beginning):
-            return f"damaged: it begins as a {name} and does not go on as one"
+        if head.startswith((beginning, head[:4] + beginning)) or (name == "SVG" and beginning in head):
+            if name in FORMATS:
+                return f"damaged: it begins as a {name} and does not go on as one"
+            return f"{name}, which is not read here; convert it to JPEG or PNG"
     if not any(byte < 9 for byte in head):
         return "text, not a picture"
     return "not a picture, or of a kind that cannot be read here"

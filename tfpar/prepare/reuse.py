@@ -1,7 +1,5 @@
 """A prepared directory that is there already: does it stand for its source as the source is now?"""
 
-from __future__ import annotations
-
 import os
 import shlex
 from pathlib import Path
@@ -26,10 +24,8 @@ def check(directory: Path, source, settings: dict, size: tuple[int, int] | None)
     has = there | {"image_size": there["image_shape"][:2]}
     differing = [f"{key} is {has.get(key)}, asked for {wanted[key]}" for key in wanted if wanted[key] != has.get(key)]
     if differing:
-        raise errors.SettingsError(
-            f"{directory}: prepared otherwise: {'; '.join(differing)}. Name another directory, prepare it again with --fresh, or "
-            "remove it"
-        )
+        todo = "Name another directory, prepare it again with --fresh, or remove it"
+        raise errors.SettingsError(f"{directory}: prepared otherwise: {'; '.join(differing)}. {todo}")
 
 
 def _is_of(there: dict, directory: Path, source, identity: str) -> bool:
@@ -45,11 +41,11 @@ def _is_of(there: dict, directory: Path, source, identity: str) -> bool:
     found = sources.find(source, splits=there.get("folders_are_splits"), group_by=there.get("group_by"))
     said = inputs.changes(found, there["source_files"], arrays.names_of(directory, there), moved_away=moved_away)
     if said and not moved_away:
-        place = files.printable(os.fspath(source))
-        raise errors.SettingsError(
-            f"{directory} is older than its source {place}: {said}. Prepare it again: {_command(there, place, directory)} "
-            f"(the old one is kept beside, for earlier runs), or use what is there by its name: tfpar train {directory}"
-        )
+        place = files.printable(source)
+        why = f"{directory} is older than its source {place}: {said}"
+        again = f"{_command(there, place, directory)} (the old one is kept beside, for earlier runs)"
+        use = f"use what is there by its name: tfpar train {directory}"
+        raise errors.SettingsError(f"{why}. Prepare it again: {again}, or {use}")
     return not said
 
 

@@ -11,8 +11,6 @@
 | a stream | a `tf.data.Dataset`, a generator, or a function that returns one, of (image, label) or (image, label, weight) | train |
 """
 
-from __future__ import annotations
-
 import os
 import re
 from pathlib import Path
@@ -43,9 +41,7 @@ def find(
     kind = _kind(source)
     for option, kinds in _TAKEN_BY.items():
         if locals()[option] is not None and kind not in kinds:
-            raise errors.SettingsError(
-                f"{option} was given, which is for a {' or a '.join(kinds)}. Leave it out for this source ({kind})"
-            )
+            raise errors.SettingsError(f"{option} was given, only for {' or '.join(kinds)}; leave it out for {kind}")
     if kind == "arrays":
         return values.arrays(source)
     if kind == "stream":
@@ -59,10 +55,9 @@ def find(
         return tables.source(Path(text), splits, group_by)
     if kind == "tfds":
         if not text.startswith("tfds:") and not _is_tfds_name(text):
-            raise errors.InputNotFound(
-                f"{files.printable(text)}: no such folder or table, and no TensorFlow data set of that name. "
-                "Give digits, a folder of class folders, a table, or a name from https://www.tensorflow.org/datasets"
-            )
+            why = f"{files.printable(text)}: no such folder or table, and no TensorFlow data set of that name"
+            todo = "digits, a folder of class folders, a table, or a name from https://www.tensorflow.org/datasets"
+            raise errors.InputNotFound(f"{why}. Give {todo}")
         return _tfds(text.removeprefix("tfds:"), tfds_manual_dir)
     if _is_tfds_name(text):
         print(f"{text}: the folder of that name; for the TensorFlow data set say tfds:{text}")
@@ -106,11 +101,9 @@ def _pattern(group_by: str | None) -> re.Pattern | None:
         pattern = re.compile(group_by)
     except re.error as error:
         raise errors.SettingsError(f"group_by={group_by!r}: {error}. Give a regular expression") from error
-    return (
-        pattern
-        if pattern.groups
-        else validate.reject("group_by", group_by, "a regular expression with a group, such as '(p[0-9]+)_'")
-    )
+    if not pattern.groups:
+        validate.reject("group_by", group_by, "a regular expression with a group, such as '(p[0-9]+)_'")
+    return pattern
 
 
 # ---- TensorFlow Datasets
@@ -132,34 +125,29 @@ def _tfds(name: str, manual_dir: str | None) -> Source:
         builder = tfds.builder(name)
     except (tfds.core.registered.DatasetNotFoundError, ValueError, KeyError, AssertionError) as error:
         raise errors.InputNotFound(f"tfds:{name}: {str(error).splitlines()[0]}") from error
-    keys = builder.info.supervised_keys
-    features = builder.info.features
-    if keys is None or not (
-        isinstance(features[keys[0]], tfds.features.Image) and isinstance(features[keys[1]], tfds.features.ClassLabel)
-    ):
+    features, (image, label) = dict(builder.info.features.items()), builder.info.supervised_keys or (None, None)
+    picture, classes = features.get(image), features.get(label)
+    if not isinstance(picture, tfds.features.Image) or not isinstance(classes, tfds.features.ClassLabel):
         raise errors.DataError(f"tfds:{name}: not a data set of pictures with one class each; choose another")
     _download(builder, name, manual_dir)
     named = _tfds_splits(name, builder.info.splits)
-    image, label = keys
 
     def inputs(split):
         read = tfds.ReadConfig(add_tfds_id=True, interleave_cycle_length=1, try_autocache=False)
-        # The encoded bytes, as they are on the disk: pictures.py decodes every source alike.
-        encoded = {image: tfds.decode.SkipDecoding()}
+        encoded = {image: tfds.decode.SkipDecoding()}  # pictures.py decodes every source alike
         rows = builder.as_dataset(split=split, read_config=read, decoders=encoded)
         try:
             for batch in tfds.as_numpy(rows.batch(256)):  # one by one costs 1 ms each
                 for source, number, content in zip(batch["tfds_id"], batch[label], batch[image], strict=True):
-                    yield Input(source.decode(), int(number), content)
+                    yield Input(source.decode(), classes.names[number], content)
         except tf.errors.OpError as error:
-            raise errors.DataError(
-                f"tfds:{name}: its files in {builder.data_path} are damaged ({errors.first_line(error)}); remove them, and prepare again"
-            ) from error
+            why = f"its files in {builder.data_path} are damaged ({errors.first_line(error)})"
+            raise errors.DataError(f"tfds:{name}: {why}; remove them, and prepare again") from error
 
-    height, width, channels = features[image].shape
+    height, width, channels = picture.shape
     return Source(
         name=files.name_of(name),
-        class_names=list(features[label].names),
+        class_names=list(classes.names),
         splits={split: lambda theirs=theirs: inputs(theirs) for split, theirs in named.items()},
         counts={split: builder.info.splits[theirs].num_examples for split, theirs in named.items()},
         channels=1 if channels == 1 else 3,
@@ -171,21 +159,17 @@ def _tfds_splits(name: str, there) -> dict[str, str]:
     """Return which split of a TensorFlow data set becomes train, validation and test."""
     if "train" not in there:
         raise errors.DataError(f"tfds:{name}: has no train split, only {', '.join(there)}; choose another")
-    held_out = next((split for split in ("validation", "test") if split in there), None)
-    named = {"train": "train"} | ({"validation": held_out} if held_out else {})
-    return named | ({"test": "test"} if held_out == "validation" and "test" in there else {})
+    return folders.roles({"train", "validation", "test"} & set(there))
 
 
 def _download(builder, name: str, manual_dir: str | None) -> None:
     import tensorflow_datasets as tfds
 
-    config = tfds.download.DownloadConfig(manual_dir=manual_dir) if manual_dir else None
-    if manual_dir and not Path(manual_dir).is_dir():
+    if manual_dir is not None and not validate.path("tfds_manual_dir", manual_dir).is_dir():
         raise errors.InputNotFound(f"{manual_dir}: no such folder (--tfds-manual-dir)")
     try:
-        builder.download_and_prepare(download_config=config)
+        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=manual_dir))
     except Exception as error:
-        raise errors.Unavailable(
-            f"tfds:{name}: could not be downloaded or prepared ({' '.join(str(error).split())[:200]}). "
-            "Connect to a network, or put its files into a folder and name that with --tfds-manual-dir"
-        ) from error
+        why = f"tfds:{name}: could not be downloaded or prepared ({' '.join(str(error).split())[:200]})"
+        todo = "Connect to a network, or name a folder with its files with --tfds-manual-dir"
+        raise errors.Unavailable(f"{why}. {todo}") from error

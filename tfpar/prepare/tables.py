@@ -11,29 +11,16 @@
 The order of the rows does not matter: examples come in the order of a folder with the same pictures.
 """
 
-from __future__ import annotations
-
 import csv
 import math
 import os
-from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
 
 from tfpar import errors, files, validate
-from tfpar.prepare import folders, inputs
-from tfpar.prepare.inputs import Input, Source
+from tfpar.prepare import folders
+from tfpar.prepare.inputs import Input, Source, stamp_of
 
 KINDS = (".csv", ".parquet")
-
-
-class _Row(NamedTuple):
-    number: int  # in the file, for messages; the header is row 1
-    path: str
-    label: str
-    split: str
-    weight: float | None
-    group: str | None
 
 
 def source(table: Path, splits: bool | None, group_by: str | None) -> Source:
@@ -48,33 +35,31 @@ def source(table: Path, splits: bool | None, group_by: str | None) -> Source:
         errors.DataError: it is no such table, or a row cannot be used; the message has the row's number.
         errors.SettingsError: a column that was asked for is not there.
     """
-    place = files.printable(str(table))
+    place = files.printable(table)
     found, columns = _read(table, place)
     if missing := [column for column in ("path", "label") if column not in columns]:
-        raise errors.DataError(
-            f"{place}: has no column {missing[0]} ({', '.join(columns)}). Name its columns path and label"
-        )
+        raise errors.DataError(f"{place}: has no column {missing[0]} ({', '.join(columns)}). Give it path and label")
     if group_by is not None and group_by not in columns:
         validate.reject("group_by", group_by, f"one of the columns {', '.join(columns)}")
     if splits and "split" not in columns:
         raise errors.SettingsError(f"{place}: --splits, and no column split ({', '.join(columns)}). Leave --splits out")
     with_splits = splits is not False and any(_text(row.get("split")) for row in found)
-    rows = [_row(place, number, row, with_splits, group_by or "group") for number, row in enumerate(found, 2)]
-    seen: dict[str, int] = {}
-    for row in rows:
-        if row.path in seen:
-            raise errors.DataError(
-                f"{place}: rows {seen[row.path]} and {row.number} are both {files.printable(row.path)}. Keep one (a column weight can make it count more)"
-            )
-        seen[row.path] = row.number
-    classes = sorted({row.label for row in rows})
-    by_split = _by_split(place, rows) if with_splits else {"train": rows}
-    stamp = inputs.stamp([table.parent / row.path for row in rows])
-    stamp["table"] = files.fingerprint(sorted(map(repr, (row[1:] for row in rows))))
+    # The header is row 1.
+    rows = [_row(table, number, row, with_splits, group_by or "group") for number, row in enumerate(found, 2)]
+    seen: dict[Path, int] = {}
+    for number, (_, item) in enumerate(rows, 2):
+        if seen.setdefault(item.picture, number) != number:
+            both = f"{place}: rows {seen[item.picture]} and {number} are both {item.source}"
+            raise errors.DataError(f"{both}. Keep one (a column weight can make it count more)")
+    rows.sort(key=_place_in_a_folder)
+    by_split = _by_split(place, rows) if with_splits else {"train": [item for _, item in rows]}
+    stamp = stamp_of([item.picture for _, item in rows])
+    content = [repr((item.source, item.label, split, item.weight, item.group)) for split, item in rows]
+    stamp["table"] = files.fingerprint(sorted(content))
     return Source(
         name=files.name_of(table),
-        class_names=classes,
-        splits={split: lambda some=some: _inputs(table.parent, some, classes) for split, some in by_split.items()},
+        class_names=sorted({item.label for _, item in rows}),
+        splits={split: lambda some=some: iter(some) for split, some in by_split.items()},
         counts={split: len(some) for split, some in by_split.items()},
         stamp=stamp,
     )
@@ -96,21 +81,17 @@ def _read(table: Path, place: str) -> tuple[list[dict], list[str]]:
             return list(reader), list(reader.fieldnames or [])
     except UnicodeDecodeError as error:
         raise errors.DataError(f"{place}: is not UTF-8 text ({error.reason}). Save it as CSV in UTF-8") from error
-    except (
-        csv.Error,
-        pyarrow.ArrowException,
-        OSError,
-    ) as error:  # Arrow raises an OSError without a number for a damaged file
-        if getattr(error, "errno", None):
-            raise errors.InputNotFound(f"{place}: cannot be read ({error.strerror}). {files.remedy(error)}") from error
-        raise errors.DataError(
-            f"{place}: is not a readable table ({errors.first_line(error)}). Save it again"
-        ) from error
+    except (csv.Error, pyarrow.ArrowException, OSError) as error:
+        if getattr(error, "errno", None):  # Arrow raises an OSError without one for a damaged file
+            raise files.unreadable(error, place) from error
+        raise errors.DataError(f"{place}: is no readable table ({errors.first_line(error)}). Save it again") from error
 
 
-def _row(place: str, number: int, row: dict, with_splits: bool, group_by: str) -> _Row:
+def _row(table: Path, number: int, row: dict, with_splits: bool, group_by: str) -> tuple[str, Input]:
+    """Return the split and the input of a row."""
+
     def reject(what: str):
-        raise errors.DataError(f"{place}: row {number} {what}")
+        raise errors.DataError(f"{files.printable(table)}: row {number} {what}")
 
     if None in row:
         reject("has more values than the table has columns. Quote values that contain the delimiter")
@@ -133,8 +114,8 @@ def _row(place: str, number: int, row: dict, with_splits: bool, group_by: str) -
             reject(f"has the weight {row['weight']}. Give a number from 0 to 1e9")
     split = "train" if split in folders.TRAIN else split
     group = _text(row[group_by]) if group_by in row else None
-    path = str(PurePosixPath(_text(row["path"])))
-    return _Row(number, path, _text(row["label"]), split, weight, group)
+    path = PurePosixPath(_text(row["path"]))
+    return split, Input(files.printable(path), _text(row["label"]), table.parent / path, weight=weight, group=group)
 
 
 def _text(value) -> str:
@@ -142,23 +123,18 @@ def _text(value) -> str:
     return "" if value is None or value != value else str(value).strip()
 
 
-def _by_split(place: str, rows: list[_Row]) -> dict[str, list[_Row]]:
-    roles = folders.roles({row.split for row in rows})
+def _by_split(place: str, rows: list[tuple[str, Input]]) -> dict[str, list[Input]]:
+    names = {split for split, _ in rows}
+    roles = folders.roles(names)
     if "train" not in roles:
         raise errors.DataError(f"{place}: no row has the split train. Give one, or say --no-splits")
-    left = {row.split for row in rows} - set(roles.values())
+    left = names - set(roles.values())
     if left:
         print(f"{place}: {', '.join(sorted(left))} left out; validation is {roles['validation']}")
-    return {role: [row for row in rows if row.split == name] for role, name in roles.items()}
+    return {role: [item for split, item in rows if split == name] for role, name in roles.items()}
 
 
-def _inputs(root: Path, rows: list[_Row], classes: list[str]) -> Iterator[Input]:
-    index = {name: i for i, name in enumerate(classes)}
-    for row in sorted(rows, key=lambda row: _place_in_a_folder(row.path)):
-        yield Input(files.printable(row.path), index[row.label], root / row.path, weight=row.weight, group=row.group)
-
-
-def _place_in_a_folder(path: str) -> list[tuple[bool, bytes]]:
-    """Return a key that sorts paths as a walk does: the files of a folder before the folders in it."""
-    *above, name = PurePosixPath(path).parts
+def _place_in_a_folder(row: tuple[str, Input]) -> list[tuple[bool, bytes]]:
+    """Return a key that sorts rows as a walk does: the files of a folder before the folders in it."""
+    *above, name = row[1].picture.parts
     return [(True, os.fsencode(part)) for part in above] + [(False, os.fsencode(name))]

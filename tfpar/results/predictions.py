@@ -1,7 +1,5 @@
 """What is computed from the predictions of a validation set: probabilities, exact metrics, and their table."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np
@@ -19,16 +17,15 @@ def table(logits: np.ndarray, split) -> pa.Table:
     """
     probabilities = softmax(logits)
     predicted = logits.argmax(axis=1).astype(np.int32)
-    return pa.table(
-        {
-            "index": np.arange(len(logits), dtype=np.int64),
-            "source": pa.array(split[2], pa.string()),
-            "label": np.asarray(split[1], np.int32),
-            "predicted": predicted,
-            "confidence": probabilities[np.arange(len(logits)), predicted],
-            "probabilities": pa.FixedSizeListArray.from_arrays(probabilities.ravel(), logits.shape[1]),
-        }
-    )
+    columns = {
+        "index": np.arange(len(logits), dtype=np.int64),
+        "source": pa.array(split[2], pa.string()),
+        "label": np.asarray(split[1], np.int32),
+        "predicted": predicted,
+        "confidence": probabilities[np.arange(len(logits)), predicted],
+        "probabilities": pa.FixedSizeListArray.from_arrays(probabilities.ravel(), logits.shape[1]),
+    }
+    return pa.table(columns)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

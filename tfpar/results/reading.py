@@ -1,7 +1,5 @@
 """A run directory, read back, and two runs compared."""
 
-from __future__ import annotations
-
 import contextlib
 import csv
 import json
@@ -115,13 +113,10 @@ def _not_loaded(path: Path, error: Exception) -> Exception:
     if missing:
         name = missing[1].split(">")[-1]
         call = f"results.Run(...).model(custom_objects={{'{name}': {name}}})"
-        return errors.SettingsError(
-            f"{path}: the model uses {name}, a class or function of your own. In Python: {call}"
-        )
+        return errors.SettingsError(f"{path}: the model uses {name}, a class or function of yours. In Python: {call}")
     if "Lambda" in said and "safe_mode" in said:
-        why = "the model has a Lambda layer, and tfpar runs no code from files"
-        call = "keras.saving.load_model(..., safe_mode=False)"
-        return errors.SettingsError(f"{path}: {why}. If you trust this file: {call}")
+        call = "If you trust this file: keras.saving.load_model(..., safe_mode=False)"
+        return errors.SettingsError(f"{path}: the model has a Lambda layer, and tfpar runs no code from files. {call}")
     return errors.DataError(f"{path}: damaged ({said[:100]})")
 
 

@@ -1,12 +1,9 @@
 """`report.html`: one self-contained page with the curves, the confusion matrix and the most confident mistakes."""
 
-from __future__ import annotations
-
 import base64
 import html
 import io
 import warnings
-from pathlib import Path
 
 import numpy as np
 from matplotlib import font_manager
@@ -31,7 +28,7 @@ figure img { width: 8rem; height: 8rem; object-fit: contain; image-rendering: pi
 """
 
 
-def write(run: reading.Run, split) -> Path:
+def write(run: reading.Run, split) -> None:
     """Write `report.html` of a run; `split` holds the validation images its predictions are of."""
     name = html.escape(run.facts["data"]["name"])
     model = html.escape(run.settings["model"])
@@ -45,7 +42,6 @@ def write(run: reading.Run, split) -> Path:
     ]  # fmt: skip
     page = f"<!doctype html><html lang=en><meta charset=utf-8><title>{name}</title><style>{_STYLE}</style>{''.join(body)}</html>\n"
     files.write(run.directory / "report.html", page)
-    return run.directory / "report.html"
 
 
 def curves(run: reading.Run) -> Figure:
@@ -110,23 +106,10 @@ def _stages(run: reading.Run) -> str:
     for stage in range(1, run.stages + 1):
         computed = run.metrics(stage=stage)
         given = stages[stage - 1]
+        trains = schedule.trained(schedule.trainable_at(stages, stage - 1)) or "-"
         shown = ("not finite" if computed[name] is None else f"{computed[name]:.4f}" for name in MEANS)
-        rows.append(
-            "<tr><td>"
-            + "<td>".join(
-                map(
-                    str,
-                    (
-                        stage,
-                        given.epochs,
-                        schedule.rates(given),
-                        schedule.trained(schedule.trainable_at(stages, stage - 1)) or "-",
-                        computed["examples"],
-                        *shown,
-                    ),
-                )
-            )
-        )
+        cells = (stage, given.epochs, schedule.rates(given), trains, computed["examples"], *shown)
+        rows.append("<tr><td>" + "<td>".join(map(str, cells)))
     return "".join(rows) + "</table>"
 
 

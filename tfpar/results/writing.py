@@ -1,7 +1,5 @@
 """The directory of a run, as `train` makes and fills it: every file appears whole or not at all."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json
@@ -32,10 +30,9 @@ def keep_earlier_run(directory: Path) -> None:
     Raises:
         errors.OutputError: another process trains in it, or it cannot be renamed.
     """
-    if not (directory / "run.json").exists():
-        return
-    with files.locked(directory / ".lock", "another run"):
-        print(f"the earlier run is kept as {files.set_aside(directory)}")
+    if (directory / "run.json").exists():
+        with files.locked(directory / ".lock", "another run"):
+            print(f"the earlier run is kept as {files.set_aside(directory)}")
 
 
 def write_stage(directory: Path, stage: int, predictions: pa.Table, computed: dict, model) -> None:

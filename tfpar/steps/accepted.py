@@ -25,8 +25,6 @@ Refused, because the step would ignore it or its result would depend on the numb
 | `gradient_accumulation_steps`, `use_ema`, `loss_scale_factor` of an optimizer | more shards; nothing; `mixed_float16` |
 """
 
-from __future__ import annotations
-
 import contextlib
 import reprlib
 from collections.abc import Iterator
@@ -79,17 +77,14 @@ def refusals_of_graph(function, *, xla: bool) -> Iterator[str]:
     variable of no layer, draws stateful random numbers, or calls a function traced before."""
     if function.graph.variables:
         names = ", ".join(sorted(variable.name.split(":")[0] for variable in function.graph.variables)[:3])
-        yield (
-            f"the model reads variables past the step ({names}): they belong to no layer or to a metric, or a tf.function inside reads "
-            "them. Create them with add_weight of a layer, seed generators as attributes of a layer, and leave @tf.function out"
-        )
+        why = "they belong to no layer or to a metric, or a tf.function inside reads them"
+        todo = "Create them with add_weight of a layer, seed generators as attributes of a layer, and leave @tf.function out"
+        yield f"the model reads variables past the step ({names}): {why}. {todo}"
     if drawn := {node.op for node in tensorflow_repairs.nodes_of(function)} & STATEFUL_RANDOM:
         yield f"{', '.join(sorted(drawn))} of TensorFlow cannot repeat a step; use keras.random with a SeedGenerator"
     if not xla and (unordered := tensorflow_repairs.unordered_sums(function)):
-        yield (
-            f"the model calls a tf.function that was traced before, with a sum in no fixed order ({unordered[0]}), so its gradient "
-            "is not repeatable. Build the model, with that tf.function, again and install the step first"
-        )
+        why = f"the model calls a tf.function that was traced before, with a sum in no fixed order ({unordered[0]})"
+        yield f"{why}. Build the model, with that tf.function, again and install the step first"
 
 
 def _refusals(model: keras.Model, sets_rate: bool) -> Iterator[str]:
@@ -187,10 +182,8 @@ def _refused_optimizers(model: keras.Model, sets_rate: bool) -> Iterator[str]:
     if hasattr(inner, "optimizers"):
         yield f"{type(inner).__name__} holds several optimizers, and the step sums the gradients of one; compile with one of them"
     if sets_rate and not isinstance(inner._learning_rate, keras.Variable):
-        yield (
-            f"the optimizer carries a {type(inner._learning_rate).__name__}; give it a plain number, and say the rates in the "
-            "stages: Stage(epochs=10, learning_rate=0.2, final_learning_rate=0.02)"
-        )
+        todo = "give it a plain number, and say the rates in the stages: Stage(10, 0.2, final_learning_rate=0.02)"
+        yield f"the optimizer carries a {type(inner._learning_rate).__name__}; {todo}"
     for name, remedy in REFUSED_OF_OPTIMIZERS.items():
         if getattr(inner, name):
             yield f"the optimizer has {name}={getattr(inner, name)}; {remedy}"
@@ -201,10 +194,9 @@ def replicas_hidden():
     """Let a layer that asks for the replicas, or exchanges something with them, raise `errors.SettingsError`."""
 
     def refuse(*_given, **_options):
-        raise errors.SettingsError(
-            "a layer of the model looks across replicas (it reads their number or its replica's id, or calls all_reduce or all_gather), "
-            "so the bits would depend on their number. Let it use its own shard alone, or train this model with Keras' own fit"
-        )
+        why = "it reads their number or its replica's id, or calls all_reduce or all_gather: bits would depend on their number"
+        todo = "Let it use its own shard alone, or train this model with Keras' own fit"
+        raise errors.SettingsError(f"a layer of the model looks across replicas ({why}). {todo}")
 
     kinds = (distribute_lib._DefaultReplicaContext, tf.distribute.Strategy)  # of a trace outside of all strategies
     names = ["replica_id_in_sync_group", "num_replicas_in_sync", "all_reduce", "all_gather", "merge_call"]

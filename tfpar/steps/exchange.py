@@ -13,8 +13,6 @@ The rows (loss, penalty, label and logits of each image) travel in the same mess
 rows at its own position and -0.0 elsewhere, because adding -0.0 changes no bit.
 """
 
-from __future__ import annotations
-
 import collections
 import itertools
 from collections.abc import Callable, Sequence

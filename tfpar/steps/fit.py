@@ -1,7 +1,5 @@
 """`model.fit` with tfpar's step."""
 
-from __future__ import annotations
-
 import functools
 import inspect
 import weakref
@@ -10,7 +8,7 @@ from collections.abc import Iterator
 import keras
 import tensorflow as tf
 
-from tfpar import errors
+from tfpar import errors, validate
 from tfpar.settings import MOST_STEPS_PER_CALL
 from tfpar.steps import accepted, keras_repairs
 from tfpar.steps.step import Step
@@ -53,9 +51,8 @@ def install(
         >>> model.fit(batches, steps_per_epoch=10, epochs=3)
     """
     if not 1 <= steps_per_call <= MOST_STEPS_PER_CALL or (steps_per_call > 1 and not steps_per_epoch):
-        raise errors.SettingsError(
-            f"steps_per_call={steps_per_call}: give 1 to {MOST_STEPS_PER_CALL}, and with more than 1 the steps_per_epoch of fit"
-        )
+        rule = f"1 to {MOST_STEPS_PER_CALL}, and with more than 1 the steps_per_epoch of fit"
+        validate.reject("steps_per_call", steps_per_call, rule)
     of_step = {"shards": shards, "seed": seed, "batch_norm": batch_norm}
     step = Step(model, first_step=first_step, **of_step)
     train_function = _TrainFunction(step, steps_per_call, steps_per_epoch)
@@ -92,7 +89,7 @@ def _refuse(error: errors.SettingsError, _iterator) -> None:
     raise error
 
 
-def _refusals(given: dict, train_function: _TrainFunction) -> Iterator[str]:
+def _refusals(given: dict, train_function: "_TrainFunction") -> Iterator[str]:
     """Yield what is wrong with arguments of `fit` that the endless batches of the engine do not go with."""
     if given.get("class_weight") is not None or given.get("sample_weight") is not None:
         yield "fit cannot apply class_weight or sample_weight to these batches; give engine.train_batches(class_weights=[...])"
@@ -134,7 +131,6 @@ class _TrainFunction:
         scheduled = isinstance(optimizer._learning_rate, keras.optimizers.schedules.LearningRateSchedule)
         rate = self.step.assigned_rate()
         if not first and not scheduled and rate != self.rate:
-            raise errors.SettingsError(
-                f"a callback changed the learning rate from {self.rate:g} to {rate:g} within a call; give steps_per_call=1"
-            )
+            both = f"a callback changed the learning rate from {self.rate:g} to {rate:g}"
+            raise errors.SettingsError(f"{both} within a call; give steps_per_call=1")
         self.rate = rate

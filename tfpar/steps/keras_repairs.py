@@ -11,8 +11,6 @@ Example:
     >>> model.fit(batches, steps_per_epoch=10); model.evaluate(images, labels)
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import keras
@@ -34,9 +32,8 @@ def repair(model: keras.Model) -> None:
         return
     version = ".".join(keras.__version__.split(".")[:2])
     if version not in TRIED:
-        raise errors.SettingsError(
-            f"Keras {keras.__version__}: its repairs were tried with {', '.join(TRIED)}; install that, or use train.run"
-        )
+        why = f"Keras {keras.__version__}: its repairs were tried with {', '.join(TRIED)}"
+        raise errors.SettingsError(f"{why}; install that, or use train.run")
     inputs = keras.KerasTensor((1, *model.inputs[0].shape[1:]), model.inputs[0].dtype)
     # Otherwise `fit` would take a batch from the data and average it over the workers outside of a tf.function, which fails.
     with model.distribute_strategy.scope():

@@ -9,8 +9,6 @@ Example:
     ...     logits = model(images, training=True)
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 from unittest import mock

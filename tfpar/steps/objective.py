@@ -1,7 +1,5 @@
 """The loss and the metrics of a compiled model, image by image."""
 
-from __future__ import annotations
-
 import inspect
 import re
 import reprlib
@@ -47,10 +45,9 @@ def labels_for(one_hot: bool, labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor
         return tf.one_hot(labels, logits.shape[-1]) if one_hot else labels
     if one_hot and labels.shape[1:] == logits.shape[1:]:
         return labels
-    raise errors.SettingsError(
-        f"the batches have labels {labels.shape}, and the loss takes {f'[batch, {logits.shape[-1]}]' if one_hot else 'integers [batch]'}; "
-        "give integer labels [batch], which serve every loss, or compile with a loss for one-hot labels"
-    )
+    takes = f"[batch, {logits.shape[-1]}]" if one_hot else "integers [batch]"
+    todo = "give integer labels [batch], which serve every loss, or compile with a loss for one-hot labels"
+    raise errors.SettingsError(f"the batches have labels {labels.shape}, and the loss takes {takes}; {todo}")
 
 
 def integers(labels: tf.Tensor) -> tf.Tensor:
@@ -114,9 +111,8 @@ def _image_loss(model: keras.Model, integers, logits, classes: int) -> ImageLoss
         raise errors.SettingsError(f"compile with one loss; this model has {len(losses)}")
     loss, weight = losses[0].loss, losses[0].loss_weights
     if loss.reduction not in ("sum_over_batch_size", "mean") or type(loss).__call__ is not keras.losses.Loss.__call__:
-        raise errors.SettingsError(
-            f"loss {loss.name} has reduction={loss.reduction!r} or overrides __call__; leave reduction out, and override call"
-        )
+        why = f"loss {loss.name} has reduction={loss.reduction!r} or overrides __call__"
+        raise errors.SettingsError(f"{why}; leave reduction out, and override call")
     function = getattr(loss, "fn", None)  # of a loss that wraps a function, as all that Keras names do
     if _takes_probabilities(function, getattr(loss, "_fn_kwargs", {})):
         raise errors.SettingsError(f"loss {loss.name} takes probabilities; {_PROBABILITIES}")
@@ -174,15 +170,13 @@ def _build_metrics(model: keras.Model, one_hot: bool, integers, logits) -> None:
         compiled.build(labels[one_hot], logits)
     for metric in compiled.metrics:
         if _metric_takes_probabilities(metric):
-            raise errors.SettingsError(
-                f"metric {metric.name} takes no logits; leave it out, or give AUC from_logits=True, BinaryAccuracy threshold=0"
-            )
+            todo = "leave it out, or give AUC from_logits=True, BinaryAccuracy threshold=0"
+            raise errors.SettingsError(f"metric {metric.name} takes no logits; {todo}")
         try:
             keras_backend.compute_output_spec(metric.update_state, labels[takes_one_hot(metric)], logits)
         except (ValueError, TypeError, tf.errors.InvalidArgumentError) as error:
-            raise errors.SettingsError(
-                f"metric {metric.name} does not take labels and logits {logits.shape} ({_said(error)}); leave it out"
-            ) from error
+            why = f"metric {metric.name} does not take labels and logits {logits.shape} ({_said(error)})"
+            raise errors.SettingsError(f"{why}; leave it out") from error
 
 
 def metrics_of(model: keras.Model, labels: np.ndarray, logits: np.ndarray) -> dict:

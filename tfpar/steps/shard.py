@@ -5,9 +5,8 @@ shard. Outputs: one vector (the gradient and the changed state), and for each im
 function does not know how many replicas there are, reads no variable and changes none.
 """
 
-from __future__ import annotations
-
 import contextlib
+import functools
 import itertools
 from collections.abc import Iterator, Sequence
 from unittest import mock
@@ -35,21 +34,13 @@ class Shard:
         vector: how the gradients of `trained` and the values of `averaged` lie in `float32[size]`.
     """
 
-    def __init__(
-        self,
-        model: keras.Model,
-        loss: objective.ImageLoss,
-        batch: Sequence[tf.TensorSpec],
-        *,
-        seed: int,
-        batch_norm: str,
-    ):
+    def __init__(self, model: keras.Model, loss: objective.ImageLoss, batch: Sequence, *, seed: int, batch_norm: str):
         """Trace the shard once for all replicas, outside of them: a trace of a large network takes seconds.
 
         Args:
             model: compiled and built.
             loss: returns the loss of each image.
-            batch: of one shard: `[rows, height, width, channels]` in the dtype of the model's input, `int32[rows]` and optionally
+            batch: `tf.TensorSpec`s of one shard: `[rows, height, width, channels]` in the dtype of the model's input, `int32[rows]` and optionally
                 `float32[rows]`, the weight of each image.
             seed: seed of the run.
             batch_norm: `"fused"` or `"keras"`, see `normalization`.
@@ -64,11 +55,8 @@ class Shard:
         self.averaged: list[keras.Variable] = []
         xla = is_compiled_by_xla(model)
         decorate = tf.function(jit_compile=True, autograph=False) if xla else exchange.not_inlined
-        with (
-            tensorflow_repairs.fixed_order(),
-            accepted.replicas_hidden(),
-            normalization.computed(batch_norm, training=True),
-        ):
+        normalized = normalization.computed(batch_norm, training=True)
+        with tensorflow_repairs.fixed_order(), accepted.replicas_hidden(), normalized:
             self.function = decorate(self._compute).get_concrete_function(
                 *([tf.TensorSpec(v.shape, v.dtype) for v in group] for group in variables_of(model)),
                 tf.TensorSpec([], tf.float32), tuple(batch), tf.TensorSpec([], tf.int64), tf.TensorSpec([], tf.int32),
@@ -99,15 +87,13 @@ class Shard:
         # Layers and losses must not see replicas while the shard is traced.
         tf.compat.v1.get_default_graph()._distribution_strategy_stack = []
         images, labels, *weights = batch
-        variables = self.model.non_trainable_variables
-        given = [
-            seed_state(value, self.seed, step, shard) if id(variable) in self.seed_states else value
-            for variable, value in zip(variables, state, strict=True)
-        ]
+        model, variables = self.model, self.model.non_trainable_variables
+        draws = [id(variable) in self.seed_states for variable in variables]
+        given = [seed_state(v, self.seed, step, shard) if drawn else v for v, drawn in zip(state, draws, strict=True)]
         unseeded = seed_state(tf.zeros([2], tf.uint32), self.seed, step, shard)
         with tf.GradientTape() as tape, drawn_from(unseeded), weights_not_assigned():
             tape.watch(trainable)
-            logits, changed, penalties = self.model.stateless_call(
+            logits, changed, penalties = model.stateless_call(
                 trainable, given, images, training=True, return_losses=True
             )
             # Never Keras' reduced loss: it is divided by the number of replicas.
@@ -117,19 +103,15 @@ class Shard:
             penalty = sum(tf.cast(p, tf.float32) for p in penalties)
             objective_value = (tf.reduce_mean(losses) + penalty) * scale
         gradients = tape.gradient(objective_value, trainable)
-        trained = [(v, g) for v, g in zip(self.model.trainable_variables, gradients, strict=True) if g is not None]
+        trained = [(v, g) for v, g in zip(model.trainable_variables, gradients, strict=True) if g is not None]
         if not trained:
-            raise errors.SettingsError(f"the loss of {self.model.name} has no trainable variable; unfreeze a layer")
-        averages = [
-            (variable, after)
-            for variable, before, after in zip(variables, given, changed, strict=True)
-            if after is not before and id(variable) not in self.seed_states
-        ]
+            raise errors.SettingsError(f"the loss of {model.name} has no trainable variable; unfreeze a layer")
+        together = zip(variables, given, changed, draws, strict=True)
+        averages = [(v, after) for v, before, after, drawn in together if after is not before and not drawn]
         for variable, _ in averages:
             if not keras.backend.is_float_dtype(variable.dtype):
-                raise errors.SettingsError(
-                    f"state {variable.path} is {variable.dtype} and changes in training, so it has no mean; make it float32"
-                )
+                why = f"state {variable.path} is {variable.dtype} and changes in training, so it has no mean"
+                raise errors.SettingsError(f"{why}; make it float32")
         self.trained, self.averaged = [v for v, _ in trained], [v for v, _ in averages]
         rows = [losses, tf.fill(tf.shape(losses), penalty + 0.0), tf.cast(objective.integers(labels), tf.float32)]
         rows = tf.concat([tf.stack(rows, axis=1), tf.cast(logits, tf.float32)], axis=1)
@@ -183,12 +165,10 @@ def seed_state(layer_seed: tf.Tensor, seed: int, step: tf.Tensor, shard: tf.Tens
 
     Keras increments the counter at each draw, so step and shard go into the hash and not into the counter.
     """
-    mixed = tf.random.stateless_uniform(
-        [2], [tf.cast(layer_seed[0], tf.int64), step], None, None, tf.int64, alg="philox"
-    )
+    draw = functools.partial(tf.random.stateless_uniform, minval=None, maxval=None, alg="philox")
+    mixed = draw([2], [tf.cast(layer_seed[0], tf.int64), step], dtype=tf.int64)
     last = tf.stack([mixed[0] + tf.cast(shard, tf.int64), mixed[1] + tf.constant(seed, tf.int64)])
-    hashed = tf.random.stateless_uniform([1], last, None, None, tf.uint32, alg="philox")
-    return tf.concat([hashed, tf.zeros([1], tf.uint32)], axis=0)
+    return tf.concat([draw([1], last, dtype=tf.uint32), tf.zeros([1], tf.uint32)], axis=0)
 
 
 @contextlib.contextmanager
@@ -215,6 +195,5 @@ def weights_not_assigned() -> Iterator[None]:
     with mock.patch.object(StatelessScope, "add_update", noting):
         yield
     if assigned:  # inside of the layer Keras would put lines of its own around the message
-        raise errors.SettingsError(
-            f"weight {assigned[0]} is trained, and its layer assigns it (as SpectralNormalization does); leave that layer out"
-        )
+        why = f"weight {assigned[0]} is trained, and its layer assigns it (as SpectralNormalization does)"
+        raise errors.SettingsError(f"{why}; leave that layer out")

@@ -1,10 +1,8 @@
 """The step: each replica computes its shards, all exchange what they found, and every replica applies the same update."""
 
-from __future__ import annotations
-
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from unittest import mock
 
@@ -119,10 +117,9 @@ class Step:
         of_batch = len(getattr(tf.nest.flatten(element_spec)[0], "_value_specs", [None]))
         of_model = self.exchange.replicas
         if of_batch != of_model and not self.exchange.several_workers:
-            raise errors.SettingsError(
-                f"the batches are for {of_batch} replica{'s'[: of_batch > 1]}, and the model was created for {of_model}; give both the "
-                "same strategy: create the model inside strategy.scope()"
-            )
+            both = f"{of_batch} replica{'s'[: of_batch > 1]}, and the model was created for {of_model}"
+            todo = "give both the same strategy: create the model inside strategy.scope()"
+            raise errors.SettingsError(f"the batches are for {both}; {todo}")
 
     def assigned_rate(self) -> np.float32:
         """Return the optimizer's present learning rate."""
@@ -141,28 +138,22 @@ class Step:
     def trace(self, element_spec) -> Shard:
         """Return the shard for the batches of one replica; traced on the first call, and again if `element_spec` changes."""
         if self.is_outdated():
-            raise errors.SettingsError(
-                "a layer was frozen or unfrozen after this step was made; in a run say it in the stages: Stage(5, 0.1, trainable='head'), "
-                "and for fit call compile again"
-            )
+            todo = "in a run say it in the stages: Stage(5, 0.1, trainable='head'), and for fit call compile again"
+            raise errors.SettingsError(f"a layer was frozen or unfrozen after this step was made; {todo}")
         if self.shard is None or element_spec != self.spec:
             members = element_spec if isinstance(element_spec, tuple) else (element_spec,)
             batch = [_of_one_shard(member, self.exchange.shards_per_replica) for member in members]
-            if self.more_metrics and batch[1].shape.rank == 2:
-                raise errors.SettingsError(
-                    "metrics besides accuracy need integer labels [batch]; give the batches those"
-                )
-            (given, *others), image = (
-                [tuple(member.shape[1:]) for member in batch],
-                tuple(self.model.inputs[0].shape[1:]),
-            )
-            if given != image or len(others) not in (1, 2) or others[1:] not in ([], [()]):
-                raise errors.SettingsError(
-                    f"batches hold members {[given, *others]}; give images {image}, labels, and if you like one weight for each image"
-                )
+            accepted.raise_first(self._refused_members(batch))
             self.shard = Shard(self.model, self.loss, batch, seed=self.seed, batch_norm=self.batch_norm)
             self.spec = element_spec
         return self.shard
+
+    def _refused_members(self, batch: list[tf.TensorSpec]) -> Iterator[str]:
+        (given, *others), image = [tuple(member.shape[1:]) for member in batch], tuple(self.model.inputs[0].shape[1:])
+        if given != image or len(others) not in (1, 2) or others[1:] not in ([], [()]):
+            yield f"batches hold members {[given, *others]}; give images {image}, labels, and if you like one weight for each image"
+        if self.more_metrics and batch[1].shape.rank == 2:
+            yield "metrics besides accuracy need integer labels [batch]; give the batches those"
 
     def gradient(self, batch: tuple, *, shard: int = 0) -> tf.Tensor:
         """Compute one shard with the present weights on one device, and return its vector `float32[size]`: gradient, then state.
@@ -250,9 +241,8 @@ def _of_one_shard(spec, count: int) -> tf.TensorSpec:
     spec = getattr(spec, "_value_specs", (spec,))[0]  # of the first replica, where the dataset is distributed
     rows = getattr(spec, "shape", [None])[0]
     if rows is None or rows % count:
-        raise errors.SettingsError(
-            f"batches of {rows or 'an unknown number of'} images per replica cannot be cut into {count} equal shards; give batches from engine.train_batches"
-        )
+        why = f"batches of {rows or 'an unknown number of'} images per replica cannot be cut into {count} equal shards"
+        raise errors.SettingsError(f"{why}; give batches from engine.train_batches")
     return tf.TensorSpec([rows // count, *spec.shape[1:]], spec.dtype)
 
 
@@ -260,9 +250,7 @@ def all_reduce_left_to_the_step(optimizer: keras.optimizers.Optimizer) -> contex
     """Disable the optimizer's own all-reduce during a step, because the gradients are summed already. It is restored afterwards;
     otherwise a plain `fit` with the same optimizer would no longer sum the gradients."""
     inner = getattr(optimizer, "inner_optimizer", optimizer)  # on the wrapper of mixed_float16 it would do nothing
-    return mock.patch.object(
-        inner, "_all_reduce_sum_gradients", lambda gradients_and_variables: gradients_and_variables
-    )
+    return mock.patch.object(inner, "_all_reduce_sum_gradients", lambda pairs: pairs)
 
 
 def _write(strategy: tf.distribute.Strategy, variables, values) -> None:

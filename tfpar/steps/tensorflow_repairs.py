@@ -21,8 +21,6 @@ Example:
     1.0
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Keras' callbacks in a run, and their state through an interruption."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path

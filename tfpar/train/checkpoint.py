@@ -17,8 +17,6 @@ Example:
     130
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -46,13 +44,7 @@ def values_of(variables: list[keras.Variable]) -> list[np.ndarray]:
     return [keras.ops.convert_to_numpy(variable) for variable in variables]
 
 
-def save(
-    directory: str | os.PathLike,
-    variables: list[keras.Variable],
-    progress: dict,
-    *,
-    values: list[np.ndarray] | None = None,
-) -> Path:
+def save(directory: str | os.PathLike, variables: list, progress: dict, *, values: list | None = None) -> Path:
     """Write a checkpoint, read it back, and only then remove all but the last two.
 
     Args:
@@ -114,9 +106,7 @@ def cut(content: bytes, entries: list[dict]) -> list[tuple[dict, bytes]]:
     return [(entry, content[end - entry["bytes"] : end]) for entry, end in zip(entries, ends, strict=True)]
 
 
-def restore(
-    variables: list[keras.Variable], values: list[tuple[dict, bytes]], strategy: tf.distribute.Strategy
-) -> None:
+def restore(variables: list[keras.Variable], values: list, strategy: tf.distribute.Strategy) -> None:
     """Write the values of a checkpoint into the variables, on every replica.
 
     Raises:
@@ -124,10 +114,7 @@ def restore(
     """
     if [list(v.shape) for v in variables] != [entry["shape"] for entry, _ in values]:
         raise errors.SettingsError("the checkpoint is of another model or optimizer; start over with --fresh")
-    arrays = [
-        np.frombuffer(content, keras.ops.convert_to_numpy(variable).dtype).reshape(entry["shape"])
-        for variable, (entry, content) in zip(variables, values, strict=True)
-    ]
+    arrays = [np.frombuffer(content, np.dtype(entry["dtype"])).reshape(entry["shape"]) for entry, content in values]
 
     def write():
         first = tf.equal(tf.distribute.get_replica_context().replica_id_in_sync_group, 0)

@@ -1,7 +1,5 @@
 """What decides whether a run may continue: its settings, model and data must agree; a changed environment is reported."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -64,9 +62,8 @@ def agree(earlier: dict, now: dict, model: keras.Model) -> None:
         if value not in (comparable.get(key), counted.get(key))
     )
     if differing:
-        raise errors.SettingsError(
-            f"the run was begun with other settings: {differing}. Give those again, another --run, or --fresh"
-        )
+        todo = "Give those again, another --run, or --fresh"
+        raise errors.SettingsError(f"the run was begun with other settings: {differing}. {todo}")
 
 
 def check_fit(model: keras.Model, data: Dataset, class_weights=None) -> list[float] | None:
@@ -81,10 +78,9 @@ def check_fit(model: keras.Model, data: Dataset, class_weights=None) -> list[flo
         dtype = model.inputs[0].dtype
         raise errors.SettingsError(f"the model takes {dtype} images; begin it with keras.Input(..., dtype='uint8')")
     if model.output_shape[-1] != data.num_classes or tuple(model.input_shape[1:]) != tuple(data.image_shape):
-        raise errors.SettingsError(
-            f"the model takes {model.input_shape[1:]} and gives {model.output_shape[-1]} logits; the data has "
-            f"{tuple(data.image_shape)} and {data.num_classes} classes. Give both the same"
-        )
+        takes = f"the model takes {model.input_shape[1:]} and gives {model.output_shape[-1]} logits"
+        has = f"the data has {tuple(data.image_shape)} and {data.num_classes} classes"
+        raise errors.SettingsError(f"{takes}; {has}. Give both the same")
     if isinstance(class_weights, str) and class_weights == "balanced":
         counts = np.bincount(data.train.labels, minlength=data.num_classes)
         class_weights = len(data.train.labels) / (data.num_classes * counts)

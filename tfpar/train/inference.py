@@ -9,8 +9,6 @@ Example:
     0.9...
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import keras

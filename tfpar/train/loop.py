@@ -4,8 +4,6 @@ Every worker of a run goes through the same moments. The chief alone prints, log
 (a signal it got, how long a call took, whether a checkpoint is due) the workers agree on after each call.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 import time
@@ -58,7 +56,7 @@ class Progress:
         return values | {"hits": counts.pop("correct")} | counts  # its name in checkpoints of the first version
 
     @classmethod
-    def of_json(cls, values: dict, counts: Counts) -> Progress:
+    def of_json(cls, values: dict, counts: Counts) -> "Progress":
         """Read what `as_json` has made, and write the counts into those of a step."""
         counts.step, counts.losses, counts.correct = values["step"], values["losses"], values["hits"]
         counts.images = values["images"]
@@ -138,20 +136,16 @@ class Training:
                 print(f"continuing after step {self.step.counts.step}, in epoch {epoch} of {epochs}")
 
     def _warn_of_slow_averages(self) -> None:
-        layers, steps, training = self.model._flatten_layers(include_self=False, recursive=True), self._steps(), set()
+        steps, slow = self._steps(), []
+        layers = self.model._flatten_layers(include_self=False, recursive=True)
+        averaging = [layer for layer in layers if isinstance(layer, keras.layers.BatchNormalization)]
         for number in range(len(self.settings.stages)):
             with freezing.at(self.model, self.settings.stages, number):
-                training |= {layer.name for layer in layers if layer.trainable}
-        slow = [
-            layer for layer in layers
-            if isinstance(layer, keras.layers.BatchNormalization) and layer.name in training
-            and layer.momentum**steps > SHARE_OF_START
-        ]  # fmt: skip
+                slow += [each for each in averaging if each.trainable and each.momentum**steps > SHARE_OF_START]
         if slow:
-            self._print(
-                f"layer {slow[0].name}: its running averages need more than the {steps} steps of this run, so validation lags behind "
-                f"training; train longer, or build it with a smaller momentum than {slow[0].momentum:g}"
-            )
+            why = f"layer {slow[0].name}: its running averages need more than the {steps} steps of this run"
+            todo = f"train longer, or build it with a smaller momentum than {slow[0].momentum:g}"
+            self._print(f"{why}, so validation lags behind training; {todo}")
 
     def _restored(self, found: tuple[dict, list] | None, count: int | None = None) -> dict | None:
         """Write the values of a checkpoint that the chief has found, or the first `count`, on all workers; return its progress."""

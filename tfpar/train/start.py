@@ -1,7 +1,5 @@
 """`train.run`: check everything that was given, and continue the run or begin it."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 from collections.abc import Sequence
@@ -106,10 +104,7 @@ def run(
         if earlier and earlier["finished"] and len(earlier["settings"]["stages"]) == len(settings.stages):
             training.restore()
             return results.Run(directory)  # nothing is written
-        with (
-            StopSignal(deferred=True) as stop,
-            _claimed(directory, fresh) if group.chief else contextlib.nullcontext(),
-        ):
+        with StopSignal(deferred=True) as stop, _claimed(directory, fresh) if group.chief else contextlib.nullcontext():
             return training.run(stop)
 
 

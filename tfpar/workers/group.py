@@ -1,7 +1,5 @@
 """TensorFlow over several workers: the strategy, the check of the connection, and what the workers agree on."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import json
@@ -63,8 +61,7 @@ def _strategy(found: Cluster, command: tuple[str, ...]) -> tf.distribute.Strateg
         try:
             return tf.distribute.MultiWorkerMirroredStrategy()
         except RuntimeError as error:
-            why = "TensorFlow has already started in this process"
-            raise errors.SettingsError(f"{why}; call devices.strategy() before anything else uses it") from error
+            raise errors.SettingsError("TensorFlow has already started here; call devices.strategy() first") from error
 
 
 @functools.cache

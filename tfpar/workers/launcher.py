@@ -11,8 +11,6 @@ Example:
     0
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -8,8 +8,6 @@ Example:
     >>> rendezvous.meet(("127.0.0.1:41001", "127.0.0.1:41002"), 0, same={"version": "2.21"})    # doctest: +SKIP
 """
 
-from __future__ import annotations
-
 import concurrent.futures
 import contextlib
 import json
@@ -114,12 +112,10 @@ def _join(addresses: Sequence[str], hello: dict, deadline: float, seconds: float
         try:
             with socket.create_connection(place_of(addresses[0]), max(PAUSE, deadline - time.monotonic())) as line:
                 _send(line, hello)
-                line.settimeout(max(PAUSE, deadline - time.monotonic()) + MARGIN)
-                answer = _heard(line)
+                answer = _heard(line, max(PAUSE, deadline - time.monotonic()) + MARGIN)
                 if answer == _TRY:
                     _send(line, {"closed": _closed(addresses, hello["index"])})
-                    line.settimeout(TRIAL + MARGIN)
-                    answer = _heard(line)
+                    answer = _heard(line, TRIAL + MARGIN)
         except OSError as error:
             why, answer = error.strerror or str(error), None
         if answer:
@@ -165,8 +161,7 @@ def _gather(listener: socket.socket, addresses: Sequence[str], hello: dict, dead
 
 
 def _hear(line: socket.socket, place, arrivals: queue.SimpleQueue) -> None:
-    line.settimeout(MARGIN)  # a worker speaks at once
-    arrivals.put((line, place, _heard(line) or {}))
+    arrivals.put((line, place, _heard(line, MARGIN) or {}))  # a worker speaks at once
 
 
 def _try_connections(addresses: Sequence[str], lines: dict[int, socket.socket]) -> None:
@@ -174,8 +169,7 @@ def _try_connections(addresses: Sequence[str], lines: dict[int, socket.socket]) 
     _tell(lines, _TRY)
     found = {0: _closed(addresses, 0)}
     for index, line in lines.items():
-        line.settimeout(TRIAL)
-        found[index] = (_heard(line) or {}).get("closed", [])  # it has gone: TensorFlow will notice
+        found[index] = (_heard(line, TRIAL) or {}).get("closed", [])  # it has gone: TensorFlow will notice
     for index, closed in sorted(found.items()):
         for other, why in closed:
             reached = f"worker {other} is there, but worker {index} cannot reach it at {addresses[other]} ({why})"
@@ -224,8 +218,9 @@ def _send(line: socket.socket, message: dict) -> None:
     line.sendall(json.dumps(message).encode() + b"\n")
 
 
-def _heard(line: socket.socket) -> dict | None:
+def _heard(line: socket.socket, seconds: float) -> dict | None:
     """Return what the other side says in one line of JSON; None where it says nothing that can be understood."""
+    line.settimeout(seconds)
     with contextlib.suppress(OSError, ValueError), line.makefile("rb") as file:
         said = json.loads(file.readline(LINE))
         return said if isinstance(said, dict) else None

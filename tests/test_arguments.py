@@ -39,7 +39,7 @@ OPTIONS = {
         "--model": ["small_cnn", "resnet20", "resnet21", "", "Dense", "MobileNetV9", "keras", "../x"], "--weights": ["none", *PATHS],
         "--stage": ["1@0.1", "1@0.1:0", "0@0.1", "1@", "@", "1@-1", "1@nan", "x", "1@1:1:1", "9999999@1", "1@0.1/head", "1@0.1:0~cosine/all", "1@0.1/x*", "1@0.1~step"], "--seed": NUMBERS,
         "--global-batch-size": [*NUMBERS, "8", "12"], "--simulate": ["1", "2", "0", "x", "257"], "--shards": [*NUMBERS, "4"],
-        "--optimizer": ["sgd", "adamw", "x"], "--weight-decay": NUMBERS, "--augment": ["none", "flip", "crop-flip", "x"],
+        "--optimizer": ["sgd", "adamw", "x"], "--weight-decay": NUMBERS, "--weight-decay-kind": ["decoupled", "l2", "x"], "--weight-decay-exclude": ["bias", "bias,norm", "kernel", ""], "--augment": ["none", "flip", "crop-flip", "x"],
         "--precision": ["float32", "mixed_bfloat16", "x"], "--all-reduce": ["ordered", "fast", "x"], "--steps-per-call": [*NUMBERS, "auto"],
         "--checkpoint-seconds": NUMBERS, "--run": ["run", "new", *PATHS[1:]], "--fresh": [None], "--nonsense": [None],
         "--dry-run": [None], "--profile": [None], "--freeze": [None], "--batch-norm": ["fused", "keras", "x"], "--warmup-epochs": NUMBERS, "--no-scale-learning-rate": [None],

@@ -25,7 +25,7 @@ LEVELS = [
     {"kubernetes", "devices"},
     {"engine", "steps"},
     {"train", "check"},
-    {"diagnose", "export"},
+    {"diagnose", "export", "compiling"},
     {"commands"},
     {"cli"},
     {"__main__"},

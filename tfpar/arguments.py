@@ -64,6 +64,13 @@ def _class_weights(text: str) -> str | list[float]:
     return text if text == "balanced" else [_number(0, 1e9)(weight) for weight in text.split(",")]
 
 
+def _not_decayed(text: str) -> list[str]:
+    words = text.split(",")
+    if not set(words) <= {"bias", "norm"}:
+        raise argparse.ArgumentTypeError(f"{text!r}: give bias, norm or bias,norm")
+    return words
+
+
 def _steps_per_call(text: str) -> int | str:
     return text if text == "auto" else _whole(1, MOST_STEPS_PER_CALL)(text)
 
@@ -153,7 +160,8 @@ def _add_train(command) -> None:
     train.add_argument("--run", metavar="DIR", help="where results and checkpoints go; default: runs/NAME")
     train.add_argument(
         "--model", default="small_cnn",
-        help="small_cnn (default), resnet20|32|44|56, a keras.applications network, or caffe:FILE, a prototxt",
+        help="small_cnn (default), for photographs resnet18 or resnet18_half, resnet20|32|44|56, a keras.applications network, or "
+        "caffe:FILE, a prototxt",
     )  # fmt: skip
     train.add_argument(
         "--weights", type=lambda text: None if text == "none" else text, metavar="none|imagenet|FILE|RUN"
@@ -165,7 +173,7 @@ def _add_train(command) -> None:
         "--simulate", type=_whole(1, validate.MOST_REPLICAS), metavar="N", help="replicas on this machine's CPU"
     )
     train.add_argument("--optimizer", choices=("sgd", "adamw"), help="default sgd, with momentum 0.9")
-    train.add_argument("--weight-decay", type=_number(0, 1), metavar="W", help="default 0.0005")
+    _add_weight_decay(train)
     train.add_argument(
         "--label-smoothing", type=_number(0, 1), default=0.0, metavar="S",
         help="crossentropy with labels softened by S; default 0",
@@ -203,6 +211,19 @@ def _add_stages(train) -> None:
     train.add_argument(
         "--scale-learning-rate", action=argparse.BooleanOptionalAction, default=True,
         help=FIELDS["scale_learning_rate"].metadata["help"],
+    )  # fmt: skip
+
+
+def _add_weight_decay(train) -> None:
+    train.add_argument("--weight-decay", type=_number(0, 1), metavar="W", help="default 0.0005")
+    train.add_argument(
+        "--weight-decay-kind", choices=("decoupled", "l2"),
+        help="decoupled (default): each step takes rate x W x weight off, as in AdamW; l2: adds W x weight to the gradient, a "
+        "regularizer of each layer, as in Caffe and PyTorch's SGD: with momentum 0.9 ten times as strong",
+    )  # fmt: skip
+    train.add_argument(
+        "--weight-decay-exclude", type=_not_decayed, metavar="bias,norm",
+        help="biases, weights of normalization layers, or both: they do not decay; default: all weights decay",
     )  # fmt: skip
 
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import sys
 from pathlib import Path
 
-from tfpar import errors, files
+from tfpar import compiling, errors, files
 from tfpar.arguments import SETTINGS, parser
 from tfpar.screen import quiet, say, stderr_silenced
 
 PREDICTED_TOGETHER = 64  # pictures
-CAFFE = "caffe:"  # before the path of a prototxt
-DEFAULT_STAGES = {"sgd": ["10@0.2:0.02", "5@0.02:0"], "adamw": ["10@0.001:0.0001", "5@0.0001:0"]}
 
 
 def _prepare(given) -> None:
@@ -55,11 +52,13 @@ def _train(given) -> None:
         keras.config.set_dtype_policy(given.precision)
         keras.utils.set_random_seed(given.seed)
         with strategy.scope():
-            model, by_solver = _compiled(given, data)
+            model, by_solver = compiling.compiled(given, data)
         if given.verbose:
             first = data.train.images[:16], data.train.labels[:16]
             check.same_gradient(model, *first, batch_norm=given.batch_norm or "fused")
-        settings = {name: getattr(given, name) for name in SETTINGS} | (by_solver or {"stages": _stages(given)})
+        settings = {name: getattr(given, name) for name in SETTINGS} | (
+            by_solver or {"stages": compiling.stages(given)}
+        )
         if given.dry_run:
             print(f"{memory.estimate(model, data, **settings)}\nnothing was trained")
             return
@@ -68,7 +67,7 @@ def _train(given) -> None:
             print(profiling.profile(model, data, place, **settings))
             print(f"nothing was trained; the picture is {place}/profile.png, the trace: tensorboard --logdir {place}")
             return
-        metrics = train.run(model, data, run, **settings, weights=_weights_name(given.weights)).metrics()
+        metrics = train.run(model, data, run, **settings, weights=compiling.weights_name(given.weights)).metrics()
         print(
             f"finished: accuracy {metrics['accuracy']:.4f} on {metrics['examples']} validation images, {run / 'report.html'}"
         )
@@ -239,85 +238,6 @@ def _strategy(given):
         return devices.strategy(simulate=given.simulate)  # before TensorFlow Datasets starts TensorFlow
 
 
-def _stages(given) -> list:
-    """Return the stages that the command names; `--freeze` is the head on each, where the network was not built frozen."""
-    from tfpar import schedule
-
-    stages = given.stage or [schedule.parse(text) for text in DEFAULT_STAGES[given.optimizer or "sgd"]]
-    named = [stage.trainable for stage in stages if stage.trainable]
-    if given.freeze and named:
-        raise errors.SettingsError(
-            f"--freeze together with /{named[0]} of a stage: --freeze is /head on every stage; give one of them"
-        )
-    if given.freeze and not _built_frozen(given):
-        return [stage._replace(trainable="head") for stage in stages]
-    return stages
-
-
-def _built_frozen(given) -> bool:
-    from tfpar.models import networks
-
-    return given.freeze and given.weights and not networks.is_model(given.weights) and given.model not in networks.OWN
-
-
-def _compiled(given, data) -> tuple:
-    """Return the network that the command names, compiled, and the settings of its solver, empty without one."""
-    import keras
-
-    from tfpar import models
-
-    _check_caffe_options(given)
-    if given.model.startswith(CAFFE):
-        model = _caffe(given, data)
-    else:
-        model = models.build(
-            given.model, data.image_shape, data.num_classes, weights=given.weights, freeze=_built_frozen(given)
-        )
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    if given.label_smoothing:
-        loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=given.label_smoothing)
-    solver = models.caffe.solver(given.solver, model, examples=len(data.train.labels)) if given.solver else None
-    for note in solver.notes if solver else ():
-        print(f"{given.solver}: {note}")
-    optimizer = _scaled(solver.optimizer if solver else _optimizer(given), given.precision)
-    model.compile(optimizer, loss, metrics=["accuracy"], jit_compile=given.xla)
-    return model, solver.settings() if solver else {}
-
-
-def _check_caffe_options(given) -> None:
-    """Refuse options of Caffe beside another network, and beside a solver what the solver says."""
-    if not given.model.startswith(CAFFE):
-        _refuse_beside(given, f"--model {given.model}", ("caffe_scale", "caffe_mean", "caffe_order", "solver"))
-    elif given.solver:
-        others = ("stage", "optimizer", "global_batch_size", "weight_decay", "warmup_epochs", "freeze")
-        _refuse_beside(given, f"--solver {given.solver}", others)
-
-
-def _refuse_beside(given, there: str, names: tuple[str, ...]) -> None:
-    for name in names:
-        if (value := getattr(given, name)) is not None and value is not False:
-            raise errors.SettingsError(
-                f"--{name.replace('_', '-')} beside {there}: they contradict each other; leave one out"
-            )
-
-
-def _caffe(given, data):
-    """Return the network of a prototxt."""
-    from tfpar.models import caffe, networks
-
-    mean = given.caffe_mean
-    with contextlib.suppress(AttributeError, ValueError):  # otherwise a file
-        mean = [float(number) for number in mean.split(",")]
-    trained = networks.is_model(given.weights)
-    model = caffe.load(
-        given.model.removeprefix(CAFFE), None if trained else given.weights, image_shape=data.image_shape,
-        num_classes=data.num_classes, scale=given.caffe_scale, mean=mean, order=given.caffe_order or "bgr",
-    )  # fmt: skip
-    if trained:
-        networks.transfer(model, given.weights)
-    return model
-
-
 def _data(source: str, known: dict):
     """Load a prepared directory, or prepare the source into data/NAME and find it there the next time."""
     from tfpar import prepare
@@ -341,30 +261,6 @@ def _print_data(data) -> None:
     shape = "x".join(map(str, data.image_shape))
     splits = " and ".join(f"{len(split.labels):,} {name}" for name, split in data.splits.items())
     print(f"{data.directory}: {splits} images {shape}, {data.num_classes} classes")
-
-
-def _weights_name(weights: str | None) -> str:
-    """Return what the run remembers of its first weights: a file's name may stay while its bytes change."""
-    from tfpar.models import networks
-
-    if weights in (None, "imagenet"):
-        return weights or "none"
-    return f"sha256:{files.sha256(networks.file_of(weights))}"
-
-
-def _optimizer(given):
-    import keras
-
-    decay = 5e-4 if given.weight_decay is None else given.weight_decay
-    if given.optimizer == "adamw":
-        return keras.optimizers.AdamW(weight_decay=decay)
-    return keras.optimizers.SGD(momentum=0.9, nesterov=True, weight_decay=decay)
-
-
-def _scaled(optimizer, precision: str):
-    import keras
-
-    return keras.optimizers.LossScaleOptimizer(optimizer) if precision == "mixed_float16" else optimizer
 
 
 def require_tensorflow() -> None:

@@ -16,7 +16,7 @@ BATCH = np.random.default_rng(0).integers(0, 255, (2, 32, 32, 3), np.uint8)
 LARGE = [pytest.param(name, marks=pytest.mark.by_hand) for name in ("ResNet50", "VGG16", "EfficientNetB0")]
 
 
-@pytest.mark.parametrize("name", [*networks.OWN[:2], "MobileNetV2", *LARGE])
+@pytest.mark.parametrize("name", [*networks.OWN[:2], "resnet18_half", "resnet20", "MobileNetV2", *LARGE])
 def test_uint8_in_logits_out_and_loads_without_tfpar(name, tmp_path):
     keras.utils.set_random_seed(0)
     model = models.build(name, (32, 32, 3), 7)
@@ -42,6 +42,9 @@ def test_sizes_are_those_of_the_papers():
     assert models.small_cnn((28, 28, 1), 10).count_params() == 73114
     counts = {depth: models.resnet((32, 32, 3), 10, depth=depth).count_params() for depth in (20, 56)}
     assert 0.27e6 < counts[20] < 0.28e6 and 0.85e6 < counts[56] < 0.87e6  # table 6 of He et al.
+    assert (
+        models.resnet18((224, 224, 3), 1000).count_params() == 11_699_112
+    )  # 11,689,512 of torchvision and 9,600 averages
 
 
 def test_logits_are_float32_under_mixed_precision():
@@ -53,6 +56,8 @@ def test_logits_are_float32_under_mixed_precision():
 def test_our_batch_normalization_follows_quickly():
     layers = models.resnet((8, 8, 1), 4).layers
     assert {layer.momentum for layer in layers if isinstance(layer, keras.layers.BatchNormalization)} == {0.9}
+    body = models.backbone("MobileNetV2", (32, 32, 3), 4).layers[-2]  # where Keras has 0.999
+    assert {layer.momentum for layer in body.layers if isinstance(layer, keras.layers.BatchNormalization)} == {0.9}
 
 
 @pytest.mark.parametrize("name", ["MobileNetV2", *LARGE])

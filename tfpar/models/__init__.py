@@ -10,6 +10,6 @@ Example:
 """
 
 from tfpar.models import caffe
-from tfpar.models.networks import backbone, build, resnet, small_cnn
+from tfpar.models.networks import backbone, build, resnet, resnet18, small_cnn
 
-__all__ = ["backbone", "build", "caffe", "resnet", "small_cnn"]
+__all__ = ["backbone", "build", "caffe", "resnet", "resnet18", "small_cnn"]

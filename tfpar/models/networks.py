@@ -19,7 +19,7 @@ from tfpar import errors, validate
 # validation accuracy of the small CNN fell to 0.54-0.91 after 15 epochs, with 0.9 it reached 0.989-1.0.
 MOMENTUM = 0.9
 
-OWN = ("small_cnn", "resnet20", "resnet32", "resnet44", "resnet56")
+OWN = ("small_cnn", "resnet18", "resnet18_half", "resnet20", "resnet32", "resnet44", "resnet56")
 
 
 def small_cnn(image_shape: tuple[int, int, int], num_classes: int) -> keras.Model:
@@ -63,6 +63,31 @@ def resnet(image_shape: tuple[int, int, int], num_classes: int, *, depth: int = 
     return keras.Model(inputs, _head(x, num_classes), name=f"resnet{depth}")
 
 
+def resnet18(image_shape: tuple[int, int, int], num_classes: int, *, channels: int = 64) -> keras.Model:
+    """Return the residual network of 18 layers for photographs of He et al. 2016 (arXiv:1512.03385, table 1).
+
+    A 7x7 convolution and a max-pooling, each with stride 2, then four groups of two blocks: with 64 channels 64, 128, 256 and 512 of
+    them. The last ones see a 32nd of the sides of a picture. 11,191,242 weights for ten classes; with 32 channels, which is
+    `resnet18_half` on the command line, 2,806,250. The half one learns from a thousand photographs in minutes on two cores.
+
+    Args:
+        image_shape: height, width, channels; at least 32x32 pixels.
+        num_classes: length of the logits.
+        channels: of the first group, from 1 to 1024; each following group has twice as many.
+
+    Example:
+        >>> models.resnet18((96, 96, 3), 10).count_params()
+        11191242
+    """
+    validate.integer("channels", channels, 1, 1024)
+    inputs, x = _input("resnet18", image_shape, num_classes, least=32)
+    x = keras.layers.MaxPooling2D(3, strides=2, padding="same")(_convolution(x, channels, stride=2, size=7))
+    for group in (1, 2, 4, 8):
+        x = _residual(x, group * channels, stride=1 if group == 1 else 2)
+        x = _residual(x, group * channels, stride=1)
+    return keras.Model(inputs, _head(x, num_classes), name="resnet18" if channels == 64 else f"resnet18_{channels}")
+
+
 def backbone(
     name: str, image_shape: tuple[int, int, int], num_classes: int, *, weights: str | None = None, freeze: bool = False
 ) -> keras.Model:
@@ -72,7 +97,7 @@ def backbone(
         name: as Keras spells it, such as `"MobileNetV2"` or `"EfficientNetB0"`.
         image_shape: height, width, channels; gray pictures are repeated to three channels.
         num_classes: length of the logits.
-        weights: None for random ones, `"imagenet"` (downloaded), or a file of the network without its top, as its
+        weights: None for random ones (its batch normalization then has `MOMENTUM`, not Keras' 0.99 to 0.9997), `"imagenet"` (downloaded), or a file of the network without its top, as its
             `save_weights` writes it.
         freeze: train the head alone.
 
@@ -103,6 +128,9 @@ def backbone(
                 f"{name}: weights {weights} cannot be loaded ({why}); name a file of them"
             ) from error
         raise
+    for layer in body._flatten_layers() if weights is None else ():
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.momentum = MOMENTUM
     body.trainable = not freeze
     x = body(module.preprocess_input(keras.ops.cast(x, "float32")))
     return keras.Model(inputs, _logits(x, num_classes), name=f"{name}_classifier")
@@ -135,6 +163,8 @@ def build(
         raise errors.SettingsError(f"{name} with {given}: it has no pretrained backbone; take one such as MobileNetV2")
     if name == "small_cnn":
         model = small_cnn(image_shape, num_classes)
+    elif name in ("resnet18", "resnet18_half"):
+        model = resnet18(image_shape, num_classes, channels=64 if name == "resnet18" else 32)
     else:
         model = resnet(image_shape, num_classes, depth=int(name.removeprefix("resnet")))
     if weights is not None:

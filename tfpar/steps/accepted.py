@@ -1,5 +1,14 @@
 """Which models, optimizers and arguments of `compile` the step honours; everything else is refused before the first step.
 
+What tfpar requires of a model, yours or one of `tfpar.models`:
+
+1. One input: images of a known size. A run gives them as they are on the disk: `keras.Input((224, 224, 3), dtype="uint8")`.
+2. One output: logits `[batch, classes]`, neither in a list nor in a dictionary, without a softmax or sigmoid.
+3. It is functional or Sequential. A subclassed model, a layer of your own, a model from a file: call it as a layer of a functional one,
+   `keras.Model(inputs, yours(inputs))`.
+4. Each class of your own has `get_config`, so that the run can save the model, and is registered (`keras.saving`), so that it opens again.
+5. It is created and compiled under its strategy, with one optimizer and one loss that takes logits.
+
 Honoured with the numbers of plain Keras: every functional or Sequential model of Keras' or your own layers with one image input and
 logits `[batch, classes]`; `add_loss`, regularizers and constraints; float state of layers (each step sets it to the mean over the
 shards); random layers, also those without a seed generator; frozen layers; losses and metrics (see `objective`); all arguments of
@@ -11,7 +20,7 @@ Refused, because the step would ignore it or its result would depend on the numb
 |---|---|
 | `train_step`, `compute_loss`, `compute_metrics`, an optimizer's `scale_loss` overridden; in a run also `test_step`, `predict_step` | a loss, a metric, a layer with `add_loss`, or Keras' own `fit` |
 | `run_eagerly`, `steps_per_execution`, `weighted_metrics` of `compile` | nothing, `steps_per_call`, `metrics` |
-| several inputs or outputs, dictionaries, images of any size, a subclassed model | one functional model per size |
+| several inputs or outputs, dictionaries, images of any size, a subclassed model | one functional model per size; yours as its layer |
 | a softmax or sigmoid at the end | logits |
 | metrics inside layers | `compile(metrics=[...])` |
 | layers that assign their trained weights (`SpectralNormalization`) | other layers |
@@ -51,6 +60,13 @@ STATEFUL_RANDOM = {
     "RandomUniform", "RandomUniformInt", "RandomStandardNormal", "TruncatedNormal", "ParameterizedTruncatedNormal",
     "RandomGamma", "RandomPoisson", "RandomPoissonV2", "RandomShuffle", "Multinomial",
 }  # fmt: skip
+
+
+REQUIRED = (
+    "tfpar requires a functional or Sequential model with one input and one output, logits [batch, classes], neither in a list nor in a "
+    "dictionary: give every side of the images, as in keras.Input((224, 224, 3), dtype='uint8'), and call a subclassed model as a layer, "
+    "keras.Model(inputs, yours(inputs))"
+)  # and what the docstring above lists
 
 
 def check(model: keras.Model, *, sets_rate: bool = False) -> None:
@@ -120,15 +136,12 @@ def _refused_methods(thing: keras.Model | keras.optimizers.Optimizer, names: tup
 
 def _refused_shapes(model: keras.Model) -> Iterator[str]:
     if not getattr(model, "inputs", None):
-        yield f"model {model.name} has no known input; begin it with keras.Input(...), or if it is subclassed make it functional"
+        yield f"model {model.name} has no known input; begin it with keras.Input(...). {REQUIRED}"
     given, made = _ends(model)
     single = isinstance(given, keras.KerasTensor) and isinstance(made, keras.KerasTensor)
     if not single or len(made.shape) != 2 or None in (*given.shape[1:], made.shape[1]):
         shapes = [keras.tree.map_structure(lambda tensor: tuple(tensor.shape), end) for end in (given, made)]
-        yield (
-            f"model {model.name} takes {shapes[0]} and gives {shapes[1]}; give one with one input and logits [batch, classes], neither "
-            "in a list nor in a dictionary, and give every side of the images, as in keras.Input((224, 224, 3), dtype='uint8')"
-        )
+        yield f"model {model.name} takes {shapes[0]} and gives {shapes[1]}. {REQUIRED}"
     if getattr(made, "_keras_mask", None) is not None:
         yield f"model {model.name} gives logits with a mask, which drops images from Keras' loss; end the mask before the logits"
 
@@ -149,7 +162,7 @@ def _gives_probabilities(model: keras.Model) -> bool:
     the rows for random images sum to 1."""
     tensor = _ends(model)[1]
     while (operation := tensor._keras_history.operation) is not None:
-        if isinstance(operation, keras.Model):
+        if isinstance(operation, keras.Model) and getattr(operation, "inputs", None):  # otherwise it is subclassed
             return _gives_probabilities(operation)
         kind, activation = type(operation).__name__, getattr(operation, "activation", None)
         if kind in ("Softmax", "Sigmoid") or activation in (keras.activations.softmax, keras.activations.sigmoid):

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import keras
 
 from tfpar import errors, validate
+from tfpar.models import decay
 from tfpar.models.caffe import conversion, files
 from tfpar.models.caffe.selection import Selection
 from tfpar.schedule import Schedule, Stage
@@ -131,16 +132,10 @@ def _regularize(facts: conversion.Facts, given) -> dict[str, float]:
     """Give the weights the decay as regularizers, and return the factors on their rates."""
     rates = {}
     for layer, multipliers in facts.multipliers:
-        for weight, (rate, decay) in zip(layer.weights, multipliers, strict=True):
-            by = given.weight_decay * decay
+        for weight, (rate, decayed) in zip(layer.weights, multipliers, strict=True):
+            by = given.weight_decay * decayed
             kind = keras.regularizers.L1(by) if given.regularization_type == "L1" else keras.regularizers.L2(by / 2)
-            name = (
-                "depthwise"
-                if isinstance(layer, keras.layers.DepthwiseConv2D) and weight.name == "kernel"
-                else weight.name
-            )
-            weight.regularizer = kind if by else None
-            setattr(layer, f"{name}_regularizer", weight.regularizer)
+            decay.regularize(layer, weight, kind if by else None)
             if rate != 1:
                 rates[weight.path] = rate
     return rates

@@ -215,7 +215,7 @@ def forward(layers, blobs, x, draw=None, state=None):
     return values[last], values
 
 
-def drawer(seed, factor=2.5):
+def drawer(seed, factor=2.5, scale_bias=0.0):
     """Return a function that draws a layer's weights: float32, of He's size; BatchNorm's fit what it reads, about."""
     rng = np.random.default_rng(seed)
 
@@ -238,7 +238,7 @@ def drawer(seed, factor=2.5):
             return [np.float32(factor * mean), np.float32(factor * variance), np.full(1, factor, np.float32)]
         if layer["type"] == "Scale" and len(bottoms) == 1:
             own = [np.float32(rng.uniform(0.5, 1.5, x.shape[one(p, "axis", 1)]))]
-            return own + [normal(own[0].shape, 0.3)] * one(p, "bias_term", False)
+            return own + [np.float32(scale_bias) + normal(own[0].shape, 0.3)] * one(p, "bias_term", False)
         if layer["type"] == "PReLU":
             return [np.float32(rng.uniform(-0.2, 0.5, () if one(p, "channel_shared", False) else x.shape[1]))]
         return []

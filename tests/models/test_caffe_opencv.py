@@ -15,9 +15,6 @@ if not hasattr(cv2.dnn, "readNetFromCaffe"):
 
 pytestmark = pytest.mark.extra
 TOLERANCE = 5e-6  # of the largest logit
-# Random weights and BatchNorm amplify: 1 % of noise in the picture changes these logits by 18 % and 10 %, and OpenCV's differ
-# from float64 by 1.0e-5 and 6e-6.
-AMPLIFYING = {"MobileNet": 2e-5, "ResNet-50": 2e-5}
 LARGE = ("MobileNet", "AlexNet", "CaffeNet", "GoogLeNet", "ResNet-50")
 
 
@@ -64,7 +61,8 @@ def test_a_known_network(name, shared, tmp_path):
     layers = caffe_write.read_layers(text)
     x = np.random.default_rng(0).standard_normal((1, *layers[0]["p"]["shape"]["dim"][1:]), np.float32)
     blobs = {}
-    _, values = caffe_rules.forward(layers, blobs, x, caffe_rules.drawer(1))
+    # Around 0 the biases after a BatchNorm make random networks amplify rounding: OpenCV is then 1e-5 from float64 itself.
+    _, values = caffe_rules.forward(layers, blobs, x, caffe_rules.drawer(1, scale_bias=1.0))
     softmax = next(layer for layer in layers if layer["type"] == "Softmax")
     expected, before = (
         values[softmax["bottom"][0]],
@@ -89,5 +87,5 @@ def test_a_known_network(name, shared, tmp_path):
     )
     print(f"{name}: {difference:.1e} between them; from float64: tfpar {tfpar_error:.1e}, OpenCV {opencv_error:.1e}")
     assert np.abs(theirs).max() > 0.1
-    assert difference <= AMPLIFYING.get(name, TOLERANCE)
-    assert tfpar_error <= max(TOLERANCE, 2 * opencv_error)
+    assert difference <= TOLERANCE
+    assert tfpar_error <= TOLERANCE

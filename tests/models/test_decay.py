@@ -94,7 +94,9 @@ def test_what_takes_no_regularizer_or_has_one_is_refused():
 
     shared = layers.Dense(4)
     decay.add_l2(network(shared, shared, layers.Embedding(2, 3)), 0.1)
-    with pytest.raises(errors.SettingsError, match="scale of layer rms takes no regularizer; take the decoupled kind"):
+    with pytest.raises(
+        errors.SettingsError, match="scale of layer rms takes no regularizer; take weight decay of the decoupled kind"
+    ):
         decay.add_l2(network(layers.RMSNormalization(name="rms")), 0.1)
     decay.add_l2(network(layers.RMSNormalization()), 0.1, exclude=["norm"])
     with pytest.raises(errors.SettingsError, match="kernel of layer d has a regularizer already"):

@@ -1,17 +1,21 @@
 """What the tests share. Eight simulated devices are set up before anything starts TensorFlow."""
 
+import fcntl
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")  # the oracle of these tests is the CPU
 
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import keras
+import processes
 import pytest
 
-from tfpar import devices, prepare
+from tfpar import devices, prepare, results
 
 # tfpar leaves ignored signals ignored, and these are in a job in the background or under nohup.
 for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
@@ -33,6 +37,22 @@ def pytest_collection_modifyitems(items):
 def digits(tmp_path_factory):
     """The prepared digits."""
     return prepare.dataset("digits", tmp_path_factory.mktemp("data") / "digits")
+
+
+@pytest.fixture(scope="session")
+def alone(digits, tmp_path_factory):
+    """The undisturbed run of one process that several workers are compared with; all processes of pytest-xdist share it."""
+    place = tmp_path_factory.getbasetemp()
+    place = (place.parent if "PYTEST_XDIST_WORKER" in os.environ else place) / "alone"
+    place.mkdir(exist_ok=True)
+    with open(place / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (place / "done").exists():
+            command = [sys.executable, "-m", "tfpar", "train", str(digits.directory), "--run", "run", *processes.RUN]
+            done = subprocess.run(command, cwd=place, timeout=240, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+            (place / "done").touch()
+    return results.Run(place / "run")
 
 
 @pytest.fixture

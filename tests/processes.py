@@ -1,4 +1,4 @@
-"""Worker processes for tests: started together on loopback, each with a deadline, and ended by id."""
+"""Worker processes for tests: started together on loopback, each with a deadline, and ended by id; and what they are compared with."""
 
 import os
 import subprocess
@@ -8,6 +8,8 @@ from pathlib import Path
 from tfpar.workers import launcher
 
 TESTS = Path(__file__).parent
+# What `tfpar train DATA` is told where several workers must end with the bits of one process: the fixture `alone`.
+RUN = ["--shards", "12", "--global-batch-size", "96", "--stage", "2@0.2:0.02", "--stage", "1@0.02", "--seed", "3"]
 
 
 def together(place, arguments, *, count, seconds=240):

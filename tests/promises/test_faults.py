@@ -106,10 +106,11 @@ def kill(killer, unbroken, place, *, kills, seed):
 
 
 @pytest.mark.slow
-def test_killed_ten_times_it_ends_the_same(killer, unbroken, tmp_path):
+def test_killed_five_times_it_ends_the_same(killer, unbroken, tmp_path):
+    """With this seed each kill aims at another phase, on 1, 2 and 4 replicas: the inference, a stage's files, training, the start, a checkpoint."""
     killer.hits.clear()
-    kill(killer, unbroken, tmp_path, kills=10, seed=0)
-    assert sum(killer.hits.values()) >= 10
+    kill(killer, unbroken, tmp_path, kills=5, seed=56)
+    assert sum(killer.hits.values()) >= 5
 
 
 @pytest.mark.by_hand

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+from processes import RUN
 from same import same_files
 
 from tfpar import results
@@ -20,10 +21,7 @@ from tfpar import results
 PORT = 45900
 NOTICED = 30  # seconds in which every worker must end
 SECONDS = 240  # no test takes longer on one start
-RUN = [
-    "--shards", "6", "--global-batch-size", "96", "--stage", "2@0.2:0.02", "--stage", "1@0.02", "--seed", "3",
-    "--checkpoint-seconds", "1", "--run", "run",
-]  # fmt: skip
+OFTEN = ["--checkpoint-seconds", "1", "--run", "run"]
 
 
 def ip(*words, check=True):
@@ -101,7 +99,7 @@ class Workers:
         several |= {"TFPAR_WAIT_SECONDS": str(wait), "PYTHONUNBUFFERED": "1", "GRPC_POLL_STRATEGY": "poll"}
         self.processes = []
         for index, name in enumerate(hosts.names):
-            command = [sys.executable, program, phase if index == who else "none", "train", str(data), *RUN]
+            command = [sys.executable, program, phase if index == who else "none", "train", str(data), *RUN, *OFTEN]
             with open(place / f"{index}.txt", "ab") as log:
                 self.processes.append(
                     subprocess.Popen(
@@ -166,16 +164,6 @@ def begun(digits, tmp_path):
     yield begin
     for each in started:
         each.end()
-
-
-@pytest.fixture(scope="module")
-def alone(digits, tmp_path_factory):
-    """The run of one process, undisturbed."""
-    place = tmp_path_factory.mktemp("alone")
-    command = [sys.executable, "-m", "tfpar", "train", str(digits.directory), *RUN]
-    done = subprocess.run(command, cwd=place, timeout=SECONDS, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return results.Run(place / "run")
 
 
 def continues(begun, hosts, tmp_path, alone):

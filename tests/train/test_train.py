@@ -1,5 +1,6 @@
 """Training in stages: its files, its continuation, its refusals."""
 
+import functools
 import json
 import os
 import signal
@@ -99,7 +100,9 @@ def test_two_replicas_give_the_same_files(unbroken, small, tmp_path):
     assert same_files(unbroken, run(small, tmp_path / "r", replicas=2, steps_per_call=3))
 
 
-@pytest.mark.parametrize("calls", [pytest.param(1, marks=pytest.mark.slow), 5, pytest.param(8, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "calls", [pytest.param(1, marks=pytest.mark.by_hand), 5, pytest.param(8, marks=pytest.mark.slow)]
+)
 def test_interrupted_anywhere_it_ends_the_same(unbroken, small, tmp_path, calls):
     """One step per call and four steps an epoch: inside an epoch, at its end, at the end of a stage."""
     with pytest.raises(train.Interrupted) as stopped:
@@ -324,6 +327,19 @@ def test_another_environment_is_named_item_by_item(small, tmp_path, capsys):
     assert "oneDNN" not in line
 
 
+@functools.cache
+def environment_with(*variables):
+    """Return what a fresh process finds: TensorFlow reads these variables once."""
+    given = {name: value for name, value in os.environ.items() if name not in READ_ONCE}
+    given |= {"TF_ENABLE_ONEDNN_OPTS": "1"} | dict(variables)
+    program = "import json; from tfpar.train import identity; print(json.dumps(identity.environment()))"
+    done = subprocess.run([sys.executable, "-c", program], env=given, capture_output=True, text=True, timeout=120)
+    return json.loads(done.stdout)
+
+
+READ_ONCE = ("TF_NUM_INTRAOP_THREADS", "TF_ENABLE_ONEDNN_OPTS", "ONEDNN_MAX_CPU_ISA", "TF_XLA_FLAGS")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("variable", "named"),
@@ -337,14 +353,7 @@ def test_another_environment_is_named_item_by_item(small, tmp_path, capsys):
     ],
 )
 def test_what_changes_bits_changes_the_environment(variable, named):
-    """In a fresh process each, since TensorFlow reads them once."""
-    program = "import json; from tfpar.train import identity; print(json.dumps(identity.environment()))"
-    found = []
-    for extra in ({}, variable):
-        given = {name: value for name, value in os.environ.items() if name not in variable}
-        given |= {"TF_ENABLE_ONEDNN_OPTS": "1"} | extra
-        done = subprocess.run([sys.executable, "-c", program], env=given, capture_output=True, text=True, timeout=120)
-        found.append(json.loads(done.stdout))
+    found = environment_with(), environment_with(*variable.items())
     assert named in {key for key in found[0] if found[0][key] != found[1][key]}
     assert found[0]["computed"] != found[1]["computed"] or named == "intra_op_threads"
 

@@ -11,6 +11,7 @@ import time
 
 import pytest
 import tensorflow as tf
+from processes import RUN
 from same import same_files
 
 from tfpar import devices, errors, results, signals
@@ -18,7 +19,6 @@ from tfpar.workers import group as group_file
 from tfpar.workers import launcher
 
 SECONDS = 240  # no gang of these tests takes longer
-RUN = ["--shards", "12", "--global-batch-size", "96", "--stage", "2@0.2:0.02", "--stage", "1@0.02", "--seed", "3"]
 
 
 class Gang:
@@ -70,24 +70,15 @@ def alive(pid):
         return False
 
 
-@pytest.fixture(scope="module")
-def alone(digits, tmp_path_factory):
-    """The run of one process."""
-    place = tmp_path_factory.mktemp("alone")
-    command = [sys.executable, "-m", "tfpar", "train", str(digits.directory), "--run", "run", *RUN]
-    done = subprocess.run(command, cwd=place, timeout=SECONDS, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return results.Run(place / "run")
-
-
 @pytest.mark.slow
-def test_two_workers_one_killed_give_the_bits_of_one_process(digits, alone, tmp_path):
+def test_two_workers_of_which_the_chief_is_killed_give_the_bits_of_one_process(digits, alone, tmp_path):
+    """Page 6 of the tutorial kills the other one."""
     gang = Gang(tmp_path, digits.directory, "run", arguments=["--checkpoint-seconds", "0.2"])
     gang.wait_for("Epoch 2/")
-    gang.send(signal.SIGKILL, 1)
+    gang.send(signal.SIGKILL, 0)
     assert gang.end() == 0, "".join(gang.lines)
     assert gang.known()["restarts"] == 1
-    assert any("worker 1 was killed by SIGKILL; all start again (1 of 10)" in line for line in gang.lines)
+    assert any("worker 0 was killed by SIGKILL; all start again (1 of 10)" in line for line in gang.lines)
     assert any("continuing after step" in line for line in gang.lines)
     assert not any(line.startswith("[1]") and "Epoch" in line for line in gang.lines)  # the chief speaks for all
     assert "Epoch 2/" in (tmp_path / "run" / "workers" / "0.log").read_text()

@@ -1,6 +1,9 @@
 """Worker processes for tests: started together on loopback, each with a deadline, and ended by id; and what they are compared with."""
 
+import contextlib
+import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,18 +21,13 @@ def together(place, arguments, *, count, seconds=240):
     several = {"TFPAR_NUM_WORKERS": str(count), "TFPAR_HOST_TEMPLATE": "127.0.0.1", "TFPAR_PORT": ports}
     paths = [str(place) for place in (TESTS, TESTS / "steps")] + [*filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | several | {"PYTHONPATH": os.pathsep.join(paths), "TFPAR_WAIT_SECONDS": str(seconds)}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, *arguments],
-            cwd=place,
-            env=environment | {"JOB_COMPLETION_INDEX": str(index)},
-            stderr=open(place / f"{index}.err", "wb"),  # noqa: SIM115 - the process has it
-        )
-        for index in range(count)
-    ]
+    command = [sys.executable, str(TESTS / "forked.py"), str(count), *arguments]
+    parent = subprocess.Popen(
+        command, cwd=place, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
     try:
-        codes = [process.wait(timeout=seconds) for process in processes]
+        codes = json.loads(parent.communicate(timeout=seconds)[0] or "[]")
     finally:
-        for process in processes:
-            process.kill()
-    assert codes == [0] * count, [(place / f"{index}.err").read_text()[-2000:] for index in range(count)]
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(parent.pid, signal.SIGKILL)
+    assert codes == [0] * count, {path.name: path.read_text()[-2000:] for path in place.glob("*.err")}

@@ -1,5 +1,6 @@
 """Training in stages: its files, its continuation, its refusals."""
 
+import contextlib
 import functools
 import json
 import os
@@ -34,9 +35,25 @@ def small(digits, tmp_path_factory):
     return prepare.dataset(((images, labels), held_out), tmp_path_factory.mktemp("small") / "data")
 
 
+@contextlib.contextmanager
+def traced_once():
+    """Fail where a run traces its step or its inference again for a new stage."""
+    finish, traced = loop.Training._finish, []
+
+    def counted(self):
+        traced.append([function.experimental_get_tracing_count() for function in (self.step.run, self.inference.run)])
+        return finish(self)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(loop.Training, "_finish", counted)
+        yield
+    assert traced == [[1, 1]]
+
+
 @pytest.fixture(scope="module")
 def unbroken(small, tmp_path_factory):
-    return run(small, tmp_path_factory.mktemp("run") / "unbroken")
+    with traced_once():
+        return run(small, tmp_path_factory.mktemp("run") / "unbroken")
 
 
 class InterruptAt(keras.callbacks.Callback):
@@ -96,8 +113,9 @@ def test_metrics_are_exact(unbroken, small):
         assert rows(unbroken)[[1, 2][stage - 1]]["val_accuracy"] == repr(unbroken.metrics(stage=stage)["accuracy"])
 
 
-def test_two_replicas_give_the_same_files(unbroken, small, tmp_path):
-    assert same_files(unbroken, run(small, tmp_path / "r", replicas=2, steps_per_call=3))
+def test_two_replicas_give_the_same_files_and_a_new_stage_traces_nothing_again(unbroken, small, tmp_path):
+    with traced_once():
+        assert same_files(unbroken, run(small, tmp_path / "r", replicas=2, steps_per_call=3))
 
 
 @pytest.mark.parametrize(
@@ -126,24 +144,6 @@ def test_interrupted_at_every_step_it_ends_the_same(small, tmp_path, policy):
         with pytest.raises(train.Interrupted):
             run(small, tmp_path / str(calls), model=adamw(2), steps_per_call=1, callbacks=[InterruptAt(calls)])
         assert same_files(whole, run(small, tmp_path / str(calls), model=adamw(1)))
-
-
-@pytest.mark.slow
-def test_a_new_stage_traces_nothing_again(small, tmp_path, monkeypatch):
-    traced = []
-    monkeypatch.setattr(loop.Training, "_finish", _counting(loop.Training._finish, traced))
-    for replicas in (1, 2):
-        run(small, tmp_path / str(replicas), replicas=replicas)
-    assert traced == [(1, 1), (1, 1)]
-
-
-def _counting(finish, traced):
-    def counted(self):
-        counts = [function.experimental_get_tracing_count() for function in (self.step.run, self.inference.run)]
-        traced.append(tuple(counts))
-        return finish(self)
-
-    return counted
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """What the tests share. Eight simulated devices are set up before anything starts TensorFlow."""
 
+import collections
 import fcntl
 import os
 
@@ -27,10 +28,20 @@ devices.strategy(simulate=8)
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
+def pytest_configure(config):
+    if hasattr(config.option, "loadscopereorder"):  # pytest-xdist would begin with the files of most tests
+        config.option.loadscopereorder = False
+
+
 def pytest_collection_modifyitems(items):
+    """Put the long files first, so that two processes end together: the notebooks, then by the number of slow tests."""
+    slow = collections.Counter()
     for item in items:
         if item.get_closest_marker("by_hand"):
             item.add_marker("slow")
+        elif item.get_closest_marker("slow"):
+            slow[item.path] += 1
+    items.sort(key=lambda item: (item.path.name != "test_notebooks.py", -slow[item.path]))
 
 
 @pytest.fixture(scope="session")

@@ -105,8 +105,9 @@ def compiled(name, side, jit_compile=False):
 
 @pytest.mark.slow
 @pytest.mark.arithmetic
-def test_a_gradient_at_96_px_is_the_same_twenty_times_on_a_busy_machine():
-    assert check.same_gradient(compiled("resnet20", 96), *batch_of((96, 96, 3), 16), repeats=20)
+@pytest.mark.parametrize("repeats", [10, pytest.param(20, marks=pytest.mark.by_hand)])
+def test_a_gradient_at_96_px_is_the_same_each_time_on_a_busy_machine(repeats):
+    assert check.same_gradient(compiled("resnet20", 96), *batch_of((96, 96, 3), 16), repeats=repeats)
 
 
 @pytest.mark.by_hand

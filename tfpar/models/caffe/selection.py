@@ -122,15 +122,16 @@ class Selection:
         Returns:
             The mean as one number, one for each channel, or a picture `[height, width, channels]`.
         """
-        stated, assumed = self.source.transform_param if self.source else None, []
+        states = self.source is not None and self.source.type != "Input"  # a data layer without a scale means 1
+        stated, assumed = self.source.transform_param if states else None, []
         if scale is None:
             scale = stated.scale if stated else 1.0
-            assumed += ["scale 1"] if scale == 1 else []
-        if mean is None and stated:
-            mean = list(stated.mean_value) or (self._beside(stated.mean_file, trained) if stated.mean_file else None)
+            assumed += [] if stated else ["scale 1"]
+        if mean is None and stated and stated.mean_file and not stated.mean_value:
+            mean = self._beside(stated.mean_file, trained)
         if mean is None:
-            mean = 0.0
-            assumed.append("mean 0")
+            mean = [*stated.mean_value] if stated and stated.mean_value else 0.0
+            assumed += [] if stated else ["mean 0"]
         if self.image_shape[2] == 3:
             assumed.append(f"channels in the order {order}")
         if assumed:

@@ -149,7 +149,9 @@ def read_net(path: str | os.PathLike) -> Net:
     layers = [*(_today(layer) for layer in parsed.layers), *parsed.layer]
     if not layers:
         raise errors.DataError(f"{path}: no layer in it; give the prototxt of a network")
-    found = _without_padding(list(zip(layers, _lines_of_layers(text), strict=True)))
+    lines = _lines_of_layers(text)
+    lines = lines if len(lines) == len(layers) else [1] * len(layers)  # as in `layer: [{...}, {...}]`
+    found = _without_padding(list(zip(layers, lines, strict=True)))
     return Net(Path(path), parsed, [layer for layer, _ in found], [line for _, line in found])
 
 
@@ -341,7 +343,7 @@ def _without_padding(layers: list[tuple[Any, int]]) -> list[tuple[Any, int]]:
     for layer, _ in layers:
         before = padded.get(layer.bottom[0]) if layer.bottom else None
         if before is not None and layer.type in ("Convolution", "Pooling"):
-            _set(getattr(layer, V0_PARAMS[layer.type]), "pad", before.convolution_param.pad[0])
+            _set(getattr(layer, V0_PARAMS[layer.type]), "pad", [*before.convolution_param.pad, 0][0])
             layer.bottom[0] = before.bottom[0]
     return [pair for pair in layers if pair[0].type != "Padding"]
 
@@ -352,9 +354,7 @@ def _without_padding(layers: list[tuple[Any, int]]) -> list[tuple[Any, int]]:
 def _parse_binary(path: str | os.PathLike, kind: str):
     content = _content(path)
     if content.startswith(b"\x89HDF"):
-        raise errors.DataError(
-            f"{path}: an HDF5 file; give the binary .caffemodel (upgrade_net_proto_binary writes one)"
-        )
+        raise errors.DataError(f"{path}: an HDF5 file, which is not supported; give the binary .caffemodel")
     try:
         return _classes(BINARY, BINARY_PACKAGE)[kind].FromString(content)
     except message.DecodeError as error:

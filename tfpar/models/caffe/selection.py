@@ -132,8 +132,8 @@ class Selection:
         if mean is None:
             mean = [*stated.mean_value] if stated and stated.mean_value else 0.0
             assumed += [] if stated else ["mean 0"]
-        if self.image_shape[2] == 3:
-            assumed.append(f"channels in the order {order}")
+        if self.image_shape[2] == 3 and order == "bgr":
+            assumed.append("channels in the order bgr")
         if assumed:
             self.notes.append(
                 f"no file states the preprocessing, {', '.join(assumed)} assumed; see scale, mean and order"

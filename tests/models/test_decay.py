@@ -101,6 +101,8 @@ def test_what_takes_no_regularizer_or_has_one_is_refused():
     decay.add_l2(network(layers.RMSNormalization()), 0.1, exclude=["norm"])
     with pytest.raises(errors.SettingsError, match="kernel of layer d has a regularizer already"):
         decay.add_l2(network(layers.Dense(2, kernel_regularizer="l1", name="d")), 0.1)
+    with pytest.raises(errors.SettingsError, match="has no weights yet"):
+        decay.add_l2(keras.Sequential([layers.Dense(2)]), 0.1)
     with pytest.raises(errors.SettingsError, match="exclude='x'"):
         decay.excluded(network(), ["x"])
 

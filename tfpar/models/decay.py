@@ -60,8 +60,10 @@ def add_l2(model: keras.Model, weight_decay: float, *, exclude: Sequence[str] = 
         exclude: as for `excluded`.
 
     Raises:
-        errors.SettingsError: a layer has a regularizer already, or has no argument for one.
+        errors.SettingsError: the model is not built; a layer has a regularizer already, or has no argument for one.
     """
+    if not model.built:
+        raise errors.SettingsError(f"weight decay l2: {model.name} has no weights yet; begin it with keras.Input(...)")
     left_out = {id(variable) for variable in excluded(model, exclude)}
     regularizer = keras.regularizers.L2(validate.number("weight_decay", weight_decay, 0, 1) / 2)
     for layer, variable in _weights(model):

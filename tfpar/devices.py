@@ -48,10 +48,9 @@ def strategy(*, simulate: int | None = None) -> tf.distribute.Strategy:
 
 def _simulated(replicas: int) -> tf.distribute.Strategy:
     replicas = validate.integer("simulate", replicas, 1, validate.MOST_REPLICAS)
-    if replicas == 1 and not tf.config.list_physical_devices("GPU"):
-        return tf.distribute.get_strategy()
     if replicas == 1:
-        return tf.distribute.OneDeviceStrategy("CPU:0")
+        gpus = tf.config.list_physical_devices("GPU")
+        return tf.distribute.OneDeviceStrategy("CPU:0") if gpus else tf.distribute.get_strategy()
     cpu = tf.config.list_physical_devices("CPU")[0]
     there = len(tf.config.get_logical_device_configuration(cpu) or [None])
     if there < replicas:

@@ -226,9 +226,7 @@ def manifest_of(directory: Path) -> dict:
     if not directory.is_dir():
         raise errors.InputNotFound(f"{directory}: no such directory. Make it with: tfpar prepare SOURCE {directory}")
     if not path.is_file():
-        raise errors.DataError(
-            f"{path}: missing, so this is not a prepared directory. Make one: tfpar prepare SOURCE DIR"
-        )
+        raise errors.DataError(f"{path}: missing, so not a prepared directory. Make one: tfpar prepare SOURCE DIR")
     try:
         text = path.read_text(encoding="utf-8")
         manifest = json.loads(text)

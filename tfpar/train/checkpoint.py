@@ -114,7 +114,10 @@ def restore(variables: list[keras.Variable], values: list, strategy: tf.distribu
     """
     if [list(v.shape) for v in variables] != [entry["shape"] for entry, _ in values]:
         raise errors.SettingsError("the checkpoint is of another model or optimizer; start over with --fresh")
-    arrays = [np.frombuffer(content, np.dtype(entry["dtype"])).reshape(entry["shape"]) for entry, content in values]
+    arrays = [
+        np.frombuffer(content, keras.ops.convert_to_numpy(variable).dtype).reshape(entry["shape"])
+        for variable, (entry, content) in zip(variables, values, strict=True)
+    ]
 
     def write():
         first = tf.equal(tf.distribute.get_replica_context().replica_id_in_sync_group, 0)

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -81,6 +82,7 @@ def test_train_again_prints_the_result(tfpar, place):
     code, out, err = tfpar("train", "digits", *QUICK)
     accuracy = results.Run(place / "runs" / "digits").metrics()["accuracy"]
     assert code == 0 and f"finished: accuracy {accuracy:.4f}" in out and err == ""
+    assert out.endswith("next: tfpar predict runs/digits IMAGE, or tfpar export runs/digits --to saved_model\n")
 
 
 @pytest.mark.slow
@@ -103,7 +105,14 @@ def test_predict(tfpar, place, digits):
     logits = keras.saving.load_model(place / "runs/digits/model.keras").predict(pixels[..., None], verbose=0)
     assert code == 0 and [answer["label"] for answer in answers] == [str(i) for i in logits.argmax(axis=1)]
     code, out, _ = tfpar("predict", "runs/digits", "0.png")
-    assert code == 0 and out.startswith(f"0.png: {answers[0]['label']} (")
+    assert code == 0 and out.startswith(f"0.png: {answers[0]['label']} (") and out.count("%") == 1
+    assert list(answers[0]["probabilities"].values()) == sorted(answers[0]["probabilities"].values(), reverse=True)
+    assert len(answers[0]["probabilities"]) == 10 and abs(sum(answers[0]["probabilities"].values()) - 1) < 1e-5
+    code, out, _ = tfpar("predict", "runs/digits", "0.png", "--top", 3)
+    best = list(answers[0]["probabilities"].items())[:3]
+    assert code == 0 and out == f"0.png: {', '.join(f'{name} ({share:.1%})' for name, share in best)}\n"
+    code, out, _ = tfpar("predict", "runs/digits", "0.png", "--top", 3, "--json")
+    assert json.loads(out)[0]["probabilities"] == dict(best)
 
 
 def test_predict_a_folder(tfpar, place, digits, monkeypatch):
@@ -142,6 +151,29 @@ def test_evaluate_gives_the_metrics_of_the_last_stage(tfpar, place):
     assert code == 0 and json.loads(out) == results.Run(place / "runs" / "digits").metrics()
     code, _, err = tfpar("evaluate", "runs/digits", "--split", "test")
     assert code == 78 and "has no split test; it has train, validation" in err
+
+
+def test_evaluate_on_a_terminal_prints_the_classes(tfpar, monkeypatch):
+    monkeypatch.setattr(sys.stdout.__class__, "isatty", lambda self: True, raising=False)
+    code, out, _ = tfpar("evaluate", "runs/digits")
+    table, metrics = out.split("{", 1)
+    assert code == 0 and len(table.splitlines()) == 11 and table.startswith("class  images")
+    assert "per_class" not in json.loads("{" + metrics)
+
+
+def test_compare(tfpar, place):
+    code, out, _ = tfpar("compare", "runs/digits", "runs/digits")
+    assert code == 0 and out.splitlines()[1].startswith("accuracy") and out.endswith("their curves: compare.html\n")
+    code, _, _ = tfpar("compare", "runs/digits", "--out", "other.html")
+    assert code == 0 and (place / "other.html").exists()
+    (place / "compare.html").unlink()
+    assert tfpar("compare", "runs/digits", "nowhere")[0] == 66 and not (place / "compare.html").exists()
+
+
+def test_dry_run_tells_the_time_and_leaves_nothing(tfpar, place):
+    code, out, _ = tfpar("train", "digits", "--run", "dry", "--dry-run")
+    assert code == 0 and re.search(r"an epoch trains for about \d+\.\d s\nnothing was trained\n$", out)
+    assert not (place / "dry").exists()
 
 
 def test_evaluate_refuses_a_split_without_images(tfpar, place, monkeypatch):
@@ -248,6 +280,8 @@ REFUSED = [
     (["train", "damaged"], 65, "damaged/train/images.npy: damaged"),
     (["train", "digits", "--run", "x", "--model", "nothing"], 78, "none of that name; give small_cnn"),
     (["train", "digits", "--run", "x", "--model", "MobileNetV2"], 78, "at least 32x32"),
+    (["train", "digits", "--run", "x", "--model", "resnet50"], 78, "did you mean ResNet50? give small_cnn"),
+    (["compare", "nowhere"], 66, "no run there"),
     (["train", "digits", "--run", "x", "--weights", "no.h5"], 66, "no such file of weights"),
     (["train", "digits", "--run", "x", "--freeze", "--stage", "1@0.1/all"], 78, "--freeze is /head on every stage"),
     (["train", "digits", "--run", "file/x"], 73, "cannot make this directory"),

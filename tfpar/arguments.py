@@ -98,7 +98,7 @@ def parser(functions: Mapping[str, Callable], *, kind=argparse.ArgumentParser) -
 
     _add_prepare(command)
     _add_train(command)
-    _add_predict_evaluate_export(command)
+    _add_results(command)
     caffe = command("caffe", "compare a converted Caffe network with OpenCV's, layer by layer")
     caffe.add_argument("what", choices=("check",))
     caffe.add_argument("net", help="a prototxt")
@@ -164,8 +164,9 @@ def _add_train(command) -> None:
         "caffe:FILE, a prototxt",
     )  # fmt: skip
     train.add_argument(
-        "--weights", type=lambda text: None if text == "none" else text, metavar="none|imagenet|FILE|RUN"
-    )
+        "--weights", type=lambda text: None if text == "none" else text, metavar="none|imagenet|FILE|RUN",
+        help="none: random, default; imagenet: downloaded; a file of weights; a run or a .keras file: all layers but the head",
+    )  # fmt: skip
     _add_stages(train)
     _add_setting(train, "global_batch_size", "B")
     _add_setting(train, "seed")
@@ -204,7 +205,8 @@ def _add_stages(train) -> None:
     train.add_argument(
         "--stage", type=_stage, action="append", metavar="E@R[:F][~SCHEDULE][/TRAINABLE]",
         help="epochs at a rate, falling to another by linear or cosine; training all layers, the head, or those named; repeat; "
-        "default of sgd: 10@0.2:0.02 and 5@0.02:0",
+        "default of sgd: 10@0.2:0.02 and 5@0.02:0; a rate is for a batch of 256: sgd multiplies it by B/256, adamw does not; "
+        "the first tenth of the first stage warms up from 0",
     )  # fmt: skip
     train.add_argument("--freeze", action="store_true", help="train the last layer alone: /head on every stage")
     _add_setting(train, "warmup_epochs", "E")
@@ -241,7 +243,7 @@ def _add_how(train) -> None:
     train.add_argument("--fresh", action="store_true", help=FIELDS["fresh"].metadata["help"])
 
 
-def _add_predict_evaluate_export(command) -> None:
+def _add_results(command) -> None:
     predict = command("predict", "label new pictures")
     predict.add_argument("run", help="the directory of a run")
     predict.add_argument(
@@ -250,12 +252,17 @@ def _add_predict_evaluate_export(command) -> None:
         metavar="image",
         help="a picture of any size and kind that prepare reads, or a folder of them",
     )
+    predict.add_argument("--top", type=_whole(1, 2**20), metavar="K", help="answers; default the best, with --json all")
     predict.add_argument("--json", action="store_true", help="print JSON")
 
-    evaluate = command("evaluate", "exact metrics of the final model")
+    evaluate = command("evaluate", "exact metrics of the final model: JSON; on a terminal a table of the classes too")
     evaluate.add_argument("run", help="the directory of a run")
     evaluate.add_argument("--data", metavar="DIR", help="default: the data it was trained on")
     evaluate.add_argument("--split", choices=("validation", "test"), default="validation")
+
+    compare = command("compare", "in which settings and results runs differ, and a page with their curves")
+    compare.add_argument("runs", nargs="+", metavar="run", help="each is compared with the first")
+    compare.add_argument("--out", default="compare.html", metavar="PAGE", help="default: compare.html")
 
     export = command("export", "write the final model for serving: SavedModel, LiteRT or ONNX")
     export.add_argument("run", help="the directory of a finished run")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def _train(given) -> None:
     import keras
 
     from tfpar import check, results, signals, train
-    from tfpar.diagnose import memory, profiling
+    from tfpar.diagnose import profiling
     from tfpar.workers.group import WorkerGroup, check_connection
 
     run = Path(given.run or f"runs/{files.name_of(given.data)}")
@@ -60,7 +61,7 @@ def _train(given) -> None:
             by_solver or {"stages": compiling.stages(given)}
         )
         if given.dry_run:
-            print(f"{memory.estimate(model, data, **settings)}\nnothing was trained")
+            print(f"{profiling.dry_run(model, data, **settings)}\nnothing was trained")
             return
         if given.profile:
             place = f"{run}.profile"
@@ -71,6 +72,8 @@ def _train(given) -> None:
         print(
             f"finished: accuracy {metrics['accuracy']:.4f} on {metrics['examples']} validation images, {run / 'report.html'}"
         )
+        run = shlex.quote(str(run))
+        print(f"next: tfpar predict {run} IMAGE, or tfpar export {run} --to saved_model")
 
 
 def _predict(given) -> int:
@@ -105,10 +108,12 @@ def _predict(given) -> int:
             model = model or run.model()
             probabilities = predictions.softmax(model.predict(np.stack(pixels), verbose=0))
         for path, row in zip(readable, probabilities, strict=True):
-            answer = {"image": path, "label": run.class_names[row.argmax()], "confidence": float(row.max())}
-            answers.append(answer)
+            best = {run.class_names[i]: float(row[i]) for i in (-row).argsort(kind="stable")[: given.top]}
+            shown = [f"{name} ({share:.1%})" for name, share in best.items()][: given.top or 1]
+            answer = {"image": path, "label": next(iter(best)), "confidence": float(row.max())}
+            answers.append(answer | {"probabilities": best})
             if not given.json:
-                print(f"{answer['image']}: {answer['label']} ({answer['confidence']:.1%})")
+                print(f"{path}: {', '.join(shown)}")
     if given.json:
         print(json.dumps(answers, indent=1, ensure_ascii=False))
     if unreadable:
@@ -118,7 +123,7 @@ def _predict(given) -> int:
 
 def _evaluate(given) -> None:
     from tfpar import results
-    from tfpar.results import predictions
+    from tfpar.results import predictions, tables
 
     run = results.Run(given.run)
     _import_tensorflow(given)
@@ -126,27 +131,24 @@ def _evaluate(given) -> None:
     from tfpar.train import inference
 
     data = prepare.load(given.data or run.facts["data"]["directory"])
-    split = data.splits.get(given.split)
-    if split is None:
-        raise errors.SettingsError(f"{data.directory} has no split {given.split}; it has {', '.join(data.splits)}")
-    if not len(split.labels):
-        raise errors.DataError(f"{data.directory}: its split {given.split} has no image; name another --split")
-    shape = tuple(run.facts["data"]["image_shape"])
-    if tuple(data.image_shape) != shape:
-        raise errors.SettingsError(
-            f"{data.directory} has pictures {tuple(data.image_shape)}, the run was trained on {shape}; prepare them with "
-            f"--image-size {shape[0]}x{shape[1]}"
-        )
-    if data.class_names != run.class_names:
-        other = sorted(set(data.class_names) ^ set(run.class_names))
-        raise errors.SettingsError(
-            f"{data.directory} has {data.num_classes} classes, the run was trained on {len(run.class_names)}; "
-            + (f"only one of them has {', '.join(other[:5])}" if other else "they stand in another order")
-        )
-    model = run.model()
-    logits, losses = inference.Inference(model, batch_norm=_batch_norm_of(run))(split)
-    computed = predictions.metrics(predictions.table(logits, split), losses, data.class_names)
+    split = inference.split_for(run, data, given.split)
+    logits, losses = inference.Inference(run.model(), batch_norm=_batch_norm_of(run))(split)
+    found = predictions.table(logits, split)
+    computed = predictions.metrics(found, losses, data.class_names)
+    if sys.stdout.isatty():
+        print(tables.text(tables.of_classes(found, data.class_names)))
+        computed.pop("per_class")
     print(json.dumps(computed, indent=1, ensure_ascii=False))
+
+
+def _compare(given) -> None:
+    from tfpar import results
+    from tfpar.results import report, tables
+
+    runs = {name: results.Run(name) for name in given.runs}
+    print(tables.text(tables.of_runs(runs)))
+    report.write_comparison(runs, Path(given.out))
+    print(f"their curves: {given.out}")
 
 
 def _export(given) -> None:
@@ -290,5 +292,5 @@ def _import_tensorflow(given) -> None:
 # By name: the same parser reads the command that `launch` runs.
 COMMANDS = {
     "prepare": _prepare, "train": _train, "predict": _predict, "evaluate": _evaluate, "export": _export, "caffe": _caffe_check, "launch": _launch, "kubernetes": _kubernetes,
-    "doctor": _doctor, "--dockerfile": _dockerfile,
+    "doctor": _doctor, "compare": _compare, "--dockerfile": _dockerfile,
 }  # fmt: skip

@@ -11,6 +11,9 @@ Example:
     nowhere: no such directory. Make it with: tfpar prepare SOURCE nowhere
 """
 
+import difflib
+from collections.abc import Iterable
+
 
 class DataError(ValueError):
     """The data is damaged or unusable; the message names the file."""
@@ -57,6 +60,12 @@ class SettingsError(ValueError):
 def first_line(error: BaseException | str) -> str:
     """Return what an error says in its first line; its kind where it says nothing."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Return a question that names the nearest of some names, whatever their case; empty where none is near."""
+    found = difflib.get_close_matches(name.lower(), known := {each.lower(): each for each in names}, 1)
+    return f"did you mean {known[found[0]]}? " if found else ""
 
 
 # The exit codes that another start cannot fix: wrong use, damaged data, missing input, a defect, an output in the way, settings.

@@ -7,6 +7,8 @@ Example:
 
 import os
 import platform
+import shlex
+import sys
 
 BEST_FIRST = ("amx_bf16", "avx512_bf16", "avx512_vnni", "avx512f", "avx_vnni", "avx2", "avx", "sse4_2")
 COMPUTE_IN_BFLOAT16 = ("amx_bf16", "avx512_bf16")
@@ -39,6 +41,11 @@ def instructions() -> str:
 def computes_in_bfloat16() -> bool:
     """Tell whether the processor has instructions for products of bfloat16, which are twice as fast or faster."""
     return instructions() in COMPUTE_IN_BFLOAT16
+
+
+def command() -> str | None:
+    """Return the command that this process was started with, where it is tfpar's; None in a program of a user."""
+    return shlex.join(["tfpar", *sys.argv[1:]]) if sys.argv[0].endswith(("/tfpar", "/tfpar/__main__.py")) else None
 
 
 def _first(path: str, key: str) -> str:

@@ -1,5 +1,6 @@
 """What a run wrote is read back, compared and drawn."""
 
+import json
 import re
 import warnings
 
@@ -8,7 +9,7 @@ import pytest
 from networks import tiny
 
 from tfpar import check, devices, errors, results, train
-from tfpar.results import predictions, report
+from tfpar.results import predictions, report, tables
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +65,61 @@ def test_the_report_is_one_page_by_itself(run):
     assert f"{run.metrics(stage=2)['accuracy']:.4f}" in page
 
 
+def test_the_report_says_how_to_repeat_it_and_what_it_found(run):
+    page = (run.directory / "report.html").read_text()
+    correct = sum(entry["correct"] for entry in run.metrics()["per_class"].values())
+    assert f"<p class=result>{run.metrics()['accuracy']:.4f}: {correct} of 179</p><pre>train.run(...)</pre>" in page
+    assert "<title>run: tiny on digits</title>" in page and "name=viewport" in page
+    assert "1,618 train, 179 validation images 8x8x1, 10 classes" in page and "prefers-color-scheme: dark" in page
+    assert all(f"{version} {run.facts['environment'][version]}" in page for version in report.VERSIONS)
+    captions = re.findall("<figcaption>(.*?); is <b>", page)
+    assert captions and all(len(re.findall(r"\d%", each)) == report.LIKELY for each in captions)
+
+
+def test_classes_stand_worst_first():
+    logits = np.eye(4, dtype=np.float32)[[1, 1, 0, 1, 1, 1]]
+    table = predictions.table(logits, (None, np.int32([0, 0, 0, 1, 1, 3]), list("abcdef")))
+    titles, *rows = tables.of_classes(table, ["w", "x", "y", "z"])
+    assert rows == [
+        ("z", 1, 0, 0, "-", "0.000", "x (1)"), ("w", 3, 1, 1, "1.000", "0.333", "x (2)"),
+        ("x", 2, 5, 2, "0.400", "1.000", ""), ("y", 0, 0, 0, "-", "-", ""),
+    ]  # fmt: skip
+    lines = tables.text([titles, *rows]).splitlines()
+    assert lines[2] == "w           3        1        1      1.000   0.333      x (2)" and len(lines) == 5
+    assert tables.markup([("<", 1)]).count("<td>") == 2 and "&lt;" in tables.markup([("<", 1)])
+
+
+def test_runs_side_by_side(run, digits, tmp_path):
+    other = train.run(tiny(seed=1), digits, tmp_path / "o", stages=[train.Stage(1, 0.1)], shards=2, verbose=0)
+    table = tables.of_runs({"a": run, "b": other})
+    rows = {name: values for name, *values in table}
+    assert rows[""] == ["a", "b"] and rows["shards"] == ["1", "2"] and "seed" not in rows and "data" not in rows
+    assert rows["stages"] == [json.dumps(each.settings["stages"]) for each in (run, other)]
+    compared = results.compare(run, other)
+    assert rows["accuracy"] == [tables.result(run), tables.result(other)] and rows["same bits"] == [True, False]
+    assert rows["gained"] == [0, compared["gained"]] and rows["epochs"] == ["2", "1"]
+    report.write_comparison({"a": run, "b": other}, tmp_path / "compare.html")
+    page = (tmp_path / "compare.html").read_text()
+    assert page.count("<img") == 3 and not re.findall(r'(?:src|href)="(?!data:)', page)
+
+
+def test_many_classes_and_large_pictures_stay_small(run, monkeypatch):
+    classes, random = 1000, np.random.default_rng(0)
+    labels = random.integers(0, classes, 200).astype(np.int32)
+    images = random.integers(0, 255, (200, 320, 320, 3), np.uint8)
+    table = predictions.table(
+        random.standard_normal((200, classes)).astype(np.float32), (None, labels, ["x.png"] * 200)
+    )
+    monkeypatch.setattr(run, "class_names", [f"class {i}" for i in range(classes)])
+    monkeypatch.setattr(results.Run, "predictions", lambda self, stage=None: table)
+    parts = (
+        report._mistakes(table, run.class_names, (images,)),
+        tables.markup(tables.of_classes(table, run.class_names)),
+    )
+    assert sum(map(len, parts)) + len(report._image(report.confusion(run), "x")) < 5e6
+    assert parts[1].count("<tr>") == 1 + classes
+
+
 def test_strange_names_are_text_in_the_report(tmp_path):
     images = np.random.default_rng(0).integers(0, 255, (20, 8, 8, 3), np.uint8)
     from tfpar import prepare
@@ -89,7 +145,6 @@ def test_claims_are_false_where_they_do_not_hold(run, digits, capsys):
 
 
 def test_a_wrong_count_is_noticed(run, tmp_path):
-    import json
     import shutil
 
     shutil.copytree(run.directory, tmp_path / "r")

@@ -27,8 +27,8 @@ import keras
 import tensorflow as tf
 from matplotlib.figure import Figure
 
-from tfpar import engine, errors, files, machine
-from tfpar.diagnose.memory import step_of
+from tfpar import engine, errors, files, machine, workers
+from tfpar.diagnose import memory
 from tfpar.engine import distribute
 from tfpar.settings import MOST_STEPS_PER_CALL
 from tfpar.steps import tensorflow_repairs
@@ -79,12 +79,9 @@ def profile(model: keras.Model, data, directory: str | os.PathLike, **settings) 
     """
     if isinstance(model.distribute_strategy, tf.distribute.MultiWorkerMirroredStrategy):
         raise errors.SettingsError("profile looks at one process: run it without TF_CONFIG and the TFPAR_ variables")
-    with step_of(model, data, settings) as (step, given, class_weights), _unchanged(model):
+    with memory.step_of(model, data, settings) as (step, given, class_weights), _unchanged(model):
         directory = files.make_directory(directory)
-        batches = iter(engine.train_batches(
-            data.train, step.strategy, global_batch_size=given.global_batch_size, seed=given.seed, augment=given.augment,
-            class_weights=class_weights,
-        ))  # fmt: skip
+        batches = _batches(step, data, given, class_weights)
         seconds = _measured(step, batches)
         with tf.profiler.experimental.Profile(str(directory)):
             step(batches, 2)
@@ -96,6 +93,30 @@ def profile(model: keras.Model, data, directory: str | os.PathLike, **settings) 
     files.write(directory / "profile.json", json.dumps(found._asdict(), indent=1) + "\n")
     draw(found).savefig(directory / "profile.png", dpi=120)
     return found
+
+
+def dry_run(model: keras.Model, data, **settings) -> str:
+    """Say what a run would take: its memory and, in one process with that memory, its time from a few steps.
+
+    The model is as before afterwards.
+    """
+    found = memory.estimate(model, data, **settings)
+    if workers.cluster() or (found.largest_batch is not None and found.largest_batch < found.global_batch_size):
+        return str(found)
+    with memory.step_of(model, data, settings) as (step, given, class_weights), _unchanged(model):
+        batches = _batches(step, data, given, class_weights)
+        step(batches, 1)  # traces
+        started = time.perf_counter()
+        step(batches, SEVERAL)
+        seconds = (time.perf_counter() - started) * found.epoch_steps / SEVERAL
+    return f"{found}\nan epoch trains for about {seconds:,.1f} s"
+
+
+def _batches(step: Step, data, given, class_weights):
+    return iter(engine.train_batches(
+        data.train, step.strategy, global_batch_size=given.global_batch_size, seed=given.seed, augment=given.augment,
+        class_weights=class_weights,
+    ))  # fmt: skip
 
 
 @contextlib.contextmanager

@@ -292,8 +292,8 @@ def _check(image_shape, num_classes) -> None:
 def _find_backbone(name: str):
     known = {key: value for key, value in vars(keras.applications).items() if key[:1].isupper() and callable(value)}
     if not isinstance(name, str) or name not in known:
-        names = ", ".join([*OWN, *sorted(known)])
-        raise errors.SettingsError(f"model {reprlib.repr(name)}: there is none of that name; give {names}")
+        near, names = errors.nearest(str(name), [*OWN, *known]), ", ".join([*OWN, *sorted(known)])
+        raise errors.SettingsError(f"model {reprlib.repr(name)}: there is none of that name; {near}give {names}")
     return known[name]
 
 

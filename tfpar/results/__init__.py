@@ -1,7 +1,7 @@
 """The files of a run: read them, compare runs.
 
 ```
-RUN/run.json                        settings, data, devices, threads, versions; written first
+RUN/run.json                        settings, data, command, devices, threads, versions; written first
 RUN/history.csv                     one row per epoch
 RUN/stages/01/predictions.parquet   one row per validation image
 RUN/stages/01/metrics.json          computed from the predictions, so exact

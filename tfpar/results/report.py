@@ -1,9 +1,12 @@
-"""`report.html`: one self-contained page with the curves, the confusion matrix and the most confident mistakes."""
+"""`report.html`: one self-contained page with what a run found and how to repeat it; and a page that compares runs."""
 
 import base64
 import html
 import io
+import time
 import warnings
+from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 from matplotlib import font_manager
@@ -11,56 +14,86 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from tfpar import files, schedule
-from tfpar.results import reading
+from tfpar.results import predictions, reading, tables
 
 MISTAKES = 24
+LIKELY = 3  # answers that are shown of a mistake
+PANELS = (("loss", "val_loss"), ("accuracy", "val_accuracy"), ("learning_rate",))
+VERSIONS = ("tfpar", "tensorflow", "keras", "numpy", "python")
 MEANS = ("loss", "accuracy", "top5_accuracy")
 _CHINESE_FONTS = (
     "Noto Sans CJK SC", "Noto Sans SC", "Noto Sans CJK JP", "Source Han Sans SC", "Source Han Sans CN", "WenQuanYi Micro Hei",
     "WenQuanYi Zen Hei", "Droid Sans Fallback", "PingFang SC", "Hiragino Sans GB", "Arial Unicode MS", "Microsoft YaHei", "SimHei",
 )  # fmt: skip
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
-table { border-collapse: collapse; } th, td { padding: .2rem .9rem .2rem 0; text-align: right; border-bottom: 1px solid #ddd; }
-th:first-child, td:first-child { text-align: left; } img { max-width: 100%; height: auto; }
-.mistakes { display: flex; flex-wrap: wrap; gap: 1rem; } figure { margin: 0; width: 8rem; font-size: .8rem; overflow-wrap: anywhere; }
-figure img { width: 8rem; height: 8rem; object-fit: contain; image-rendering: pixelated; background: #eee; }
-"""
 
 
 def write(run: reading.Run, split) -> None:
     """Write `report.html` of a run; `split` holds the validation images its predictions are of."""
-    name = html.escape(run.facts["data"]["name"])
-    model = html.escape(run.settings["model"])
+    found, names = run.predictions(), run.class_names
     body = [
-        f"<h1>{name}: {model}</h1>",
-        f"<p>{html.escape(run.facts['devices'])}</p>",
-        "<h2>Stages</h2>", _stages(run),
-        "<h2>Curves</h2>", _image(curves(run), "loss, accuracy and learning rate by epoch"),
-        "<h2>Confusion matrix</h2>", _image(confusion(run), "true class against predicted class"),
-        "<h2>Most confident mistakes</h2>", _mistakes(run, split),
+        f"<p class=result>{tables.result(run)}</p>",
+        f"<pre>{html.escape(run.facts['command'] or 'train.run(...)')}</pre>",
+        _facts(run),
+        "<h2>Stages</h2>", tables.markup(_stages(run)),
+        "<h2>Curves</h2>", _curves({"": run}),
+        "<h2>Classes, worst first</h2>", tables.markup(tables.of_classes(found, names)),
+        "<h2>Confusion matrix</h2>", f"<div class=matrix>{_image(confusion(run), 'true class against predicted class')}</div>",
+        "<h2>Most confident mistakes</h2>", _mistakes(found, names, split),
     ]  # fmt: skip
-    page = f"<!doctype html><html lang=en><meta charset=utf-8><title>{name}</title><style>{_STYLE}</style>{''.join(body)}</html>\n"
-    files.write(run.directory / "report.html", page)
+    title = f"{run.directory.name}: {run.settings['model']} on {run.facts['data']['name']}"
+    files.write(run.directory / "report.html", _page(title, body))
 
 
-def curves(run: reading.Run) -> Figure:
-    """Draw loss, accuracy and learning rate by epoch; a line marks where a stage begins."""
-    history = run.history.to_pydict()
-    figure = Figure(figsize=(10, 3.2), layout="constrained")
-    panels = (("loss", "val_loss"), ("accuracy", "val_accuracy"), ("learning_rate",))
-    for axes, names in zip(figure.subplots(1, 3), panels, strict=True):
+def write_comparison(runs: Mapping[str, reading.Run], place: Path) -> None:
+    """Write a page with what several runs differ in, and their curves over each other."""
+    note = "<h2>Curves</h2><p>Solid: validation; dotted: training.</p>"
+    files.write(place, _page(" and ".join(runs), [tables.markup(tables.of_runs(runs)), note, _curves(runs)]))
+
+
+def _page(title: str, body: list[str]) -> str:
+    head = f"<meta charset=utf-8><meta name=viewport content='width=device-width'><title>{html.escape(title)}</title>"
+    return f"<!doctype html><html lang=en>{head}<style>{Path(__file__).with_suffix('.css').read_text()}</style><h1>{html.escape(title)}</h1>{''.join(body)}</html>\n"
+
+
+def _facts(run: reading.Run) -> str:
+    """Return what a run was: its data, machine, versions and time; its settings, folded."""
+    data, environment = run.facts["data"], run.facts["environment"]
+    splits = ", ".join(f"{count:,} {name}" for name, count in data["examples"].items())
+    images = f"{splits} images {'x'.join(map(str, data['image_shape']))}, {len(run.class_names):,} classes"
+    facts = {
+        "data": f"{data['directory']}: {images}",
+        "machine": ", ".join([environment["processor"], f"{environment['cores']} cores", *environment["gpus"]]),
+        "devices": run.facts["devices"],
+        "versions": ", ".join(f"{name} {environment[name]}" for name in VERSIONS),
+        "finished": time.strftime("%Y-%m-%d %H:%M"),
+        **tables.speed(run),
+    }
+    shown = [tables.markup([("", ""), *each.items()]) for each in (facts, tables.flat(run.settings))]
+    return f"<div class=facts>{shown[0]}<details><summary>Settings</summary>{shown[1]}</details></div>"
+
+
+def _curves(runs: Mapping[str, reading.Run]) -> str:
+    return (
+        "<div class=curves>" + "".join(_image(panel(runs, each), f"{each[0]} by epoch") for each in PANELS) + "</div>"
+    )
+
+
+def panel(runs: Mapping[str, reading.Run], names: tuple[str, ...]) -> Figure:
+    """Draw columns of the histories of runs by epoch, the last one solid; a line marks where a stage begins."""
+    figure = Figure(figsize=(4, 3), layout="constrained")
+    axes = figure.subplots()
+    for number, (title, run) in enumerate(runs.items()):
+        history = run.history.to_pydict()
         for name in names:
-            label = {"val_": "validation"}.get(name[:4], "training") if len(names) > 1 else name.replace("_", " ")
-            axes.plot(history["epoch"], history[name], marker=".", label=label)
-        for i in range(1, len(history["stage"])):
-            if history["stage"][i] != history["stage"][i - 1]:
-                axes.axvline(history["epoch"][i] - 0.5, color="gray", linewidth=0.8, linestyle=":")
-        axes.set_title(names[0].replace("_", " "))
-        axes.set_xlabel("epoch")
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        if len(names) > 1:
-            axes.legend(frameon=False)
+            line, kind = (".-", "validation") if name == names[-1] else (".:", "training")
+            label = kind if len(runs) == 1 else _short(title) if kind == "validation" else "_"  # that one has no label
+            axes.plot(history["epoch"], history[name], line, color=f"C{number + (label == 'validation')}", label=label)
+        for epoch in np.flatnonzero(np.diff(history["stage"])):
+            axes.axvline(epoch + 1.5, color="gray", linewidth=0.8, linestyle=":")
+    axes.set(xlabel="epoch", ylabel=names[0].replace("_", " "))
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    if len(names) > 1:
+        axes.legend(frameon=False, prop={"family": _families()})
     return figure
 
 
@@ -81,7 +114,7 @@ def confusion(run: reading.Run, *, stage: int | None = None) -> Figure:
         names = [_short(name) for name in run.class_names]
         axes.set_xticks(range(classes), names, rotation=90, fontfamily=_families())
         axes.set_yticks(range(classes), names, fontfamily=_families())
-    if classes <= 12:
+    if classes <= 20:
         for (row, column), count in np.ndenumerate(counts):
             if count:
                 color = "white" if percent[row, column] > 50 else "black"
@@ -100,33 +133,35 @@ def _short(name: str) -> str:
     return text if len(text) <= 20 else text[:19] + "…"
 
 
-def _stages(run: reading.Run) -> str:
-    rows = ["<table><tr><th>stage<th>epochs<th>rate as given<th>trains<th>examples<th>loss<th>accuracy<th>top 5"]
+def _stages(run: reading.Run) -> list[tuple]:
+    rows = [("stage", "epochs", "rate as given", "trains", "examples", "loss", "accuracy", "top 5", "gained", "lost")]
     stages = [schedule.checked(stage) for stage in run.settings["stages"]]
     for stage in range(1, run.stages + 1):
         computed = run.metrics(stage=stage)
         given = stages[stage - 1]
         trains = schedule.trained(schedule.trainable_at(stages, stage - 1)) or "-"
         shown = ("not finite" if computed[name] is None else f"{computed[name]:.4f}" for name in MEANS)
+        compared = reading.compare(run, run, stages=(max(1, stage - 1), stage))  # the first one with itself
         cells = (stage, given.epochs, schedule.rates(given), trains, computed["examples"], *shown)
-        rows.append("<tr><td>" + "<td>".join(map(str, cells)))
-    return "".join(rows) + "</table>"
+        rows.append((*cells, compared["gained"], compared["lost"]))
+    return rows
 
 
-def _mistakes(run: reading.Run, split) -> str:
-    predictions = run.predictions().drop(["probabilities"]).to_pydict()
-    wrong = [i for i in predictions["index"] if predictions["label"][i] != predictions["predicted"][i]]
-    wrong.sort(key=lambda i: -predictions["confidence"][i])
-    if not wrong:
+def _mistakes(table, names: list[str], split) -> str:
+    labels, confidence = table["label"].to_numpy(), table["confidence"].to_numpy()
+    wrong = np.flatnonzero(labels != table["predicted"].to_numpy())
+    if not len(wrong):
         return "<p>None: every validation image is labelled correctly.</p>"
-    shown = []
-    for i in wrong[:MISTAKES]:
+    probabilities, shown = predictions.probabilities_of(table), []
+    for i in wrong[np.argsort(-confidence[wrong], kind="stable")][:MISTAKES]:
         pixels = split[0][i]
         picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-        said, true = (html.escape(run.class_names[predictions[key][i]]) for key in ("predicted", "label"))
-        caption = f"<b>{said}</b> {predictions['confidence'][i]:.0%}, is <b>{true}</b><br>{html.escape(predictions['source'][i])}"
+        picture.thumbnail((192, 192))  # it is shown at 128
+        likely = np.argsort(-probabilities[i], kind="stable")[:LIKELY]
+        said = ", ".join(f"{html.escape(names[answer])} {probabilities[i, answer]:.0%}" for answer in likely)
+        caption = f"{said}; is <b>{html.escape(names[labels[i]])}</b><br>{html.escape(table['source'][i].as_py())}"
         shown.append(f"<figure>{_image(picture, 'mistake')}<figcaption>{caption}</figcaption></figure>")
-    return f"<p>{len(wrong)} of {len(predictions['index'])} are wrong.</p><div class=mistakes>{''.join(shown)}</div>"
+    return f"<p>{len(wrong)} of {len(labels)} are wrong.</p><div class=mistakes>{''.join(shown)}</div>"
 
 
 def _image(picture: Figure | Image.Image, text: str) -> str:

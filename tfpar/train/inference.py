@@ -15,7 +15,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfpar import engine
+from tfpar import engine, errors, prepare, results
 from tfpar.steps import exchange, normalization, objective, shard, tensorflow_repairs
 
 
@@ -57,3 +57,29 @@ class Inference:
             logits, _ = self.model.stateless_call(trainable, state, images, training=False)
         losses = self.loss(labels, logits)
         return tf.concat([losses[:, tf.newaxis], tf.cast(logits, tf.float32)], axis=1)
+
+
+def split_for(run: results.Run, data: prepare.Dataset, name: str):
+    """Return a split of a data set for a run's model.
+
+    Raises:
+        errors.SettingsError: there is none, or it has pictures of another shape, or other classes.
+        errors.DataError: no image is in it.
+    """
+    split, shape = data.splits.get(name), tuple(run.facts["data"]["image_shape"])
+    if split is None:
+        raise errors.SettingsError(f"{data.directory} has no split {name}; it has {', '.join(data.splits)}")
+    if not len(split.labels):
+        raise errors.DataError(f"{data.directory}: its split {name} has no image; name another --split")
+    if tuple(data.image_shape) != shape:
+        raise errors.SettingsError(
+            f"{data.directory} has pictures {tuple(data.image_shape)}, the run was trained on {shape}; prepare them with "
+            f"--image-size {shape[0]}x{shape[1]}"
+        )
+    if data.class_names != run.class_names:
+        other = sorted(set(data.class_names) ^ set(run.class_names))
+        raise errors.SettingsError(
+            f"{data.directory} has {data.num_classes} classes, the run was trained on {len(run.class_names)}; "
+            + (f"only one of them has {', '.join(other[:5])}" if other else "they stand in another order")
+        )
+    return split

@@ -13,7 +13,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from tfpar import devices, engine, errors, files, results, schedule
+from tfpar import devices, engine, errors, files, machine, results, schedule
 from tfpar.results import predictions, report, writing
 from tfpar.results.reading import HISTORY, stage_path
 from tfpar.settings import MOST_STEPS_PER_CALL, Settings
@@ -184,7 +184,9 @@ class Training:
             "data": {
                 "directory": os.path.abspath(self.data.directory), "name": self.data.name, "fingerprint": self.data.fingerprint,
                 "class_names": self.data.class_names, "image_shape": list(self.data.image_shape), "verified": self.data.verified,
+                "examples": {name: len(split.labels) for name, split in self.data.splits.items()},
             },
+            "command": machine.command(),
             "devices": self.devices,
             "environment": environment,
             "finished": False,

@@ -134,16 +134,16 @@ def _short(name: str) -> str:
 
 
 def _stages(run: reading.Run) -> list[tuple]:
-    rows = [("stage", "epochs", "rate as given", "trains", "examples", "loss", "accuracy", "top 5", "gained", "lost")]
+    rows = [("stage", "accuracy", "loss", "top 5", "gained", "lost", "epochs", "rate as given", "trains")]
     stages = [schedule.checked(stage) for stage in run.settings["stages"]]
     for stage in range(1, run.stages + 1):
         computed = run.metrics(stage=stage)
         given = stages[stage - 1]
         trains = schedule.trained(schedule.trainable_at(stages, stage - 1)) or "-"
-        shown = ("not finite" if computed[name] is None else f"{computed[name]:.4f}" for name in MEANS)
+        means = {name: "not finite" if computed[name] is None else f"{computed[name]:.4f}" for name in MEANS}
         compared = reading.compare(run, run, stages=(max(1, stage - 1), stage))  # the first one with itself
-        cells = (stage, given.epochs, schedule.rates(given), trains, computed["examples"], *shown)
-        rows.append((*cells, compared["gained"], compared["lost"]))
+        shown = (means["accuracy"], means["loss"], means["top5_accuracy"], compared["gained"], compared["lost"])
+        rows.append((stage, *shown, given.epochs, schedule.rates(given), trains))
     return rows
 
 

@@ -44,7 +44,8 @@ OPTIONS = {
         "--checkpoint-seconds": NUMBERS, "--run": ["run", "new", *PATHS[1:]], "--fresh": [None], "--nonsense": [None],
         "--dry-run": [None], "--profile": [None], "--freeze": [None], "--batch-norm": ["fused", "keras", "x"], "--warmup-epochs": NUMBERS, "--no-scale-learning-rate": [None],
     },
-    "predict": {"--json": [None], "--nonsense": [None]},
+    "predict": {"--json": [None], "--top": NUMBERS, "--nonsense": [None]},
+    "compare": {"--out": PATHS, "--nonsense": [None]},
     "evaluate": {"--data": PATHS, "--split": ["validation", "test", "x"]},
     "export": {"--to": ["saved_model", "tflite", "onnx", "x"], "--out": PATHS},
     "doctor": {"--json": [None], "--verbose": [None], "--nonsense": [None]},
@@ -58,7 +59,15 @@ OPTIONS = {
 }  # fmt: skip
 
 
-DIRECT = ("prepare", "train", "predict", "evaluate", "export", "nonsense")  # a path may stand in each of their places
+DIRECT = (
+    "prepare",
+    "train",
+    "predict",
+    "evaluate",
+    "export",
+    "compare",
+    "nonsense",
+)  # a path may stand in each of their places
 NOT_LAUNCHED = [
     [], ["train"], ["predict", "run", "photos/cat/0.png"], ["train", "data", "--profile"], ["train", "data", "--dry-run"],
     ["train", "data", "--seed", "x"], ["doctor"], ["launch", "--workers", "2", "--", "train", "data"], ["nonsense"], ["--", "train"],
@@ -74,7 +83,7 @@ def command_line(random) -> list[str]:
     command = one([*OPTIONS, *OPTIONS, "prepare", "train", "train", "train", "nonsense"])
     known = OPTIONS.get(command, {})
     right = {
-        "prepare": ["photos", f"new{random.integers(99)}"], "train": ["data"], "predict": ["run", "photos/cat/0.png"], "evaluate": ["run"], "export": ["run"],
+        "prepare": ["photos", f"new{random.integers(99)}"], "train": ["data"], "predict": ["run", "photos/cat/0.png"], "evaluate": ["run"], "export": ["run"], "compare": ["run", "run"],
         "doctor": [], "kubernetes": ["--workers", "2", "--gpus", "0", "--image", "tfpar:1"], "launch": ["--workers", "2"],
     }.get(command, ["data"])  # fmt: skip
     words = [command, *(one(PATHS) if random.random() < 0.3 and command in DIRECT else target for target in right)]

@@ -262,7 +262,7 @@ def _add_results(command) -> None:
 
     compare = command("compare", "in which settings and results runs differ, and a page with their curves")
     compare.add_argument("runs", nargs="+", metavar="run", help="each is compared with the first")
-    compare.add_argument("--out", default="compare.html", metavar="PAGE", help="default: compare.html")
+    compare.add_argument("--out", default=".", metavar="PAGE", help="a file or a folder; default: compare.html here")
 
     export = command("export", "write the final model for serving: SavedModel, LiteRT or ONNX")
     export.add_argument("run", help="the directory of a finished run")

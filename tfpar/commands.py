@@ -146,9 +146,9 @@ def _compare(given) -> None:
     from tfpar.results import report, tables
 
     runs = {name: results.Run(name) for name in given.runs}
-    print(tables.text(tables.of_runs(runs)))
-    report.write_comparison(runs, Path(given.out))
-    print(f"their curves: {given.out}")
+    page = Path(given.out, "compare.html") if Path(given.out).is_dir() else Path(given.out)
+    report.write_comparison(runs, page)
+    print(f"{tables.text(tables.of_runs(runs))}\ntheir curves: {page}")
 
 
 def _export(given) -> None:

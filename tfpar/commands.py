@@ -168,7 +168,7 @@ def _caffe_check(given) -> int:
     with stderr_silenced(not given.verbose):
         for layer, difference in caffe_check.differences(given.net, given.weights, given.image):
             print(f"{layer:32} {difference:.1e}")
-            first = first or (layer if difference > caffe_check.BOUND else None)
+            first = first or (None if difference <= caffe_check.BOUND else layer)  # NaN differs
     if first:
         raise errors.DataError(
             f"layer {first} is the first that differs from OpenCV by more than {caffe_check.BOUND:g}"

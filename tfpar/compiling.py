@@ -94,6 +94,7 @@ def _caffe(given, data):
     model = caffe.load(
         given.model.removeprefix(CAFFE), None if trained else given.weights, image_shape=data.image_shape,
         num_classes=data.num_classes, scale=given.caffe_scale, mean=mean, order=given.caffe_order or "bgr",
+        phase="TRAIN",
     )  # fmt: skip
     if trained:
         networks.transfer(model, given.weights)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -39,12 +40,16 @@ def differences(
     x = _input(model.input_shape[1:], image)
     theirs = _by_opencv(net, weights, x, list(outputs))
     names = [name for name in outputs if name in theirs]
+    if not names:
+        raise errors.Unavailable(f"nothing was compared: OpenCV knows no layer of {net} by its name")
     ours = keras.Model(model.input, [outputs[name] for name in names]).predict(x, verbose=0)
     for name, here in zip(names, ours, strict=True):
         there = theirs[name].transpose(0, 2, 3, 1) if theirs[name].ndim == 4 else theirs[name]
-        if here.size == there.size:  # OpenCV keeps 1x1 maps that are flat here
-            difference = np.abs(here.reshape(there.shape) - there).max()
-            yield Difference(name, float(difference / max(np.abs(there).max(), 1e-30)))
+        if here.size != there.size:
+            yield Difference(name, math.inf)
+            continue
+        difference = np.abs(here.reshape(there.shape) - there).max()  # OpenCV keeps 1x1 maps that are flat here
+        yield Difference(name, float(difference / max(np.abs(there).max(), 1e-30)))
 
 
 def _input(shape: tuple[int, int, int], image) -> np.ndarray:

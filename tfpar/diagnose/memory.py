@@ -22,7 +22,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.client import device_lib
 
-from tfpar import devices, engine, machine, validate
+from tfpar import devices, engine, machine, schedule, validate
 from tfpar.schedule import Stage
 from tfpar.settings import Settings
 from tfpar.steps.step import Step
@@ -94,7 +94,7 @@ def estimate(model: keras.Model, data, stages: Sequence[Stage], **settings) -> E
         most = min(validate.MOST_BATCH // shards, int((available - fixed) / per_row))
         largest = max(0, most) * shards
     epoch_steps = engine.steps_per_epoch(data.train, global_batch_size=batch)
-    total = sum(stage.epochs for stage in given.stages) * epoch_steps
+    total = sum(schedule.steps_of(stage, epoch_steps) for stage in given.stages)
     examples = {name: len(split.labels) for name, split in data.splits.items()}
     return Estimate(examples, epoch_steps, total, batch, shards, replicas, parts, available, largest)
 

@@ -56,7 +56,8 @@ def freeze(model: keras.Model, names: str | Sequence[str]) -> None:
     for layer in model._flatten_layers(include_self=True, recursive=True):
         inside = layer._flatten_layers(include_self=False, recursive=False)
         if not inside:
-            layer.trainable = id(layer) in chosen or not (layer._trainable_variables or layer._non_trainable_variables)
+            named = id(layer) in chosen or not (layer._trainable_variables or layer._non_trainable_variables)
+            layer.trainable = named and not getattr(layer, "is_constant", False)  # as the band of Caffe's LRN
             continue
         for variable in layer._trainable_variables:  # of a layer that has other layers inside and weights of its own
             variable.trainable = id(layer) in chosen

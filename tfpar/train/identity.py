@@ -58,7 +58,7 @@ def agree(earlier: dict, now: dict, model: keras.Model) -> None:
     counted = comparable | {"model": model.name, "model_config": _model_fingerprint(model, counted=True)}
     differing = "; ".join(
         f"{WORDS.get(key, key)} is {_short(value)} in the run, {_short(now.get(key))} now"
-        for key, value in ({"batch_norm": "keras"} | earlier).items()
+        for key, value in ({"batch_norm": "keras", "lr_mult": None} | earlier).items()
         if value not in (comparable.get(key), counted.get(key))
     )
     if differing:

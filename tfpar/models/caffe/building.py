@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Callable, Sequence
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from tfpar import errors
 from tfpar.models.caffe.layers import TABLE, WITH_SEVERAL_INPUTS, WITH_WEIGHTS, Unsupported
+
+NAMES_OF_OPERATIONS = r"(abs(olute)?|flip|pad|power|split|square)(_\d+)?"  # of keras.ops, which count them up
 
 
 class Network:
@@ -56,25 +60,33 @@ class Network:
         try:
             if len(inputs) != 1 and (not inputs or function not in WITH_SEVERAL_INPUTS):
                 raise Unsupported(f"{len(inputs)} inputs")
+            if len(layer.top) > 1 and layer.type not in ("Slice", "Split"):
+                raise Unsupported(f"{len(layer.top)} outputs")
             first = [functools.partial(self.weigh, layer)] if function in WITH_WEIGHTS else []
             first += [len(layer.top)] if layer.type == "Slice" else []
             found = function(*first, getattr(layer, parameters or "name"), name, *inputs)
             found = found if isinstance(found, list) else [found] * len(layer.top)
         except errors.SettingsError:
             raise
-        except (Unsupported, ValueError) as error:  # a ValueError is of Keras, about shapes
+        except (
+            Unsupported,
+            ValueError,
+            MemoryError,
+            tf.errors.ResourceExhaustedError,
+        ) as error:  # of Keras, about shapes
             raise errors.DataError(f"{self.where(layer)} is not supported here: {errors.first_line(error)}") from error
         for number, (top, tensor) in enumerate(zip(layer.top, found, strict=True)):
             called = name + f".{number}" * (layer.type == "Slice")
             if tensor._keras_history.operation.name != called and layer.type != "Split":
                 tensor = keras.layers.Identity(name=called)(tensor)  # every layer keeps its name
-            self.blobs[top] = self.outputs[layer.name] = tensor
+            self.blobs[top] = tensor
+            self.outputs.setdefault(layer.name, tensor)
 
     def _free_name(self, layer) -> str:
         """Return the name of a layer in Keras, which allows no slash, and no name twice."""
         wanted = name = layer.name.replace("/", ".") or layer.type
         number = 1
-        while name in self.names:
+        while name in self.names or re.fullmatch(NAMES_OF_OPERATIONS, name):
             number += 1
             name = f"{wanted}.{number}"
         self.names.add(name)
@@ -99,7 +111,11 @@ class Network:
                 or {self.sharing.setdefault(n, names) for n in names} != {names}
             ):
                 raise Unsupported(f"of its weights some are shared ({', '.join(names)}); share all of them or none")
-            made = self.shared.setdefault(names, made)
+            own, made = made, self.shared.setdefault(names, made)
+            if any(made.get_config()[key] != value for key, value in own.get_config().items() if key != "name"):
+                raise Unsupported("shared weights with other parameters")
+        if layer.name in self.made:
+            raise Unsupported("a second layer with weights of this name")
         y = made(x)
         if made not in self.made.values():
             blobs = self._blobs_of(layer, shapes)

@@ -118,6 +118,8 @@ def load(
         scale, mean = selection.preprocessing(scale, mean, order, trained=weights is not None)
         x = _preprocessed(inputs, scale, mean, order)
     built = _build(selection, x, weights, needed, head=head, is_new=is_new)
+    if logits not in built.blobs:
+        raise errors.DataError(f"{net}: its loss reads {logits}, which no layer before it gives; correct the file")
     outputs = built.blobs[logits]
     if len(outputs.shape) == 4 and outputs.shape[1] == outputs.shape[2] == 1:
         outputs = keras.layers.Flatten(dtype="float32", name="logits.flat")(outputs)
@@ -126,6 +128,13 @@ def load(
             f"{net}: for images of {selection.image_shape} it gives {tuple(outputs.shape[1:])} instead of one number a class; give "
             "the image_shape that it was made for, or take caffe.network for its features"
         )
+    if num_classes not in (None, outputs.shape[-1]):
+        raise errors.SettingsError(
+            f"{net}: it gives {outputs.shape[-1]} logits for {num_classes} classes, and no single layer makes them; give its last "
+            "layers that many outputs"
+        )
+    if outputs.dtype != "float32":
+        outputs = keras.layers.Activation("linear", dtype="float32", name="logits.float32")(outputs)
     return _model(selection, inputs, outputs, built)
 
 
@@ -174,7 +183,7 @@ def _build(selection: Selection, x, weights, needed: list, *, head=None, is_new:
         raise errors.SettingsError(
             f"{weights}: none of its layers ({_some(blobs)}) is in {selection.net.path}; give the file of this network"
         )
-    frozen = [layer.name for layer in needed if layer.name in built.made and _is_frozen(layer)]
+    frozen = [layer.name for layer in needed if layer.name in built.made and _is_frozen(layer, built)]
     for name in frozen:
         built.made[name].trainable = False
     filled = [name for name in built.made if (blobs and name not in blobs) or name in built.unfilled]
@@ -195,18 +204,24 @@ def _some(names: Iterable[str]) -> str:
     return ", ".join(first) + f" and {rest} more" * bool(rest)
 
 
-def _is_frozen(layer) -> bool:
+def _is_frozen(layer, built: Network) -> bool:
     """Tell whether no weight of a layer trains. Those of `BatchNorm` are averages, which always have `lr_mult: 0`."""
-    return bool(layer.param) and layer.type != "BatchNorm" and not any(param.lr_mult for param in layer.param)
+    all_stated = len(layer.param) >= len(built.made[layer.name].weights)
+    return all_stated and layer.type != "BatchNorm" and not any(param.lr_mult for param in layer.param)
 
 
 def _model(selection: Selection, inputs, outputs, built: Network) -> keras.Model:
     """Return the model, and print the notes."""
-    model = keras.Model(inputs, outputs, name=re.sub(r"[^\w.-]", "_", selection.net.message.name) or "caffe")
+    try:
+        model = keras.Model(inputs, outputs, name=re.sub(r"[^\w.-]", "_", selection.net.message.name) or "caffe")
+    except ValueError as error:  # as of a layer `a/pad` beside a padded layer `a`
+        raise errors.DataError(
+            f"{selection.net.path}: {errors.first_line(error)}; give that layer another name"
+        ) from error
     multipliers = []
     for layer in selection.layers:
-        if layer.name in built.made and layer.type != "BatchNorm":
-            made = built.made[layer.name]
+        made = built.made.get(layer.name)
+        if made is not None and layer.type != "BatchNorm" and not any(made is known for known, _ in multipliers):
             given = [(param.lr_mult, param.decay_mult) for param in layer.param]
             multipliers.append((made, (given + [(1.0, 1.0)] * len(made.weights))[: len(made.weights)]))
     _facts[model] = Facts(selection.batch_size, multipliers, built.outputs)

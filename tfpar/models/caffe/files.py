@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory, text_format
 
-from tfpar import errors
+from tfpar import errors, validate
 
 # A line is a message: groups of a type and names. `*name` is a list, `name=default` has a default. Types: s text, b bool, i integer, u integer
 # from 0, f number, x bytes; several words with `|` are an enum; all else is a message. `+` are all messages after it, as `snake_case_param`.
@@ -148,7 +148,7 @@ def read_net(path: str | os.PathLike) -> Net:
     text, parsed = _parse(path, "Net")
     layers = [*(_today(layer) for layer in parsed.layers), *parsed.layer]
     if not layers:
-        raise errors.DataError(f"{path}: no layer in it; give the prototxt of a network")
+        raise errors.DataError(f"{path}:1:1: no layer in it; give the prototxt of a network")
     lines = _lines_of_layers(text)
     lines = lines if len(lines) == len(layers) else [1] * len(layers)  # as in `layer: [{...}, {...}]`
     found = _without_padding(list(zip(layers, lines, strict=True)))
@@ -170,10 +170,12 @@ def read_weights(path: str | os.PathLike) -> dict[str, list[np.ndarray]]:
         errors.InputNotFound: there is no such file.
         errors.DataError: it is no caffemodel, or damaged.
     """
-    parsed = _parse_binary(path, "Net")
+    parsed = _parse_binary(validate.path("weights", path), "Net")
     named = {layer.name: layer.blobs for layer in parsed.layer}
     for layer in parsed.layers:
         named[layer.name or layer.layer.name] = layer.blobs or layer.layer.blobs
+    if any(isinstance(name, bytes) for name in named):  # not UTF-8
+        raise errors.DataError(f"{path}: the names of its layers are damaged; copy it again from where it came")
     found = {name: [_array(blob, f"{path}: layer {name}") for blob in blobs] for name, blobs in named.items() if blobs}
     if not found:
         raise errors.DataError(
@@ -357,7 +359,7 @@ def _parse_binary(path: str | os.PathLike, kind: str):
         raise errors.DataError(f"{path}: an HDF5 file, which is not supported; give the binary .caffemodel")
     try:
         return _classes(BINARY, BINARY_PACKAGE)[kind].FromString(content)
-    except message.DecodeError as error:
+    except (message.DecodeError, UnicodeDecodeError) as error:
         raise errors.DataError(f"{path}: damaged, or not written by Caffe; copy it again from where it came") from error
 
 

@@ -133,6 +133,8 @@ def _batch_norm(weigh, p, name, x):
         trainable=not p.use_global_stats, name=name,
     )  # fmt: skip
 
+    made.is_constant = p.use_global_stats
+
     def convert(mean, variance, factor):  # Caffe keeps sums, and what to divide them by
         return [blob / factor if factor[0] else np.zeros_like(blob) for blob in (mean, variance)]
 
@@ -201,7 +203,7 @@ def _lrn(p, name, x):
         if p.norm_region == ACROSS_CHANNELS:  # their sum is a convolution with a band of ones
             channels = np.arange(x.shape[-1])
             band = layers.Conv2D(len(channels), 1, use_bias=False, trainable=False, name=f"{name}.band")
-            total = band(ops.square(x))
+            band.is_constant, total = True, band(ops.square(x))
             band.set_weights(
                 [(abs(channels - channels[:, np.newaxis]) <= n // 2)[np.newaxis, np.newaxis].astype(np.float32)]
             )

@@ -12,6 +12,7 @@ from tfpar.models.caffe import files
 
 DATA = ("Data", "ImageData", "MemoryData", "HDF5Data", "WindowData", "DummyData", "Input")
 WEIGHTED = {"Convolution": "convolution_param", "InnerProduct": "inner_product_param"}
+OF_SEVERAL = ("Concat", "Eltwise", "Slice", "Reshape")  # their outputs are not those of one layer before
 PHASES = ("TRAIN", "TEST")
 
 
@@ -30,10 +31,15 @@ class Selection:
 
     def __init__(self, path: str | os.PathLike, phase: str, image_shape: tuple[int, int, int] | None):
         validate.choice("phase", phase, PHASES)
+        path = validate.path("net", path)
         self.net, self.notes = files.read_net(path), []
         self.lines = {id(layer): line for layer, line in zip(self.net.layers, self.net.lines, strict=True)}
         there = [layer for layer in self.net.layers if self._takes_part(layer, phase)]
-        self.source = next((layer for layer in [*there, *self.net.layers] if layer.type in DATA), None)
+        sources = [layer for layer in [*there, *self.net.layers] if layer.type in DATA]
+        sources.sort(
+            key=lambda layer: layer.type == "Input" and [len(s.dim) for s in layer.input_param.shape[:1]] != [4]
+        )
+        self.source = next(iter(sources), None)
         self.layers = [layer for layer in there if layer.type not in DATA]
         if all(is_loss(layer) for layer in self.layers):
             raise errors.DataError(f"{path}: no layer of phase {phase} computes anything; correct the file")
@@ -60,7 +66,7 @@ class Selection:
     def logits(self) -> tuple[int, str]:
         """Return the blob of the logits, and the number of the layer that reads it: of several losses that of the largest weight."""
         accuracies = [(n, layer) for n, layer in enumerate(self.layers) if layer.type == "Accuracy" and layer.bottom]
-        judged = {layer.bottom[0] for _, layer in accuracies}
+        judged = {layer.bottom[0] for layer in self.net.layers if layer.type == "Accuracy" and layer.bottom}
         losses = [(n, layer) for n, layer in enumerate(self.layers) if layer.type == "SoftmaxWithLoss" and layer.bottom]
         if losses:
             number, loss = max(losses, key=lambda it: ([*it[1].loss_weight, 1.0][0], it[1].bottom[0] in judged, it[0]))
@@ -68,11 +74,13 @@ class Selection:
                 raise errors.DataError(
                     f"{self.where(loss)}: ignore_label and normalization NONE are not supported; leave them out"
                 )
+            if len(losses) == 1 and [*loss.loss_weight, 1.0][0] != 1:
+                self.notes.append(f"loss_weight {loss.loss_weight[0]:g} is not used; multiply the learning rate by it")
             return number, loss.bottom[0]
-        if accuracies:
-            number, accuracy = accuracies[0]
-            return number, accuracy.bottom[0]
         number, blob = self.last()
+        if accuracies:
+            end, blob = accuracies[0][0], accuracies[0][1].bottom[0]
+            number = max((n for n in range(end) if blob in self.layers[n].top), default=end)
         layer = self.layers[number]
         return (number, layer.bottom[0]) if layer.type == "Softmax" and layer.bottom else (number + 1, blob)
 
@@ -95,17 +103,13 @@ class Selection:
         head = None
         for layer in reversed(needed):
             if logits in layer.top:
-                if layer.type in WEIGHTED:
-                    head = layer
+                if layer.type in (*WEIGHTED, *OF_SEVERAL):
+                    head = layer if layer.type in WEIGHTED else None
                     break
                 logits = layer.bottom[0] if layer.bottom else ""
-        if num_classes is None:
+        if num_classes is None or head is None:
             return head, False
         validate.integer("num_classes", num_classes, 1, 2**20)
-        if head is None:
-            raise errors.SettingsError(
-                f"{self.net.path}: no layer before its logits could be given {num_classes} outputs"
-            )
         parameters = getattr(head, WEIGHTED[head.type])
         before, parameters.num_output = parameters.num_output, num_classes
         if before != num_classes:
@@ -134,6 +138,8 @@ class Selection:
             assumed += [] if stated else ["mean 0"]
         if self.image_shape[2] == 3 and order == "bgr":
             assumed.append("channels in the order bgr")
+        if stated and (stated.mirror or stated.crop_size):
+            self.notes.append("mirror and crop_size of the data layer are not used; see --augment and --image-size")
         if assumed:
             self.notes.append(
                 f"no file states the preprocessing, {', '.join(assumed)} assumed; see scale, mean and order"
@@ -141,7 +147,10 @@ class Selection:
         scale = validate.number("scale", scale, -1e30, 1e30)
         if isinstance(mean, (str, os.PathLike)):
             return scale, self._middle(files.read_mean(mean), mean)
-        values = np.atleast_1d(np.asarray(mean, np.float64))
+        try:
+            values = np.atleast_1d(np.asarray(mean, np.float64))
+        except (TypeError, ValueError):
+            values = np.array([np.nan])
         if values.shape not in ((1,), (self.image_shape[2],)) or not np.isfinite(values).all():
             validate.reject("mean", mean, f"one number, {self.image_shape[2]}, or the path of a .binaryproto")
         return scale, values
@@ -167,8 +176,9 @@ class Selection:
         """Return the name of the input and the shape of the images."""
         message, source, dims = self.net.message, self.source, []
         if message.input:
-            name = message.input[0]
-            dims = message.input_shape[0].dim if message.input_shape else message.input_dim[:4]
+            shapes = [[*shape.dim] for shape in message.input_shape]
+            number = next((n for n, shape in enumerate(shapes) if len(shape) == 4), 0)
+            name, dims = message.input[number], shapes[number] if shapes else message.input_dim[:4]
         elif source and source.top:
             name, memory = source.top[0], source.memory_data_param
             shapes = source.input_param.shape or source.dummy_data_param.shape

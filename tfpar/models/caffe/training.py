@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -91,23 +92,36 @@ def solver(file: str | os.PathLike, model: keras.Model, *, examples: int) -> Sol
     facts, given = conversion.facts(model), files.read_solver(file)
     examples = validate.integer("examples", examples, 1, validate.MOST_POSITION)
     kind = OLD_TYPES[given.solver_type] if given.HasField("solver_type") else given.type
-    for what, value, known in (("type", kind, OPTIMIZERS), ("lr_policy", given.lr_policy, POLICIES)):
+    policy, regularizer = given.lr_policy, given.regularization_type
+    words = (
+        ("type", kind, OPTIMIZERS),
+        ("lr_policy", policy, POLICIES),
+        ("regularization_type", regularizer, ("L1", "L2")),
+    )
+    for what, value, known in words:
         if value not in known:
             raise errors.DataError(f"{file}: {what} {value!r}; give one of {', '.join(known)}")
-    if given.max_iter < 1 or given.base_lr <= 0 or given.iter_size < 1:
+    if given.max_iter < 1 or not 0 < given.base_lr < math.inf or given.iter_size < 1:
         raise errors.DataError(f"{file}: max_iter, base_lr and iter_size must be above 0; correct the file")
+    if not (0 <= given.weight_decay < math.inf and 0 <= given.momentum < math.inf):
+        raise errors.DataError(f"{file}: weight_decay and momentum must be numbers from 0; correct the file")
     batch = (facts.batch_size or _batch_size_beside(Path(file), given)) * given.iter_size
-    policy, fields = POLICIES[given.lr_policy]
+    policy, fields = POLICIES[policy]
+    if (of_steps := fields.get("steps")) and not getattr(given, of_steps):
+        raise errors.DataError(f"{file}: lr_policy {given.lr_policy} needs {of_steps}; add it")
     schedule = Schedule(policy, **{name: _value(given, field) for name, field in fields.items()}, end=given.max_iter)
     stage = Stage(-(-given.max_iter * batch // examples), given.base_lr, schedule=schedule)
+    optimizer = _optimizer(file, kind, given)
     rates = _regularize(facts, given)
+    if rates:
+        _multiply_rates(optimizer, rates)
     unused = [field.name for field, _ in given.ListFields() if field.name not in READ]
     notes = [f"not used: {', '.join(unused)}"] if unused else []
     if kind in ("AdaGrad", "RMSProp", "AdaDelta"):
         notes.append(
             f"{kind}: Keras adds delta inside of the root, Caffe outside; the weights differ by about 1e-3 of their change"
         )
-    return Solver(_optimizer(file, kind, given, rates), [stage], batch, given.weight_decay, rates, notes)
+    return Solver(optimizer, [stage], batch, given.weight_decay, rates, notes)
 
 
 def _value(given, field: str):
@@ -133,7 +147,7 @@ def _regularize(facts: conversion.Facts, given) -> dict[str, float]:
     rates = {}
     for layer, multipliers in facts.multipliers:
         for weight, (rate, decayed) in zip(layer.weights, multipliers, strict=True):
-            by = given.weight_decay * decayed
+            by = given.weight_decay * max(decayed, 0.0)
             kind = keras.regularizers.L1(by) if given.regularization_type == "L1" else keras.regularizers.L2(by / 2)
             decay.regularize(layer, weight, kind if by else None)
             if rate != 1:
@@ -141,7 +155,7 @@ def _regularize(facts: conversion.Facts, given) -> dict[str, float]:
     return rates
 
 
-def _optimizer(file, kind: str, given, rates: dict[str, float]) -> keras.optimizers.Optimizer:
+def _optimizer(file, kind: str, given) -> keras.optimizers.Optimizer:
     build, fields = OPTIMIZERS[kind]
     options = {name: getattr(given, field) for name, field in fields.items()} | MORE.get(kind, {})
     if given.clip_gradients >= 0:
@@ -152,12 +166,9 @@ def _optimizer(file, kind: str, given, rates: dict[str, float]) -> keras.optimiz
             )
         options["global_clipnorm"] = given.clip_gradients
     try:
-        optimizer = build(given.base_lr, **options)
+        return build(given.base_lr, **options)
     except ValueError as error:
         raise errors.DataError(f"{file}: {errors.first_line(error)}; correct the file") from error
-    if rates:
-        _multiply_rates(optimizer, rates)
-    return optimizer
 
 
 def _multiply_rates(optimizer: keras.optimizers.Optimizer, rates: dict[str, float]) -> None:

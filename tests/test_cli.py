@@ -301,7 +301,7 @@ REFUSED = [
     (["launch", "--workers", "2", "--", "train", "digits", "--dry-run"], 78, "without --profile and --dry-run"),
     (["prepare", "mnist:9.9.9", "d"], 66, "tfds:mnist:9.9.9"),
     (["predict", "torn", "0.png"], 65, "model.keras: damaged"),
-    (["evaluate", "runs/digits", "--data", "empty"], 65, "no prepared directory"),
+    (["evaluate", "runs/digits", "--data", "empty"], 65, "not a prepared directory"),
     (["evaluate", "runs/digits", "--data", "nowhere"], 66, "no such directory"),
     (["prepare", "digits", "data/digits", "--seed", "4"], 78, "seed is 0, asked for 4"),
     (["prepare", "digits", "file"], 73, "something else lies there"),

@@ -4,7 +4,9 @@ import doctest
 import importlib
 import pkgutil
 import shutil
+from pathlib import Path
 
+import caffe_write
 import keras
 import numpy as np
 import pytest
@@ -36,6 +38,26 @@ def build(strategy):
         return tiny()
 
 
+def _write_caffe():
+    """Write a small LeNet for deployment and for training, its weights, and a solver."""
+    body = """layer { name: "conv1" type: "Convolution" bottom: "data" top: "conv1" convolution_param { num_output: 4 kernel_size: 5
+      weight_filler { type: "xavier" } } }
+    layer { name: "pool1" type: "Pooling" bottom: "conv1" top: "pool1" pooling_param { kernel_size: 2 stride: 2 } }
+    layer { name: "ip1" type: "InnerProduct" bottom: "pool1" top: "ip1" inner_product_param { num_output: 10
+      weight_filler { type: "xavier" } } }"""
+    inputs = 'layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 1 dim: 8 dim: 8 } } }'
+    data = """layer { name: "data" type: "Data" top: "data" top: "label" transform_param { scale: 0.00390625 }
+      data_param { batch_size: 64 } }"""
+    loss = 'layer { name: "loss" type: "SoftmaxWithLoss" bottom: "ip1" bottom: "label" top: "loss" }'
+    solver = 'base_lr: 0.01 momentum: 0.9 weight_decay: 0.0005 lr_policy: "inv" gamma: 0.0001 power: 0.75 max_iter: 40'
+    Path("lenet.prototxt").write_text(f"{inputs}\n{body}")
+    Path("lenet_train_test.prototxt").write_text(f"{data}\n{body}\n{loss}")
+    Path("lenet_solver.prototxt").write_text(solver)
+    shapes = {"conv1": [(4, 1, 5, 5), (4,)], "ip1": [(10, 16), (10,)]}
+    blobs = {name: [np.ones(shape, np.float32) for shape in group] for name, group in shapes.items()}
+    Path("lenet.caffemodel").write_bytes(caffe_write.caffemodel(blobs))
+
+
 @pytest.fixture(scope="module")
 def place(digits, tmp_path_factory):
     """A directory with data, runs and pictures under the names of the examples."""
@@ -51,6 +73,7 @@ def place(digits, tmp_path_factory):
             (place / "photos" / ("cat", "dog")[i % 2]).mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (64, 48), (40 * i, 90, 200)).save(place / "photos" / ("cat", "dog")[i % 2] / f"{i}.png")
         Image.new("RGB", (640, 480), "gray").save(place / "cat.jpg")
+        _write_caffe()
     return place
 
 

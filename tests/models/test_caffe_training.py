@@ -1,5 +1,6 @@
 """Networks and solvers of Caffe in training: the formulas, the same bits on every number of replicas, and the command line."""
 
+import os
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from networks import LOSS
 from same import same_files
+from tensorflow.python.util import _pywrap_util_port
 
 from tfpar import cli, devices, engine, errors, prepare, train
 from tfpar.models import caffe
@@ -117,7 +119,8 @@ def test_every_layer_gives_the_same_bits_on_one_two_and_four_replicas(write, dig
     images = np.asarray(digits.validation.images[:32])
     np.save(tmp_path / "images.npy", images)
     paths = [str(runs[0].directory / "model.keras"), str(tmp_path / "images.npy"), str(tmp_path / "logits.npy")]
-    subprocess.run([sys.executable, "-c", program, *paths], check=True, timeout=120)
+    now = {"TF_ENABLE_ONEDNN_OPTS": str(int(_pywrap_util_port.IsMklEnabled()))}  # the arithmetic of this process
+    subprocess.run([sys.executable, "-c", program, *paths], env=os.environ | now, check=True, timeout=120)
     np.testing.assert_array_equal(np.load(paths[2]), runs[0].model().predict(images, verbose=0))
 
 

@@ -6,7 +6,6 @@ Example:
     >>> run = results.Run("runs/digits")
     >>> print(tables.text(tables.of_classes(run.predictions(), run.class_names)))
     class  images  answers  correct  precision  recall  taken for
-    8          17       16       14      0.875   0.824      1 (2)
     ...
 """
 

@@ -195,8 +195,10 @@ def _refused_optimizers(model: keras.Model, sets_rate: bool) -> Iterator[str]:
     if hasattr(inner, "optimizers"):
         yield f"{type(inner).__name__} holds several optimizers, and the step sums the gradients of one; compile with one of them"
     if sets_rate and not isinstance(inner._learning_rate, keras.Variable):
-        todo = "give it a plain number, and say the rates in the stages: Stage(10, 0.2, final_learning_rate=0.02)"
-        yield f"the optimizer carries a {type(inner._learning_rate).__name__}; {todo}"
+        yield (
+            f"the optimizer carries a {type(inner._learning_rate).__name__}; give it a plain number, and say the rates in the "
+            "stages: Stage(epochs=10, learning_rate=0.2, final_learning_rate=0.02)"
+        )
     for name, remedy in REFUSED_OF_OPTIMIZERS.items():
         if getattr(inner, name):
             yield f"the optimizer has {name}={getattr(inner, name)}; {remedy}"

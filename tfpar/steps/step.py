@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from unittest import mock
@@ -105,7 +106,19 @@ class Step:
             rates[:count] = [self.learning_rate(first + k) for k in range(count)]
             self.last_rate = rates[count - 1]
         with all_reduce_left_to_the_step(self.model.optimizer), tensorflow_repairs.fixed_order():
-            losses, correct = self.run(iterator, tf.constant(first, tf.int64), tf.constant(count), tf.constant(rates))
+            try:
+                losses, correct = self.run(
+                    iterator, tf.constant(first, tf.int64), tf.constant(count), tf.constant(rates)
+                )
+            except tf.errors.InvalidArgumentError as error:
+                if found := re.search(
+                    r"label value of (\S+) which is outside the valid range of \[0, (\d+)\)", str(error)
+                ):
+                    raise errors.SettingsError(
+                        f"label {found[1]}: the model has {found[2]} logits, so labels are 0 to {int(found[2]) - 1}; number the classes "
+                        "from 0, or build the model with more"
+                    ) from error
+                raise
         for step_losses, step_correct in zip(losses.numpy(), correct.numpy(), strict=True):
             self.counts.losses += math.fsum(step_losses.tolist())
             self.counts.correct += int(step_correct.sum())

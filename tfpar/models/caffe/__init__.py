@@ -5,11 +5,11 @@ installed. Every layer keeps its name, with `.` for the `/` that Keras does not 
 printed, one line each.
 
 Example:
-    >>> model = caffe.load("lenet_train_test.prototxt", image_shape=(28, 28, 1))
-    >>> solver = caffe.solver("lenet_solver.prototxt", model, examples=60_000)
+    >>> model = caffe.load("lenet_train_test.prototxt", image_shape=data.image_shape)
+    >>> solver = caffe.solver("lenet_solver.prototxt", model, examples=len(data.train.labels))
     >>> loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     >>> model.compile(solver.optimizer, loss, metrics=["accuracy"])
-    >>> train.run(model, data, "runs/lenet", **solver.settings())
+    >>> run = train.run(model, data, "runs/lenet", **solver.settings())
 """
 
 from tfpar.models.caffe.conversion import load, network

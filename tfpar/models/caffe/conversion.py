@@ -61,8 +61,8 @@ def network(
         errors.SettingsError: the weights contradict the network (both shapes are named), or no image shape is known.
 
     Example:
-        >>> model = caffe.network("deploy.prototxt", "bvlc_alexnet.caffemodel")
-        >>> features = keras.Model(model.input, model.get_layer("fc7").output)
+        >>> model = caffe.network("lenet.prototxt", "lenet.caffemodel")
+        >>> features = keras.Model(model.input, model.get_layer("ip1").output)
     """
     selection = Selection(net, phase, image_shape)
     number, blob = selection.last()

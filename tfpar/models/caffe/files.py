@@ -198,7 +198,8 @@ def size(parameters, both: str, short: str = "") -> tuple[int, int] | None:
     """Return height and width of a size, written `kernel_size` once or twice, or `kernel_h` and `kernel_w`; None if it is not given.
 
     Example:
-        >>> files.size(layer.convolution_param, "kernel_size", "kernel")
+        >>> convolution = files.read_net("lenet.prototxt").layers[1]
+        >>> files.size(convolution.convolution_param, "kernel_size", "kernel")
         (5, 5)
     """
     given = getattr(parameters, both)

@@ -85,9 +85,10 @@ def solver(file: str | os.PathLike, model: keras.Model, *, examples: int) -> Sol
         errors.SettingsError: it asks for what Keras cannot compute, or no batch size is known.
 
     Example:
-        >>> solver = caffe.solver("lenet_solver.prototxt", model, examples=60_000)
+        >>> model = caffe.load("lenet_train_test.prototxt", image_shape=(28, 28, 1))
+        >>> solver = caffe.solver("lenet_solver.prototxt", model, examples=1600)
         >>> solver.stages
-        [Stage(epochs=11, learning_rate=0.01, ..., schedule=Schedule(policy='inv', ..., end=10000))]
+        [Stage(epochs=2, learning_rate=0.01, ..., schedule=Schedule(policy='inv', ..., end=40))]
     """
     facts, given = conversion.facts(model), files.read_solver(file)
     examples = validate.integer("examples", examples, 1, validate.MOST_POSITION)

@@ -1,0 +1,158 @@
+"""What of a prototxt becomes the classifier, what is refused, and what is said about it."""
+
+import caffe_write
+import keras
+import numpy as np
+import pytest
+from networks import LOSS
+
+from tfpar import cli, errors
+from tfpar.diagnose import caffe_check
+from tfpar.models import caffe
+from tfpar.schedule import Stage
+from tfpar.train import freezing
+
+INPUT = 'input: "data" input_dim: 1 input_dim: 1 input_dim: 8 input_dim: 8\n'
+FIRST = 'layer { name: "ip" type: "InnerProduct" bottom: "data" top: "ip" inner_product_param { num_output: 6 } }\n'
+LAST = 'layer { name: "last" type: "InnerProduct" bottom: "ip" top: "last" inner_product_param { num_output: 4 } }\n'
+
+
+@pytest.fixture
+def load(tmp_path):
+    def load(text, **options):
+        (tmp_path / "n.prototxt").write_text(text)
+        return caffe.load(tmp_path / "n.prototxt", **options)
+
+    return load
+
+
+def layer(kind, bottom, top, more="", name=None):
+    bottoms = " ".join(f'bottom: "{word}"' for word in bottom.split())
+    tops = " ".join(f'top: "{word}"' for word in top.split())
+    return f'layer {{ name: "{name or top}" type: "{kind}" {bottoms} {tops} {more} }}\n'
+
+
+def last_layer(model):
+    return model.layers[-1].name
+
+
+@pytest.mark.parametrize(
+    ("rest", "phase", "expected"),
+    [
+        (layer("Softmax", "last", "prob"), "TEST", "last"),
+        (layer("Softmax", "last", "prob") + layer("Accuracy", "prob label", "acc"), "TEST", "last"),
+        (layer("SoftmaxWithLoss", "ip label", "a", "loss_weight: 0.3") + layer("SoftmaxWithLoss", "last label", "b"), "TEST", "last"),
+        (layer("SoftmaxWithLoss", "ip label", "a") + layer("SoftmaxWithLoss", "last label", "b", "loss_weight: 0.3"), "TEST", "ip"),
+        (layer("SoftmaxWithLoss", "last label", "loss", "include { phase: TRAIN }") + layer("Softmax", "last", "prob"), "TRAIN", "last"),
+        (layer("ReLU", "last", "last", name="relu") + layer("Softmax", "last", "prob"), "TEST", "relu"),
+    ],
+)  # fmt: skip
+def test_the_logits_are_found(rest, phase, expected, load):
+    assert last_layer(load(INPUT + FIRST + LAST + rest, phase=phase)) == expected
+
+
+def test_a_misspelt_blob_of_the_loss_is_an_error(load):
+    with pytest.raises(errors.DataError, match="reads lost, which no layer"):
+        load(INPUT + FIRST + LAST + layer("SoftmaxWithLoss", "lost label", "loss"))
+
+
+def test_a_head_of_several_layers_is_not_given_other_outputs(load):
+    both = FIRST + LAST + layer("Concat", "ip last", "both")
+    assert load(INPUT + both, num_classes=10).output_shape == (None, 10)
+    with pytest.raises(errors.SettingsError, match="10 logits for 3 classes"):
+        load(INPUT + both, num_classes=3)
+    assert load(INPUT + FIRST + LAST + layer("ReLU", "last", "last", name="r"), num_classes=3).output_shape == (None, 3)
+
+
+def test_the_logits_are_float32_in_mixed_precision(load):
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    for rest in ("", layer("Concat", "ip last", "both")):
+        model = load(INPUT + FIRST + LAST + rest)
+        assert model.output.dtype == "float32" and model.get_layer("ip").compute_dtype == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("rest", "words"),
+    [
+        (layer("Pooling", "data", "p mask", "pooling_param { kernel_size: 2 }"), "2 outputs"),
+        (layer("Convolution", "data", "c", 'param { name: "w" } convolution_param { num_output: 1 kernel_size: 3 bias_term: false }')
+         + layer("Convolution", "c", "d", 'param { name: "w" } convolution_param { num_output: 1 kernel_size: 3 stride: 2 bias_term: false }'),
+         "shared weights with other parameters"),
+        (FIRST + FIRST.replace('bottom: "data"', 'bottom: "ip"'), "a second layer with weights of this name"),
+        (layer("InnerProduct", "data", "x", "inner_product_param { num_output: 4000000000 }"), "x of type InnerProduct"),
+    ],
+)  # fmt: skip
+def test_what_keras_cannot_express_is_an_error_with_its_layer(rest, words, load):
+    with pytest.raises(errors.DataError, match=words):
+        load(INPUT + rest)
+
+
+def test_names_of_kerass_operations_and_of_helpers_are_free_or_refused(load):
+    text = layer("LRN", "data", "norm") + FIRST.replace('name: "ip"', 'name: "power"').replace('"data"', '"norm"')
+    assert last_layer(load(INPUT + text)) == "power.2"
+    convolution = "convolution_param { num_output: 1 kernel_size: 3 pad: 1 }"
+    with pytest.raises(errors.DataError, match="give that layer another name"):
+        load(
+            INPUT
+            + layer("Convolution", "data", "a", convolution, "a/pad")
+            + layer("Convolution", "a", "b", convolution, "a")
+        )
+
+
+def test_what_is_not_used_is_said(load, capsys):
+    data = layer(
+        "Data", "", "data label", "transform_param { scale: 0.1 mirror: true } data_param { batch_size: 5 }", "d"
+    )
+    load(data + FIRST + layer("SoftmaxWithLoss", "ip label", "loss", "loss_weight: 0.5"), image_shape=(8, 8, 1))
+    said = capsys.readouterr().out
+    assert "loss_weight 0.5 is not used" in said and "mirror and crop_size of the data layer are not used" in said
+    assert "assumed" not in said  # the data layer states the preprocessing of gray images
+
+
+def test_an_input_for_labels_may_come_first(load):
+    label = 'layer { name: "label" type: "Input" top: "label" input_param { shape { dim: 1 } } }\n'
+    image = 'layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 2 dim: 8 dim: 9 } } }\n'
+    assert load(label + image + FIRST).input_shape == (None, 8, 9, 2)
+    both = 'input: "label" input_shape { dim: 1 } input: "data" input_shape { dim: 1 dim: 2 dim: 8 dim: 9 }\n'
+    assert load(both + FIRST).input_shape == (None, 8, 9, 2)
+
+
+def test_constants_stay_when_a_stage_trains_everything(load):
+    text = layer("LRN", "data", "norm") + layer(
+        "BatchNorm", "norm", "bn", "batch_norm_param { use_global_stats: true }"
+    )
+    model = load(INPUT + text + FIRST.replace('"data"', '"bn"'))
+    model.compile("sgd", LOSS)
+    with freezing.at(model, [Stage(1, 0.1, trainable="all")], 0):
+        assert [weight.path for weight in model.trainable_weights] == ["ip/kernel", "ip/bias"]
+        assert not model.get_layer("bn").trainable
+
+
+def test_a_weight_of_nan_is_a_difference(tmp_path, capsys, monkeypatch):
+    (tmp_path / "n").write_text(INPUT + FIRST)
+    blobs = {"ip": [np.full((6, 64), np.nan, np.float32), np.zeros(6, np.float32)]}
+    (tmp_path / "w").write_bytes(caffe_write.caffemodel(blobs))
+    ours = {"ip": np.full((1, 6), np.nan)}
+    monkeypatch.setattr(caffe_check, "_by_opencv", lambda *_: ours)
+    assert cli.main(["caffe", "check", str(tmp_path / "n"), str(tmp_path / "w")]) == 65
+    monkeypatch.setattr(caffe_check, "_by_opencv", lambda *_: {})
+    assert cli.main(["caffe", "check", str(tmp_path / "n"), str(tmp_path / "w")]) == 69
+    assert "nothing was compared" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("solver", "words"),
+    [
+        ('lr_policy: "fixed" weight_decay: -0.1', "weight_decay and momentum"),
+        ('lr_policy: "fixed" momentum: nan', "weight_decay and momentum"),
+        ('lr_policy: "fixed" regularization_type: "L3"', "regularization_type 'L3'"),
+        ('lr_policy: "step" gamma: 0.1', "needs stepsize"),
+        ('lr_policy: "multistep" gamma: 0.1', "needs stepvalue"),
+    ],
+)
+def test_a_solver_that_says_too_little_or_nonsense_is_refused(solver, words, load, tmp_path):
+    model = load(layer("Data", "", "data label", "data_param { batch_size: 5 }", "d") + FIRST, image_shape=(8, 8, 1))
+    (tmp_path / "s").write_text(f"base_lr: 0.1 max_iter: 5 {solver}")
+    with pytest.raises(errors.DataError, match=words):
+        caffe.solver(tmp_path / "s", model, examples=10)
+    assert model.get_layer("ip").kernel_regularizer is None

@@ -445,7 +445,7 @@ REAL = {
     "bvlc_bvlc_googlenet__deploy": 1000,
     "kaiming_ResNet-50-deploy": 1000,
 }
-LARGE = {name: pytest.mark.slow for name in REAL if "alexnet" in name or "googlenet" in name or "ResNet" in name}
+LARGE = {name: pytest.mark.by_hand for name in REAL if "alexnet" in name or "googlenet" in name or "ResNet" in name}
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=LARGE.get(name, ())) for name in REAL])

@@ -96,6 +96,7 @@ def test_names_of_kerass_operations_and_of_helpers_are_free_or_refused(load):
             INPUT
             + layer("Convolution", "data", "a", convolution, "a/pad")
             + layer("Convolution", "a", "b", convolution, "a")
+            + FIRST.replace('"data"', '"b"')
         )
 
 

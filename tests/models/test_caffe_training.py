@@ -104,10 +104,10 @@ def test_sgd_with_decay_and_lr_mult_is_caffes(kind, write, digits, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.arithmetic
-def test_every_layer_gives_the_same_bits_on_one_two_and_four_replicas(write, digits, tmp_path):
-    net, solver = write(EVERY), write(SOLVER.format(25, "SGD"), "s")
-    runs = [trained(net, solver, digits, tmp_path / f"run{n}", replicas=n)[2] for n in (1, 2, 4)]
-    assert same_files(runs[0], runs[1]) and same_files(runs[0], runs[2])
+def test_every_layer_gives_the_same_bits_on_one_and_four_replicas(write, digits, tmp_path):
+    net, solver = write(EVERY), write(SOLVER.format(12, "SGD"), "s")
+    runs = [trained(net, solver, digits, tmp_path / f"run{n}", replicas=n)[2] for n in (1, 4)]
+    assert same_files(*runs)
     band = [layer for layer in runs[0].model().layers if layer.name == "norm.band"]
     assert set(band[0].get_weights()[0].ravel()) == {0.0, 1.0}
     # The saved model holds nothing of tfpar, compiled with lr_mult or not.
@@ -125,14 +125,14 @@ def test_every_layer_gives_the_same_bits_on_one_two_and_four_replicas(write, dig
 
 
 @pytest.mark.by_hand
-@pytest.mark.parametrize("name", ["bvlc_mnist__lenet", "bvlc_cifar10__cifar10_full"])
+@pytest.mark.parametrize("name", ["bvlc_mnist__lenet", "bvlc_cifar10__cifar10_full", "every"])
 def test_real_networks_give_the_same_bits(name, shared, write, tmp_path):
-    text = (shared / "caffe" / f"{name}.prototxt").read_text()
+    text = EVERY if name == "every" else DATA + (shared / "caffe" / f"{name}.prototxt").read_text()
     draw = np.random.default_rng(0)
     shape = (28, 28, 1) if "lenet" in name else (32, 32, 3)
     pictures = draw.integers(0, 256, (400, *shape), dtype=np.uint8), draw.integers(0, 10, 400)
     data = prepare.dataset(pictures, tmp_path / "data")
-    net, solver = write(DATA + text), write(SOLVER.format(6, "SGD").replace("0.05", "0.001"), "s")
+    net, solver = write(text), write(SOLVER.format(6, "SGD").replace("0.05", "0.001"), "s")
     runs = [trained(net, solver, data, tmp_path / f"run{n}", replicas=n)[2] for n in (1, 2, 4)]
     assert same_files(runs[0], runs[1]) and same_files(runs[0], runs[2])
 

@@ -114,19 +114,15 @@ def test_a_command_has_the_bits_of_one_replica_and_continues_with_the_same_decay
     monkeypatch.chdir(tmp_path)
     words = ["train", str(digits.directory), "--shards", "4", "--stage", "1@0.2", "--weight-decay-exclude", "bias,norm"]
     l2 = [*words, "--weight-decay-kind", "l2"]
-    for replicas in ("1", "2", "4"):
+    for replicas in ("1", "4"):
         assert cli.main([*l2, "--run", replicas, "--simulate", replicas]) == 0
-        assert same_files(results.Run("1"), results.Run(replicas))
+    assert same_files(results.Run("1"), results.Run("4"))
     assert len(results.Run("1").model().losses) == 7 and results.Run("1").settings["optimizer"]["weight_decay"] == 0
     assert cli.main([*l2, "--run", "dry", "--dry-run"]) == 0
-    for run, replicas in (("decoupled", "1"), ("two", "2")):
-        assert cli.main([*words, "--run", run, "--simulate", replicas]) == 0
-    assert same_files(results.Run("decoupled"), results.Run("two"))
-    assert results.Run("decoupled").settings["excluded_from_weight_decay"]
+    assert results.Run("1").settings["excluded_from_weight_decay"]
     for given in (words, [*l2, "--weight-decay", "0.001"], l2[:-4] + l2[-2:]):
         capsys.readouterr()
         assert cli.main([*given, "--run", "1"]) == 78
         assert "begun with other settings" in capsys.readouterr().err
-    assert cli.main([*words[:-2], "--run", "decoupled"]) == 78
     with pytest.raises(SystemExit):
         cli.main([*words, "--weight-decay-exclude", "bias,kernels"])

@@ -62,16 +62,8 @@ def _check_caffe_options(given) -> None:
     if not given.model.startswith(CAFFE):
         _refuse_beside(given, f"--model {given.model}", ("caffe_scale", "caffe_mean", "caffe_order", "solver"))
     elif given.solver:
-        others = (
-            "stage",
-            "optimizer",
-            "global_batch_size",
-            "weight_decay",
-            "weight_decay_kind",
-            "weight_decay_exclude",
-            "warmup_epochs",
-            "freeze",
-        )
+        others = ("stage", "optimizer", "global_batch_size", "warmup_epochs", "freeze")
+        others += ("weight_decay", "weight_decay_kind", "weight_decay_exclude")
         _refuse_beside(given, f"--solver {given.solver}", others)
 
 
@@ -86,6 +78,7 @@ def _refuse_beside(given, there: str, names: tuple[str, ...]) -> None:
 def _caffe(given, data):
     """Return the network of a prototxt."""
     from tfpar.models import caffe, networks
+    from tfpar.models.caffe import conversion
 
     mean = given.caffe_mean
     with contextlib.suppress(AttributeError, ValueError):  # otherwise a file
@@ -98,6 +91,8 @@ def _caffe(given, data):
     )  # fmt: skip
     if trained:
         networks.transfer(model, given.weights)
+    if not given.solver and any(pair != (1, 1) for _, pairs in conversion.facts(model).multipliers for pair in pairs):
+        print(f"{given.model.removeprefix(CAFFE)}: its lr_mult and decay_mult take effect with --solver only")
     return model
 
 

@@ -1,4 +1,4 @@
-"""What of a prototxt becomes the classifier, what is refused, and what is said about it."""
+"""`caffe.load` finds the logits of a prototxt, refuses what Keras cannot express, and reports what it does not use."""
 
 import caffe_write
 import keras

@@ -105,7 +105,7 @@ def _not_connected(reason: str) -> errors.Unavailable:
 class WorkerGroup:
     """Exchange values between the workers of a strategy; in a single process each method returns what it was given.
 
-    Every worker must call the same methods in the same order. If one does not, the workers wait for each other (deadlock).
+    All workers must call the same methods in the same order; otherwise they deadlock.
 
     Attributes:
         index: of this worker; size: how many there are.

@@ -164,7 +164,8 @@ def read_weights(path: str | os.PathLike) -> dict[str, list[np.ndarray]]:
     """Read a caffemodel.
 
     Returns:
-        By the name of the layer its blobs, `float32` in the shape of the file; an old file has four numbers for every shape.
+        A dictionary from the name of each layer to its blobs, `float32` in the shapes of the file; old files state four sides for
+        every blob.
 
     Raises:
         errors.InputNotFound: there is no such file.

@@ -1,6 +1,6 @@
 """Caffe's layers as Keras layers that compute the same: a function for each type, and the table of them.
 
-What each of them computes was read in BVLC/caffe@9b89154, src/caffe/layers. A blob of Caffe `[batch, channels, height, width]` is a tensor
+The rules come from BVLC/caffe@9b89154, src/caffe/layers. A blob of Caffe `[batch, channels, height, width]` is a tensor
 `[batch, height, width, channels]` here; other blobs keep their axes.
 """
 

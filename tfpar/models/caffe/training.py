@@ -15,7 +15,7 @@ from tfpar.models.caffe import conversion, files
 from tfpar.models.caffe.selection import Selection
 from tfpar.schedule import Schedule, Stage
 
-# What each policy of Caffe is called here, and the fields that its parameters come from.
+# Caffe's policies: the name of each in `Schedule`, and the solver's fields that hold its parameters.
 POLICIES = {
     "fixed": ("constant", {}),
     "step": ("step", {"gamma": "gamma", "steps": "stepsize"}),
@@ -91,6 +91,8 @@ def solver(file: str | os.PathLike, model: keras.Model, *, examples: int) -> Sol
         [Stage(epochs=2, learning_rate=0.01, ..., schedule=Schedule(policy='inv', ..., end=40))]
     """
     facts, given = conversion.facts(model), files.read_solver(file)
+    if any(decayed < 0 for _, multipliers in facts.multipliers for _, decayed in multipliers):
+        raise errors.DataError(f"model {model.name} has a negative decay_mult; correct its prototxt")
     examples = validate.integer("examples", examples, 1, validate.MOST_POSITION)
     kind = OLD_TYPES[given.solver_type] if given.HasField("solver_type") else given.type
     policy, regularizer = given.lr_policy, given.regularization_type
@@ -148,7 +150,7 @@ def _regularize(facts: conversion.Facts, given) -> dict[str, float]:
     rates = {}
     for layer, multipliers in facts.multipliers:
         for weight, (rate, decayed) in zip(layer.weights, multipliers, strict=True):
-            by = given.weight_decay * max(decayed, 0.0)
+            by = given.weight_decay * decayed
             kind = keras.regularizers.L1(by) if given.regularization_type == "L1" else keras.regularizers.L2(by / 2)
             decay.regularize(layer, weight, kind if by else None)
             if rate != 1:

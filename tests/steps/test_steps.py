@@ -341,13 +341,14 @@ def test_batches_that_cannot_be_cut_are_refused(digits):
         model.fit(batches, steps_per_epoch=2, verbose=0)
 
 
-def test_labels_outside_of_the_logits_are_refused(digits):
+@pytest.mark.parametrize(("label", "replicas"), [(10, 1), (-1, 2)])
+def test_labels_outside_of_the_logits_are_refused(digits, label, replicas):
     labels = digits.train.labels.copy()
-    labels[5] = 10
-    model = tiny(strategy := devices.strategy(simulate=1))
+    labels[5] = label
+    model = tiny(strategy := devices.strategy(simulate=replicas))
     steps.install(model, shards=2)
     batches = engine.train_batches((digits.train.images, labels), strategy, global_batch_size=128)
-    with pytest.raises(errors.SettingsError, match="label 10: the model has 10 logits, so labels are 0 to 9"):
+    with pytest.raises(errors.SettingsError, match=f"label {label}: the model has 10 logits, so labels are 0 to 9"):
         model.fit(batches, steps_per_epoch=20, verbose=0)
 
 

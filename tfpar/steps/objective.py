@@ -36,12 +36,13 @@ class ImageLoss(NamedTuple):
 
 
 def labels_for(one_hot: bool, labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    """Return the labels as they are, or as `float32[batch, classes]`.
+    """Return integer labels, moved into the range of the logits (the step refuses those outside of it), or `float32[batch, classes]`.
 
     Raises:
         errors.SettingsError: the batches have one-hot labels, and integers are needed.
     """
     if labels.shape.rank == 1:
+        labels = tf.clip_by_value(labels, 0, logits.shape[-1] - 1)
         return tf.one_hot(labels, logits.shape[-1]) if one_hot else labels
     if one_hot and labels.shape[1:] == logits.shape[1:]:
         return labels

@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from unittest import mock
@@ -106,19 +105,10 @@ class Step:
             rates[:count] = [self.learning_rate(first + k) for k in range(count)]
             self.last_rate = rates[count - 1]
         with all_reduce_left_to_the_step(self.model.optimizer), tensorflow_repairs.fixed_order():
-            try:
-                losses, correct = self.run(
-                    iterator, tf.constant(first, tf.int64), tf.constant(count), tf.constant(rates)
-                )
-            except tf.errors.InvalidArgumentError as error:
-                if found := re.search(
-                    r"label value of (\S+) which is outside the valid range of \[0, (\d+)\)", str(error)
-                ):
-                    raise errors.SettingsError(
-                        f"label {found[1]}: the model has {found[2]} logits, so labels are 0 to {int(found[2]) - 1}; number the classes "
-                        "from 0, or build the model with more"
-                    ) from error
-                raise
+            losses, correct, labels = self.run(
+                iterator, tf.constant(first, tf.int64), tf.constant(count), tf.constant(rates)
+            )
+        _check_labels(labels.numpy(), self.model.outputs[0].shape[-1])
         for step_losses, step_correct in zip(losses.numpy(), correct.numpy(), strict=True):
             self.counts.losses += math.fsum(step_losses.tolist())
             self.counts.correct += int(step_correct.sum())
@@ -185,16 +175,18 @@ class Step:
 
     def _run(self, iterator, first: tf.Tensor, count: tf.Tensor, rates: tf.Tensor):
         losses = tf.TensorArray(tf.float32, count)
-        correct = tf.TensorArray(tf.bool, count)
+        correct, labels = tf.TensorArray(tf.bool, count), tf.TensorArray(tf.int32, count)
         for i in tf.range(count):
             if self.learning_rate:
                 self.model.optimizer.learning_rate.assign(rates[i])
             number = first + tf.cast(i, tf.int64)
             # data-parallel: every replica runs the same step on its own rows of the global batch.
             per_image = self.strategy.run(self._replica_step, args=(next(iterator), number))
-            loss, right = tf.nest.map_structure(lambda v: self.strategy.experimental_local_results(v)[0], per_image)
-            losses, correct = losses.write(i, loss), correct.write(i, right)
-        return losses.stack(), correct.stack()
+            loss, right, label = tf.nest.map_structure(
+                lambda v: self.strategy.experimental_local_results(v)[0], per_image
+            )
+            losses, correct, labels = losses.write(i, loss), correct.write(i, right), labels.write(i, label)
+        return losses.stack(), correct.stack(), labels.stack()
 
     @tf.autograph.experimental.do_not_convert
     def _replica_step(self, batch, number: tf.Tensor):
@@ -206,7 +198,7 @@ class Step:
         losses, penalties, labels = tf.unstack(rows[:, :COLUMNS], axis=1)
         labels, logits = tf.cast(labels, tf.int32), rows[:, COLUMNS:]
         self._update_metrics(context, losses + penalties, labels, logits)
-        return losses, tf.argmax(logits, axis=1, output_type=tf.int32) == labels
+        return losses, tf.argmax(logits, axis=1, output_type=tf.int32) == labels, labels
 
     def _compute_shards(self, context, batch, number: tf.Tensor):
         """Compute this replica's shards one after the other; return their vectors, and all rows of losses and logits."""
@@ -239,6 +231,16 @@ class Step:
             return tf.constant(0)
 
         tf.cond(tf.equal(context.replica_id_in_sync_group, 0), update, lambda: tf.constant(0))
+
+
+def _check_labels(labels: np.ndarray, classes: int) -> None:
+    """Refuse labels without a logit, which a loss answers with NaN on a GPU and an error of its own on a CPU (see `objective.labels_for`)."""
+    outside = labels[(labels < 0) | (labels >= classes)]
+    if outside.size:
+        todo = "number the classes from 0, or build the model with more logits"
+        raise errors.SettingsError(
+            f"label {outside[0]}: the model has {classes} logits, so labels are 0 to {classes - 1}; {todo}"
+        )
 
 
 def _exchange(strategy: tf.distribute.Strategy, shards: int | None, all_reduce: str) -> Exchange:

@@ -1,8 +1,12 @@
 """Keras' callbacks in a run, and their state through an interruption."""
 
 import contextlib
+import itertools
+import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from unittest import mock
 
 import keras
 import numpy as np
@@ -60,6 +64,21 @@ def rows_kept(callbacks: Sequence[keras.callbacks.Callback], epochs: int, *, chi
     finally:
         for logger in loggers:
             logger.append = False
+
+
+@contextlib.contextmanager
+def written_by_chief(callbacks: Sequence[keras.callbacks.Callback], *, chief: bool) -> Iterator[None]:
+    """Let only the chief write the files of `CSVLogger` and `ModelCheckpoint`: elsewhere they go into a temporary directory.
+
+    All workers run the callbacks, and on one machine, or on a shared disk, their files have one name.
+    """
+    names = {keras.callbacks.CSVLogger: "filename", keras.callbacks.ModelCheckpoint: "filepath"}
+    with tempfile.TemporaryDirectory() as aside, contextlib.ExitStack() as patches:
+        for callback, (kind, name) in itertools.product(() if chief else callbacks, names.items()):
+            if isinstance(callback, kind):
+                own = os.path.join(aside, os.path.basename(getattr(callback, name)))
+                patches.enter_context(mock.patch.object(callback, name, own))
+        yield
 
 
 class Scalars(keras.callbacks.TensorBoard):

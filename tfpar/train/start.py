@@ -104,7 +104,9 @@ def run(
         if earlier and earlier["finished"] and len(earlier["settings"]["stages"]) == len(settings.stages):
             training.restore()
             return results.Run(directory)  # nothing is written
-        with StopSignal(deferred=True) as stop, _claimed(directory, fresh) if group.chief else contextlib.nullcontext():
+        claimed = _claimed(directory, fresh) if group.chief else contextlib.nullcontext()
+        files_of_callbacks = callbacks_of.written_by_chief(callbacks, chief=group.chief)
+        with StopSignal(deferred=True) as stop, claimed, files_of_callbacks:
             return training.run(stop)
 
 

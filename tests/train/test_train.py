@@ -4,6 +4,7 @@ import contextlib
 import functools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -458,3 +459,18 @@ def test_a_diverged_run_is_said_to_be_wrong_everywhere(small, tmp_path):
     diverged = run(small, tmp_path / "r", stages=[train.Stage(1, 3e38)], warmup_epochs=0)
     assert diverged.metrics()["loss"] is None and diverged.metrics()["top5_accuracy"] == 0
     json.loads((diverged.directory / "stages/01/metrics.json").read_text(), parse_constant=lambda word: 1 / 0)
+
+
+def test_the_lines_of_an_epoch_fit_80_columns(small, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    done = run(small, tmp_path / "run", stages=[train.Stage(1, 0.1)], verbose=1)
+    said = re.sub("\x1b\\[[0-9;]*m|\x08", "", capsys.readouterr().out)  # colours, and steps back
+    lines = [line.rsplit("\r", 1)[-1] for line in said.split("\n")]
+    (told,) = (line for line in lines if line.startswith("validation: "))
+    row = done.history.to_pylist()[0]
+    assert told.startswith(
+        f"validation: loss {row['val_loss']:.4f}, accuracy {row['val_accuracy']:.4f}; learning rate "
+    )
+    assert told.endswith(f"; {row['images_per_second']:,.0f} images/s") and len(told) <= 80
+    bars = [line for line in lines if " - loss: " in line]
+    assert bars and all(len(bar) <= 80 and "val_" not in bar for bar in bars)

@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from unittest import mock
 
@@ -79,6 +79,21 @@ def written_by_chief(callbacks: Sequence[keras.callbacks.Callback], *, chief: bo
                 own = os.path.join(aside, os.path.basename(getattr(callback, name)))
                 patches.enter_context(mock.patch.object(callback, name, own))
         yield
+
+
+class ProgressBar(keras.callbacks.ProgbarLogger):
+    """Keras' progress bar; what would make its line wider than 80 columns follows on a line of its own."""
+
+    def __init__(self, images_per_second: Callable[[], float]):
+        super().__init__()
+        self.images_per_second = images_per_second  # of the epoch that ended
+
+    def on_epoch_end(self, epoch, logs=None):
+        validated = {name: value for name, value in _scalars(logs).items() if name.startswith("val_")}
+        rate = logs["learning_rate"]
+        super().on_epoch_end(epoch, {k: v for k, v in logs.items() if k not in {"learning_rate", *validated}})
+        found = ", ".join(f"{name.removeprefix('val_')} {value:.4f}" for name, value in validated.items())
+        print(f"validation: {found}; learning rate {rate:.4g}; {self.images_per_second():,.0f} images/s")
 
 
 class Scalars(keras.callbacks.TensorBoard):

@@ -223,9 +223,9 @@ class Training:
         # The first callback: it adds the validation numbers to the logs, so that the others see them.
         first = keras.callbacks.LambdaCallback(on_epoch_end=lambda _epoch, logs: self._finish_epoch(logs))
         logs = [callbacks_of.Scalars(self.directory / "tensorboard", write_graph=False)] * self.group.chief
+        bar = [callbacks_of.ProgressBar(lambda: progress.rows[-1]["images_per_second"])] * (self.verbose != 0)
         callbacks = keras.callbacks.CallbackList(
-            [first, *self.callbacks, *logs],
-            add_progbar=self.verbose != 0, model=self.model, verbose=self.verbose, epochs=self._epochs(), steps=self.epoch_steps,
+            [first, *self.callbacks, *logs, *bar], model=self.model, verbose=self.verbose, epochs=self._epochs(), steps=self.epoch_steps,
             stage=progress.stage + 1, resumed=self.callback_states is not None,
         )  # fmt: skip
         batches = iter(engine.train_batches(

@@ -85,7 +85,7 @@ class Settings:
     shards: int | None = _setting(None, "parts of the batch; default 1 per replica", within=(1, validate.MOST_SHARDS))
     seed: int = _setting(0, "of everything random; default 0", within=(0, validate.MOST_SEED))
     augment: str = _setting("none", "mirror, and shift by up to an eighth", choices=AUGMENTATIONS)
-    class_weights: Sequence[float] | None = _setting(None)
+    class_weights: Sequence[float] | None = _setting(None, "of each class in the loss; default: all 1")
     scale_learning_rate: bool = _setting(True, "rates of sgd are for a batch of 256; default")
     warmup_epochs: float | None = _setting(None, "epochs of rising rate; default a tenth of stage 1", within=(0, 1e6))
     all_reduce: str = _setting("ordered", "default ordered; fast: less to send, no promise of bits", choices=ALL_REDUCE)

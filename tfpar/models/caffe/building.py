@@ -14,6 +14,8 @@ import tensorflow as tf
 from tfpar import errors
 from tfpar.models.caffe.layers import TABLE, WITH_SEVERAL_INPUTS, WITH_WEIGHTS, Unsupported
 
+# What a layer raises that Keras cannot express; the last three come from Keras, about shapes.
+UNSUPPORTED = (Unsupported, ValueError, MemoryError, tf.errors.ResourceExhaustedError)
 NAMES_OF_OPERATIONS = r"(abs(olute)?|flip|pad|power|split|square)(_\d+)?"  # of keras.ops, which count them up
 
 
@@ -58,22 +60,16 @@ class Network:
         function, parameters = TABLE[layer.type]
         inputs, name = [self.blobs[blob] for blob in layer.bottom], self._free_name(layer)
         try:
-            if len(inputs) != 1 and (not inputs or function not in WITH_SEVERAL_INPUTS):
-                raise Unsupported(f"{len(inputs)} inputs")
-            if len(layer.top) > 1 and layer.type not in ("Slice", "Split"):
-                raise Unsupported(f"{len(layer.top)} outputs")
+            several = inputs and function in WITH_SEVERAL_INPUTS
+            Unsupported.where(len(inputs) != 1 and not several, f"{len(inputs)} inputs")
+            Unsupported.where(len(layer.top) > 1 and layer.type not in ("Slice", "Split"), f"{len(layer.top)} outputs")
             first = [functools.partial(self.weigh, layer)] if function in WITH_WEIGHTS else []
             first += [len(layer.top)] if layer.type == "Slice" else []
             found = function(*first, getattr(layer, parameters or "name"), name, *inputs)
             found = found if isinstance(found, list) else [found] * len(layer.top)
         except errors.SettingsError:
             raise
-        except (
-            Unsupported,
-            ValueError,
-            MemoryError,
-            tf.errors.ResourceExhaustedError,
-        ) as error:  # of Keras, about shapes
+        except UNSUPPORTED as error:
             raise errors.DataError(f"{self.where(layer)} is not supported here: {errors.first_line(error)}") from error
         for number, (top, tensor) in enumerate(zip(layer.top, found, strict=True)):
             called = name + f".{number}" * (layer.type == "Slice")
@@ -105,17 +101,13 @@ class Network:
         """
         names = tuple(param.name for param in layer.param)
         if any(names):
-            if (
-                "" in names
-                or len(names) != len(shapes)
-                or {self.sharing.setdefault(n, names) for n in names} != {names}
-            ):
-                raise Unsupported(f"of its weights some are shared ({', '.join(names)}); share all of them or none")
+            every = "" not in names and len(names) == len(shapes)
+            every = every and {self.sharing.setdefault(n, names) for n in names} == {names}
+            Unsupported.where(not every, f"some weights are shared ({', '.join(names)}); share all of them or none")
             own, made = made, self.shared.setdefault(names, made)
-            if any(made.get_config()[key] != value for key, value in own.get_config().items() if key != "name"):
-                raise Unsupported("shared weights with other parameters")
-        if layer.name in self.made:
-            raise Unsupported("a second layer with weights of this name")
+            same = made.get_config() | {"name": own.name} == own.get_config()
+            Unsupported.where(not same, "shared weights with other parameters")
+        Unsupported.where(layer.name in self.made, "a second layer with weights of this name")
         y = made(x)
         if made not in self.made.values():
             blobs = self._blobs_of(layer, shapes)
@@ -158,6 +150,6 @@ def _drawn(filler, shape: tuple) -> np.ndarray:
         "gaussian": lambda: keras.initializers.RandomNormal(filler.mean, filler.std),
         "uniform": lambda: keras.initializers.RandomUniform(filler.min, filler.max),
     }
-    if kind not in random or getattr(filler, "sparse", -1) >= 0:
-        raise Unsupported(f"the filler {kind}, or one with sparse")
+    sparse = getattr(filler, "sparse", -1) >= 0
+    Unsupported.where(sparse or kind not in random, f"the filler {kind}, or one with sparse")
     return keras.ops.convert_to_numpy(random[kind]()(shape))

@@ -24,6 +24,12 @@ MAX, STOCHASTIC, CEIL, PROD, SUM, ACROSS_CHANNELS = 0, 2, 0, 0, 1, 0  # Caffe's 
 class Unsupported(Exception):
     """A layer has parameters or inputs that Keras cannot express."""
 
+    @classmethod
+    def where(cls, condition, what: str) -> None:
+        """Raise it where the condition holds; `what` names the parameters or inputs."""
+        if condition:
+            raise cls(what)
+
 
 @contextlib.contextmanager
 def in_float32():
@@ -52,8 +58,7 @@ def _channels(x) -> int:
 def _axis(x, axis: int) -> int:
     """Return our number of an axis of Caffe, which is not the batch."""
     axis += len(x.shape) if axis < 0 else 0
-    if not 1 <= axis < len(x.shape):
-        raise Unsupported(f"axis {axis}")
+    Unsupported.where(not 1 <= axis < len(x.shape), f"axis {axis}")
     return AXES[axis] if _is_picture(x) else axis
 
 
@@ -61,15 +66,13 @@ def _axis(x, axis: int) -> int:
 
 
 def _convolution(weigh, p, name, x):
-    if not _is_picture(x) or p.axis != 1:
-        raise Unsupported("an input that is no picture, or another axis")
+    Unsupported.where(not _is_picture(x) or p.axis != 1, "an input that is no picture, or another axis")
     kernel, stride, pad = (files.size(p, *words) for words in (("kernel_size", "kernel"), ("stride",), ("pad",)))
     stride, pad, dilation = stride or (1, 1), pad or (0, 0), files.size(p, "dilation") or (1, 1)
     channels, filters, groups = x.shape[-1], p.num_output, p.group
-    if not kernel or 0 in (*kernel, *stride, *dilation, filters, groups) or channels % groups or filters % groups:
-        raise Unsupported(
-            f"{filters} outputs of kernel {kernel}, stride {stride}, {groups} groups for {channels} channels"
-        )
+    empty = not kernel or 0 in (*kernel, *stride, *dilation, filters, groups)
+    stated = f"{filters} outputs of kernel {kernel}, stride {stride}, {groups} groups for {channels} channels"
+    Unsupported.where(empty or channels % groups or filters % groups, stated)
     if any(pad):
         x = layers.ZeroPadding2D(((pad[0],) * 2, (pad[1],) * 2), name=f"{name}.pad")(x)
     apart = stride != (1, 1) and dilation != (1, 1)  # Keras refuses both at once
@@ -91,8 +94,7 @@ def _convolution(weigh, p, name, x):
 
 
 def _inner_product(weigh, p, name, x):
-    if p.axis != 1 or not p.num_output:
-        raise Unsupported(f"{p.num_output} outputs along axis {p.axis}")
+    Unsupported.where(p.axis != 1 or not p.num_output, f"{p.num_output} outputs along axis {p.axis}")
     sides, outputs = x.shape[1:], p.num_output
     inputs = math.prod(sides)
 
@@ -111,14 +113,12 @@ def _scale(weigh, p, name, x, *factor):
     if factor:
         (by,) = factor
         of_channels = len(by.shape) == 2 and p.axis == 0 and _is_picture(x)
-        if p.bias_term or not (of_channels or by.shape == x.shape):
-            raise Unsupported(
-                "a bias beside a second input, or a second input of neither one number a channel nor this shape"
-            )
+        Unsupported.where(p.bias_term, "a bias beside a second input")
+        fits = of_channels or by.shape == x.shape
+        Unsupported.where(not fits, "a second input of neither one number a channel nor this shape")
         by = layers.Reshape((1, 1, by.shape[1]), name=f"{name}.factor")(by) if of_channels else by
         return layers.Multiply(name=name)([x, by])
-    if p.axis != 1 or p.num_axes != 1:
-        raise Unsupported(f"{p.num_axes} axes from axis {p.axis}")
+    Unsupported.where(p.axis != 1 or p.num_axes != 1, f"{p.num_axes} axes from axis {p.axis}")
     channels, flat = _channels(x), not _is_picture(x)
     x = layers.Reshape((1, 1, channels), name=f"{name}.picture")(x) if flat else x
     made = layers.DepthwiseConv2D(1, use_bias=p.bias_term, name=f"{name}.factor" if flat else name)
@@ -154,22 +154,17 @@ def _prelu(weigh, p, name, x):
 
 
 def _pooling(p, name, x):
-    if not _is_picture(x) or p.pool == STOCHASTIC:
-        raise Unsupported("an input that is no picture, or stochastic pooling")
+    Unsupported.where(not _is_picture(x) or p.pool == STOCHASTIC, "an input that is no picture, or stochastic pooling")
     sides = x.shape[1:3]
     kernel, stride, pad = files.size(p, "kernel_size", "kernel"), files.size(p, "stride"), files.size(p, "pad")
     if p.global_pooling:
         kernel, stride, pad = sides, None, None
     stride, pad = stride or (1, 1), pad or (0, 0)
-    if not kernel or 0 in (*kernel, *stride):
-        raise Unsupported(f"kernel {kernel} with stride {stride}")
-    axes = [
-        _Windows(*axis, ceil=p.round_mode == CEIL, padded=any(pad))
-        for axis in zip(sides, kernel, stride, pad, strict=True)
-    ]
-    around = [(axis.pad, max(axis.past_the_end, 0)) for axis in axes]
+    Unsupported.where(not kernel or 0 in (*kernel, *stride), f"kernel {kernel} with stride {stride}")
+    axes, rounded = zip(sides, kernel, stride, pad, strict=True), math.ceil if p.round_mode == CEIL else math.floor
+    sizes, around = zip(*(_windows(*axis, rounded=rounded, padded=any(pad)) for axis in axes), strict=True)
     kind = layers.MaxPooling2D if p.pool == MAX else layers.AveragePooling2D
-    divisors = np.outer(*(axis.sizes for axis in axes))
+    divisors = np.outer(*sizes)
     clipped = p.pool != MAX and (divisors != math.prod(kernel)).any()
     if np.any(around) and p.pool == MAX:
         x = ops.pad(x, [(0, 0), *around, (0, 0)], constant_values=LOWEST if x.dtype == "float32" else -6e4)
@@ -181,23 +176,20 @@ def _pooling(p, name, x):
     return layers.Rescaling(factors.tolist(), name=name)(y) if clipped else y
 
 
-class _Windows:
-    """The windows of a pooling along one axis: their sizes within the padded picture, and how far the last goes past the end."""
-
-    def __init__(self, side: int, kernel: int, stride: int, pad: int, *, ceil: bool, padded: bool):
-        count = (math.ceil if ceil else math.floor)((side + 2 * pad - kernel) / stride) + 1
-        count -= padded and (count - 1) * stride >= side + pad
-        if count < 1:
-            raise Unsupported(f"a kernel of {kernel} on {side} pixels")
-        starts = np.arange(count) * stride
-        self.pad, self.sizes = pad, np.minimum(starts + kernel, side + 2 * pad) - starts
-        self.past_the_end = int(starts[-1]) + kernel - side - pad
+def _windows(side: int, kernel: int, stride: int, pad: int, *, rounded: Callable, padded: bool):
+    """Return the sizes of a pooling's windows within the padded picture along one axis, and the padding before and after it."""
+    count = rounded((side + 2 * pad - kernel) / stride) + 1
+    count -= padded and (count - 1) * stride >= side + pad
+    Unsupported.where(count < 1, f"a kernel of {kernel} on {side} pixels")
+    starts = np.arange(count) * stride
+    past_the_end = int(starts[-1]) + kernel - side - pad
+    return np.minimum(starts + kernel, side + 2 * pad) - starts, (pad, max(past_the_end, 0))
 
 
 def _lrn(p, name, x):
     n = p.local_size
-    if n % 2 == 0 or not _is_picture(x):
-        raise Unsupported(f"local_size {n}, which must be odd, or an input that is no picture")
+    Unsupported.where(n % 2 == 0, f"local_size {n}, which must be odd")
+    Unsupported.where(not _is_picture(x), "an input that is no picture")
     with in_float32():
         x = x if x.dtype == "float32" else layers.Activation("linear", name=f"{name}.float32")(x)
         if p.norm_region == ACROSS_CHANNELS:  # their sum is a convolution with a band of ones
@@ -216,8 +208,7 @@ def _lrn(p, name, x):
 
 
 def _exp(p, name, x):
-    if p.base != -1 and p.base <= 0:
-        raise Unsupported(f"base {p.base:g}")
+    Unsupported.where(p.base != -1 and p.base <= 0, f"base {p.base:g}")
     by = 1.0 if p.base == -1 else math.log(p.base)
     inner = layers.Rescaling(p.scale * by, p.shift * by, name=f"{name}.inner")(x)
     return layers.Activation("exponential", name=name)(inner)
@@ -229,13 +220,12 @@ def _power(p, name, x):
 
 
 def _eltwise(p, name, *inputs):
-    if len(inputs) < 2 or len({x.shape for x in inputs}) > 1 or len(p.coeff) not in (0, len(inputs)):
-        raise Unsupported(f"inputs {[x.shape[1:] for x in inputs]} with {len(p.coeff)} coefficients")
+    alike = len(inputs) > 1 and len({x.shape for x in inputs}) == 1
+    stated = f"inputs {[x.shape[1:] for x in inputs]} with {len(p.coeff)} coefficients"
+    Unsupported.where(not alike or len(p.coeff) not in (0, len(inputs)), stated)
     by = p.coeff if p.coeff and p.operation == SUM else [1] * len(inputs)
-    inputs = [
-        x if c == 1 else layers.Rescaling(c, name=f"{name}.{k}")(x)
-        for k, (x, c) in enumerate(zip(inputs, by, strict=True))
-    ]
+    factors = enumerate(zip(inputs, by, strict=True))
+    inputs = [x if c == 1 else layers.Rescaling(c, name=f"{name}.{k}")(x) for k, (x, c) in factors]
     return (layers.Multiply, layers.Add, layers.Maximum)[p.operation](name=name)(inputs)
 
 
@@ -248,18 +238,14 @@ def _slice(parts: int, p, name, x):
     axis = _axis(x, p.slice_dim if p.HasField("slice_dim") else p.axis)
     size = x.shape[axis]
     points = [*p.slice_point] or [size * k // parts for k in range(1, parts)]
-    if (
-        len(points) != parts - 1
-        or (not p.slice_point and size % parts)
-        or [0, *points, size] != sorted({0, *points, size})
-    ):
-        raise Unsupported(f"{size} values cut at {points} into {parts}")
+    rising = [0, *points, size] == sorted({0, *points, size})
+    even = p.slice_point or size % parts == 0
+    Unsupported.where(len(points) != parts - 1 or not even or not rising, f"{size} values cut at {points} into {parts}")
     return [*ops.split(x, points, axis=axis)]
 
 
 def _flatten(p, name, x):
-    if p.axis != 1 or p.end_axis not in (-1, len(x.shape) - 1):
-        raise Unsupported(f"axes {p.axis} to {p.end_axis}")
+    Unsupported.where(p.axis != 1 or p.end_axis not in (-1, len(x.shape) - 1), f"axes {p.axis} to {p.end_axis}")
     return layers.Flatten(name=name)(_in_caffes_order(name, x))
 
 
@@ -273,14 +259,13 @@ def _reshape(p, name, x):
     before = [-1, x.shape[3], *x.shape[1:3]] if _is_picture(x) else [-1, *x.shape[1:]]
     first = p.axis + (len(before) + 1 if p.axis < 0 else 0)
     end = len(before) if p.num_axes == -1 else first + p.num_axes
-    dims = [
-        before[first + k] if dim == 0 else dim for k, dim in enumerate(p.shape.dim) if first + k < len(before) or dim
-    ]
+    stated = [(first + k, dim) for k, dim in enumerate(p.shape.dim)]
+    dims = [dim or before[axis] for axis, dim in stated if dim or axis < len(before)]
     after, count = [*before[:first], *dims, *before[end:]], math.prod(before[1:])
     known = math.prod(side for side in after[1:] if side != -1)
     after = after[:1] + [count // max(known, 1) if side == -1 else side for side in after[1:]]
-    if after[:1] != [-1] or math.prod(after[1:]) != count:
-        raise Unsupported(f"the shape {[*p.shape.dim]} for an input {before[1:]}, or one that changes the batch")
+    fits = after[:1] == [-1] and math.prod(after[1:]) == count
+    Unsupported.where(not fits, f"the shape {[*p.shape.dim]} for an input {before[1:]}, or one that changes the batch")
     x = _in_caffes_order(name, x)
     if len(after) != 4:
         return layers.Reshape(after[1:], name=name)(x)

@@ -23,11 +23,7 @@ def _prepare(given) -> None:
         _import_tensorflow(given)  # TensorFlow Datasets will
     with stderr_silenced(not given.verbose, but_python=True):  # libtiff tells of damaged pictures in its own words
         _bars_on_a_terminal(by_name)
-        data = prepare.dataset(
-            given.source, given.directory, image_size=given.image_size, validation_fraction=given.validation_fraction,
-            seed=given.seed, on_bad_image=given.on_bad_image, tfds_manual_dir=given.tfds_manual_dir, splits=given.splits,
-            group_by=given.group_by, fresh=given.fresh,
-        )  # fmt: skip
+        data = prepare.dataset(**_options(given))
     _print_data(data)
 
 
@@ -202,17 +198,13 @@ def _launch(given) -> int:
     if train.fresh:  # here, once: workers that start again continue
         words.remove("--fresh")
         writing.keep_earlier_run(run)
-    return launcher.launch(
-        words, workers=given.workers, logs=given.logs or run / "workers", restarts=given.restarts,
-        cores_per_worker=given.cores_per_worker,
-    )  # fmt: skip
+    return launcher.launch(words, **_options(given, "words") | {"logs": given.logs or run / "workers"})
 
 
 def _kubernetes(given) -> None:
     from tfpar import kubernetes
 
-    others = ("command", "arguments", "verbose", "dockerfile", "words")
-    options = {name: value for name, value in vars(given).items() if name not in others}
+    options = _options(given, "dockerfile", "words")
     print(kubernetes.text(kubernetes.manifests(given.words, **options)), end="")
 
 
@@ -223,6 +215,12 @@ def _dockerfile() -> str:
 
 
 # ---- their parts
+
+
+def _options(given, *others: str) -> dict:
+    """Return the options that a command hands on under their own names: all but these others and those of every command."""
+    others = {"command", "arguments", "verbose", *others}
+    return {name: value for name, value in vars(given).items() if name not in others}
 
 
 def _strategy(given):

@@ -52,7 +52,7 @@ def compiled(given, data) -> tuple:
     solver = models.caffe.solver(given.solver, model, examples=len(data.train.labels)) if given.solver else None
     for note in solver.notes if solver else ():
         print(f"{given.solver}: {note}")
-    optimizer = _scaled(solver.optimizer if solver else _optimizer(given, model), given.precision)
+    optimizer = solver.optimizer if solver else _optimizer(given, model)
     model.compile(optimizer, loss, metrics=["accuracy"], jit_compile=given.xla)
     return model, solver.settings() if solver else {}
 
@@ -121,9 +121,3 @@ def _optimizer(given, model):
 
 def _weight_decay(given) -> float:
     return 5e-4 if given.weight_decay is None else given.weight_decay
-
-
-def _scaled(optimizer, precision: str):
-    import keras
-
-    return keras.optimizers.LossScaleOptimizer(optimizer) if precision == "mixed_float16" else optimizer

@@ -10,16 +10,14 @@ Example:
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from tfpar import errors, files, prepare, results, validate
+from tfpar import errors, files, prepare, results, screen, validate
 from tfpar.results import predictions
 
 # The name of the file, Keras' name of the format, the packages beside TensorFlow, and the largest difference of a probability.
@@ -67,9 +65,9 @@ def write(run: str | os.PathLike, to: str, out: str | os.PathLike | None = None)
         )
     files.make_directory(target.parent)
     unfinished = target.with_name(f".{target.name}{Path(name).suffix}")  # Keras looks at the suffix
-    _remove(unfinished)
+    files.remove(unfinished)
     try:
-        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        with screen.quiet(True):
             model.export(unfinished, format=keras_format, verbose=False)
         difference = np.abs(predictions.softmax(_READERS[to](unfinished)(images)) - here).max()
         if not difference <= most:
@@ -78,7 +76,7 @@ def write(run: str | os.PathLike, to: str, out: str | os.PathLike | None = None)
             )
         unfinished.rename(target)
     finally:
-        _remove(unfinished)
+        files.remove(unfinished)
     return target
 
 
@@ -87,13 +85,7 @@ def _import(packages: tuple[str, ...], to: str) -> None:
         try:
             importlib.import_module(package)
         except ImportError as error:
-            raise errors.Unavailable(
-                f"{to} needs {package}, which is not installed: pip install 'tfpar[export]'"
-            ) from error
-
-
-def _remove(path: Path) -> None:
-    shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+            raise errors.Unavailable(f"{to} needs {package}: pip install 'tfpar[export]'") from error
 
 
 def _saved_model(path: Path) -> Callable:

@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import urllib.parse
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -63,6 +64,11 @@ def write(path: str | os.PathLike, content: bytes | str | Callable[[Path], None]
     finally:
         with contextlib.suppress(OSError):
             beside.unlink(missing_ok=True)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a directory with all in it, if it is there."""
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def remove_leftovers(directory: str | os.PathLike) -> None:

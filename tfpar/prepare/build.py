@@ -122,7 +122,7 @@ def _write(source: Source, directory: Path, size, on_bad_image: str, settings: d
                 shutil.rmtree(work, ignore_errors=True)
                 if not (directory / "dataset.json").exists():
                     for name in _PARTS:  # what was published before it failed
-                        _remove(directory / name)
+                        files.remove(directory / name)
                     if new:
                         shutil.rmtree(directory, ignore_errors=True)
 
@@ -150,7 +150,7 @@ def _checked_size(image_size) -> tuple[int, int] | None:
 def _make(source: Source, work: Path, size, on_bad_image: str, settings: dict, opened) -> dict:
     """Decode all splits into `work`, and return what dataset.json will say."""
     for path in set(work.iterdir()) - {work / "lock"}:  # what a killed process left
-        _remove(path)
+        files.remove(path)
     size = size or source.size or _common_size(source)
     shape = (*size, source.channels)
     skipped: list[tuple[str, str]] = []
@@ -290,17 +290,13 @@ def _described(source: Source, work: Path, shape, class_names, splits, skipped: 
     }
 
 
-def _remove(path: Path) -> None:
-    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-
-
 def _publish(work: Path, directory: Path, manifest: dict) -> None:
     """Move the finished files into place, dataset.json last: with it the directory becomes a data set."""
     for path in manifest["files"]:
         files.sync(work / path)
     for name in sorted({path.split("/")[0] for path in manifest["files"]}):
         target = directory / name
-        _remove(target)
+        files.remove(target)
         (work / name).rename(target)
         files.sync(target)
     files.write(work / "dataset.json", arrays.rendered(manifest))

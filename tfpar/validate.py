@@ -23,6 +23,7 @@ MOST_SEED = 2**32 - 1
 MOST_BATCH = 2**24
 MOST_SHARDS = 4096
 MOST_REPLICAS = 256  # on one machine: simulated ones, or workers
+MOST_CLASSES = 2**20
 MOST_POSITION = 2**62  # of the stream of images; counted in 64 bits
 
 
@@ -87,6 +88,17 @@ def path(name: str, value) -> Path:
         if error.errno == errno.ENAMETOOLONG:
             reject(name, value, "a shorter path")
     return Path(value)
+
+
+def image_shape(value) -> tuple[int, int, int]:
+    """Return height, width and channels of images.
+
+    Raises:
+        errors.SettingsError: they are not three whole numbers from 1 to 65,535.
+    """
+    if not isinstance(value, (tuple, list)) or len(value) != 3:
+        reject("image_shape", value, "height, width and channels, such as (28, 28, 1)")
+    return tuple(integer("image_shape", side, 1, 65_535) for side in value)
 
 
 def split(value, *, one_hot: bool = False) -> tuple:

@@ -16,7 +16,7 @@ BATCH = np.random.default_rng(0).integers(0, 255, (2, 32, 32, 3), np.uint8)
 LARGE = [pytest.param(name, marks=pytest.mark.by_hand) for name in ("ResNet50", "VGG16", "EfficientNetB0")]
 
 
-@pytest.mark.parametrize("name", [*networks.OWN[:2], "resnet18_half", "resnet20", "MobileNetV2", *LARGE])
+@pytest.mark.parametrize("name", [*list(networks.OWN)[:2], "resnet18_half", "resnet20", "MobileNetV2", *LARGE])
 def test_uint8_in_logits_out_and_loads_without_tfpar(name, tmp_path):
     keras.utils.set_random_seed(0)
     model = models.build(name, (32, 32, 3), 7)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import functools
 import os
 import re
 import reprlib
@@ -19,7 +20,7 @@ from tfpar import errors, validate
 # validation accuracy of the small CNN fell to 0.54-0.91 after 15 epochs, with 0.9 it reached 0.989-1.0.
 MOMENTUM = 0.9
 
-OWN = ("small_cnn", "resnet18", "resnet18_half", "resnet20", "resnet32", "resnet44", "resnet56")
+DEPTHS = (20, 32, 44, 56)  # of `resnet`
 
 
 def small_cnn(image_shape: tuple[int, int, int], num_classes: int) -> keras.Model:
@@ -53,7 +54,7 @@ def resnet(image_shape: tuple[int, int, int], num_classes: int, *, depth: int = 
     Raises:
         errors.SettingsError: another depth, or pictures too small.
     """
-    if not isinstance(depth, int) or depth not in (20, 32, 44, 56):
+    if not isinstance(depth, int) or depth not in DEPTHS:
         validate.reject("depth", depth, "20, 32, 44 or 56")
     inputs, x = _input(f"resnet{depth}", image_shape, num_classes, least=8)
     x = _convolution(x, 16)
@@ -86,6 +87,11 @@ def resnet18(image_shape: tuple[int, int, int], num_classes: int, *, channels: i
         x = _residual(x, group * channels, stride=1 if group == 1 else 2)
         x = _residual(x, group * channels, stride=1)
     return keras.Model(inputs, _head(x, num_classes), name="resnet18" if channels == 64 else f"resnet18_{channels}")
+
+
+# By the names of the command line.
+OWN = {"small_cnn": small_cnn, "resnet18": resnet18, "resnet18_half": functools.partial(resnet18, channels=32)}
+OWN |= {f"resnet{depth}": functools.partial(resnet, depth=depth) for depth in DEPTHS}
 
 
 def backbone(
@@ -161,12 +167,7 @@ def build(
     if freeze or weights == "imagenet":
         given = "freeze" if freeze else "weights imagenet"
         raise errors.SettingsError(f"{name} with {given}: it has no pretrained backbone; take one such as MobileNetV2")
-    if name == "small_cnn":
-        model = small_cnn(image_shape, num_classes)
-    elif name in ("resnet18", "resnet18_half"):
-        model = resnet18(image_shape, num_classes, channels=64 if name == "resnet18" else 32)
-    else:
-        model = resnet(image_shape, num_classes, depth=int(name.removeprefix("resnet")))
+    model = OWN[name](image_shape, num_classes)
     if weights is not None:
         try:
             with warnings.catch_warnings():
@@ -210,18 +211,16 @@ def transfer(model: keras.Model, weights: str | os.PathLike) -> None:
     source, (*body, _head_of_model) = _layers_by_name(other), _layers_by_name(model).items()
     left = []
     for name, layer in body:
-        shapes = [[v.shape for v in each.weights] for each in (layer, source.get(name)) if each is not None]
-        if len(shapes) == 1 or shapes[0] != shapes[1]:
-            left.append(
-                f"{layer.name} {[tuple(shape) for shape in shapes[0]]}, there {[tuple(s) for s in shapes[1]] if shapes[1:] else 'none of that name'}"
-            )
-        else:
+        here = [tuple(v.shape) for v in layer.weights]
+        there = [tuple(v.shape) for v in source[name].weights] if name in source else "none of that name"
+        if here == there:
             layer.set_weights(source[name].get_weights())
             getattr(layer, "finalize_state", lambda: None)()  # of Normalization, which computes with a copy
+        else:
+            left.append(f"{layer.name} {here}, there {there}")
     if len(left) == len(body):
-        raise errors.SettingsError(
-            f"{path}: no layer of it fits into {model.name}; take the same network, such as --model of that run"
-        )
+        todo = "take the same network, such as --model of that run"
+        raise errors.SettingsError(f"{path}: no layer of it fits into {model.name}; {todo}")
     rest = f"; not loaded: {'; '.join(left)}" if left else ""
     here, there = (collections.Counter(type(layer).__name__ for layer in m._flatten_layers()) for m in (model, other))
     if here != there:
@@ -282,11 +281,8 @@ def _logits(x, num_classes: int):
 
 
 def _check(image_shape, num_classes) -> None:
-    if not isinstance(image_shape, (tuple, list)) or len(image_shape) != 3:
-        validate.reject("image_shape", image_shape, "height, width and channels, such as (28, 28, 1)")
-    for side in image_shape:
-        validate.integer("image_shape", side, 1, 65_535)
-    validate.integer("num_classes", num_classes, 1, 2**20)
+    validate.image_shape(image_shape)
+    validate.integer("num_classes", num_classes, 1, validate.MOST_CLASSES)
 
 
 def _find_backbone(name: str):

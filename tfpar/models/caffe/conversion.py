@@ -124,15 +124,12 @@ def load(
     if len(outputs.shape) == 4 and outputs.shape[1] == outputs.shape[2] == 1:
         outputs = keras.layers.Flatten(dtype="float32", name="logits.flat")(outputs)
     if len(outputs.shape) != 2:
-        raise errors.SettingsError(
-            f"{net}: for images of {selection.image_shape} it gives {tuple(outputs.shape[1:])} instead of one number a class; give "
-            "the image_shape that it was made for, or take caffe.network for its features"
-        )
+        why = f"for images of {selection.image_shape} it gives {tuple(outputs.shape[1:])} instead of one number a class"
+        todo = "give the image_shape that it was made for, or take caffe.network for its features"
+        raise errors.SettingsError(f"{net}: {why}; {todo}")
     if num_classes not in (None, outputs.shape[-1]):
-        raise errors.SettingsError(
-            f"{net}: it gives {outputs.shape[-1]} logits for {num_classes} classes, and no single layer makes them; give its last "
-            "layers that many outputs"
-        )
+        why = f"it gives {outputs.shape[-1]} logits for {num_classes} classes, and no single layer makes them"
+        raise errors.SettingsError(f"{net}: {why}; give its last layers that many outputs")
     if outputs.dtype != "float32":
         outputs = keras.layers.Activation("linear", dtype="float32", name="logits.float32")(outputs)
     return _model(selection, inputs, outputs, built)
@@ -145,10 +142,8 @@ def facts(model: keras.Model) -> Facts:
         errors.SettingsError: it was not made by `load` or `network` in this process.
     """
     if model not in _facts:
-        name = getattr(model, "name", model)
-        raise errors.SettingsError(
-            f"model {name} was not made by caffe.load, which knows its lr_mult; load the prototxt"
-        )
+        why = f"model {getattr(model, 'name', model)} was not made by caffe.load, which knows its lr_mult"
+        raise errors.SettingsError(f"{why}; load the prototxt")
     return _facts[model]
 
 
@@ -180,9 +175,8 @@ def _build(selection: Selection, x, weights, needed: list, *, head=None, is_new:
                 stack.enter_context(in_float32())
             built.add(layer)
     if blobs and not built.made.keys() & blobs.keys():
-        raise errors.SettingsError(
-            f"{weights}: none of its layers ({_some(blobs)}) is in {selection.net.path}; give the file of this network"
-        )
+        why = f"none of its layers ({_some(blobs)}) is in {selection.net.path}"
+        raise errors.SettingsError(f"{weights}: {why}; give the file of this network")
     frozen = [layer.name for layer in needed if layer.name in built.made and _is_frozen(layer, built)]
     for name in frozen:
         built.made[name].trainable = False
@@ -215,9 +209,8 @@ def _model(selection: Selection, inputs, outputs, built: Network) -> keras.Model
     try:
         model = keras.Model(inputs, outputs, name=re.sub(r"[^\w.-]", "_", selection.net.message.name) or "caffe")
     except ValueError as error:  # as of a layer `a/pad` beside a padded layer `a`
-        raise errors.DataError(
-            f"{selection.net.path}: {errors.first_line(error)}; give that layer another name"
-        ) from error
+        why = f"{selection.net.path}: {errors.first_line(error)}"
+        raise errors.DataError(f"{why}; give that layer another name") from error
     multipliers = []
     for layer in selection.layers:
         made = built.made.get(layer.name)

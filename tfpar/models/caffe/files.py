@@ -211,6 +211,12 @@ def size(parameters, both: str, short: str = "") -> tuple[int, int] | None:
     return (values[0], values[-1]) if values else None
 
 
+def beside(file: Path, named: str) -> Path | None:
+    """Return the file that another one names: by the path as it stands, from the other's folder, or in that folder; None if it is not there."""
+    there = (Path(named), file.parent / named, file.parent / Path(named).name)
+    return next((path for path in there if path.is_file()), None)
+
+
 # ---- the schema
 
 

@@ -36,10 +36,7 @@ class Selection:
         self.lines = {id(layer): line for layer, line in zip(self.net.layers, self.net.lines, strict=True)}
         there = [layer for layer in self.net.layers if self._takes_part(layer, phase)]
         sources = [layer for layer in [*there, *self.net.layers] if layer.type in DATA]
-        sources.sort(
-            key=lambda layer: layer.type == "Input" and [len(s.dim) for s in layer.input_param.shape[:1]] != [4]
-        )
-        self.source = next(iter(sources), None)
+        self.source = min(sources, key=lambda layer: layer.type == "Input" and not _is_of_pictures(layer), default=None)
         self.layers = [layer for layer in there if layer.type not in DATA]
         if all(is_loss(layer) for layer in self.layers):
             raise errors.DataError(f"{path}: no layer of phase {phase} computes anything; correct the file")
@@ -71,9 +68,8 @@ class Selection:
         if losses:
             number, loss = max(losses, key=lambda it: ([*it[1].loss_weight, 1.0][0], it[1].bottom[0] in judged, it[0]))
             if loss.loss_param.HasField("ignore_label") or loss.loss_param.normalization == files.NO_NORMALIZATION:
-                raise errors.DataError(
-                    f"{self.where(loss)}: ignore_label and normalization NONE are not supported; leave them out"
-                )
+                why = "ignore_label and normalization NONE are not supported; leave them out"
+                raise errors.DataError(f"{self.where(loss)}: {why}")
             if len(losses) == 1 and [*loss.loss_weight, 1.0][0] != 1:
                 self.notes.append(f"loss_weight {loss.loss_weight[0]:g} is not used; multiply the learning rate by it")
             return number, loss.bottom[0]
@@ -91,11 +87,9 @@ class Selection:
             if wanted & {*layer.top} and not is_loss(layer):
                 kept.insert(0, layer)
                 wanted = (wanted - {*layer.top}) | {*layer.bottom}
-        left = [
-            f"{layer.name} ({layer.type})" for layer in self.layers if layer not in kept and layer.type != "Silence"
-        ]
+        left = [layer for layer in self.layers if layer not in kept and layer.type != "Silence"]
         if left:
-            self.notes.append(f"left out: {', '.join(left)}")
+            self.notes.append(f"left out: {', '.join(f'{layer.name} ({layer.type})' for layer in left)}")
         return kept
 
     def head(self, needed: list, logits: str, num_classes: int | None):
@@ -109,7 +103,7 @@ class Selection:
                 logits = layer.bottom[0] if layer.bottom else ""
         if num_classes is None or head is None:
             return head, False
-        validate.integer("num_classes", num_classes, 1, 2**20)
+        validate.integer("num_classes", num_classes, 1, validate.MOST_CLASSES)
         parameters = getattr(head, WEIGHTED[head.type])
         before, parameters.num_output = parameters.num_output, num_classes
         if before != num_classes:
@@ -141,9 +135,8 @@ class Selection:
         if stated and (stated.mirror or stated.crop_size):
             self.notes.append("mirror and crop_size of the data layer are not used; see --augment and --image-size")
         if assumed:
-            self.notes.append(
-                f"no file states the preprocessing, {', '.join(assumed)} assumed; see scale, mean and order"
-            )
+            found = f"no file states the preprocessing, {', '.join(assumed)} assumed"
+            self.notes.append(f"{found}; see scale, mean and order")
         scale = validate.number("scale", scale, -1e30, 1e30)
         if isinstance(mean, (str, os.PathLike)):
             return scale, self._middle(files.read_mean(mean), mean)
@@ -187,23 +180,18 @@ class Selection:
             raise errors.DataError(f"{self.net.path}: neither an input nor a data layer; add `input` and `input_shape`")
         stated = (*dims[2:], dims[1]) if len(dims) == 4 and min(dims[1:]) > 0 else None
         if given is None and stated is None:
-            raise errors.SettingsError(
-                f"{self.net.path}: the shape of its input {name} is {[*dims]}, which says no size of images; give "
-                "image_shape=(height, width, channels)"
-            )
+            why = f"the shape of its input {name} is {[*dims]}, which says no size of images"
+            raise errors.SettingsError(f"{self.net.path}: {why}; give image_shape=(height, width, channels)")
         if given is None:
             return name, stated
-        if not isinstance(given, (tuple, list)) or len(given) != 3:
-            validate.reject("image_shape", given, "height, width and channels, such as (28, 28, 1)")
-        given = tuple(validate.integer("image_shape", side, 1, 65_535) for side in given)
+        given = validate.image_shape(given)
         if stated and stated != given:
             self.notes.append(f"images of {given} instead of {stated}")
         return name, given
 
     def _beside(self, named: str, needed: bool) -> Path | None:
-        for path in (Path(named), self.net.path.parent / named, self.net.path.parent / Path(named).name):
-            if path.is_file():
-                return path
+        if path := files.beside(self.net.path, named):
+            return path
         missing = f"its mean_file {named} is not there; put it beside the prototxt, or give mean"
         if needed:
             raise errors.InputNotFound(f"{self.net.path}: {missing}")
@@ -215,10 +203,13 @@ class Selection:
         height, width, channels = self.image_shape
         top, left = (mean.shape[0] - height) // 2, (mean.shape[1] - width) // 2
         if min(top, left) < 0 or mean.shape[2] != channels:
-            raise errors.SettingsError(
-                f"{path}: a mean of {mean.shape} for images of {self.image_shape}; give the mean of such images"
-            )
+            both = f"a mean of {mean.shape} for images of {self.image_shape}"
+            raise errors.SettingsError(f"{path}: {both}; give the mean of such images")
         return mean[top : top + height, left : left + width]
+
+
+def _is_of_pictures(layer) -> bool:
+    return [len(shape.dim) for shape in layer.input_param.shape[:1]] == [4]
 
 
 def is_loss(layer) -> bool:

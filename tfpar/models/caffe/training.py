@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 from pathlib import Path
@@ -28,13 +29,12 @@ POLICIES = {
 # The optimizer of each type, and the fields of its arguments.
 OPTIMIZERS = {
     "SGD": (keras.optimizers.SGD, {"momentum": "momentum"}),
-    "Nesterov": (keras.optimizers.SGD, {"momentum": "momentum"}),
+    "Nesterov": (functools.partial(keras.optimizers.SGD, nesterov=True), {"momentum": "momentum"}),
     "Adam": (keras.optimizers.Adam, {"beta_1": "momentum", "beta_2": "momentum2", "epsilon": "delta"}),
-    "AdaGrad": (keras.optimizers.Adagrad, {"epsilon": "delta"}),
+    "AdaGrad": (functools.partial(keras.optimizers.Adagrad, initial_accumulator_value=0.0), {"epsilon": "delta"}),
     "RMSProp": (keras.optimizers.RMSprop, {"rho": "rms_decay", "epsilon": "delta"}),
     "AdaDelta": (keras.optimizers.Adadelta, {"rho": "momentum", "epsilon": "delta"}),
 }
-MORE = {"Nesterov": {"nesterov": True}, "AdaGrad": {"initial_accumulator_value": 0.0}}
 OLD_TYPES = ("SGD", "Nesterov", "AdaGrad", "RMSProp", "AdaDelta", "Adam")  # of solver_type, in its order
 READ = {
     "net", "train_net", "base_lr", "max_iter", "iter_size", "lr_policy", "gamma", "power", "momentum", "weight_decay", "type",
@@ -63,9 +63,8 @@ class Solver(NamedTuple):
 
     def settings(self) -> dict:
         """Return the arguments of `train.run` that follow from the file: rates are neither scaled nor warmed up."""
-        return {
-            "stages": self.stages, "global_batch_size": self.global_batch_size, "warmup_epochs": 0, "scale_learning_rate": False,
-        }  # fmt: skip
+        told = {"stages": self.stages, "global_batch_size": self.global_batch_size}
+        return told | {"warmup_epochs": 0, "scale_learning_rate": False}
 
 
 def solver(file: str | os.PathLike, model: keras.Model, *, examples: int) -> Solver:
@@ -96,12 +95,12 @@ def solver(file: str | os.PathLike, model: keras.Model, *, examples: int) -> Sol
     examples = validate.integer("examples", examples, 1, validate.MOST_POSITION)
     kind = OLD_TYPES[given.solver_type] if given.HasField("solver_type") else given.type
     policy, regularizer = given.lr_policy, given.regularization_type
-    words = (
-        ("type", kind, OPTIMIZERS),
-        ("lr_policy", policy, POLICIES),
-        ("regularization_type", regularizer, ("L1", "L2")),
-    )
-    for what, value, known in words:
+    words = {
+        "type": (kind, OPTIMIZERS),
+        "lr_policy": (policy, POLICIES),
+        "regularization_type": (regularizer, ("L1", "L2")),
+    }
+    for what, (value, known) in words.items():
         if value not in known:
             raise errors.DataError(f"{file}: {what} {value!r}; give one of {', '.join(known)}")
     if given.max_iter < 1 or not 0 < given.base_lr < math.inf or given.iter_size < 1:
@@ -121,9 +120,8 @@ def solver(file: str | os.PathLike, model: keras.Model, *, examples: int) -> Sol
     unused = [field.name for field, _ in given.ListFields() if field.name not in READ]
     notes = [f"not used: {', '.join(unused)}"] if unused else []
     if kind in ("AdaGrad", "RMSProp", "AdaDelta"):
-        notes.append(
-            f"{kind}: Keras adds delta inside of the root, Caffe outside; the weights differ by about 1e-3 of their change"
-        )
+        inside = "Keras adds delta inside of the root, Caffe outside"
+        notes.append(f"{kind}: {inside}; the weights differ by about 1e-3 of their change")
     return Solver(optimizer, [stage], batch, given.weight_decay, rates, notes)
 
 
@@ -135,13 +133,11 @@ def _value(given, field: str):
 def _batch_size_beside(file: Path, given) -> int:
     """Return the batch size of the network that a solver names, if it lies beside the solver."""
     named = given.net or given.train_net
-    path = file.parent / Path(named).name
-    size = Selection(path, "TRAIN", (1, 1, 1)).batch_size if named and path.is_file() else None
+    path = files.beside(file, named) if named else None
+    size = Selection(path, "TRAIN", (1, 1, 1)).batch_size if path else None
     if not size:
-        raise errors.SettingsError(
-            f"{file}: no batch size is known (the network has no data layer, and {path} is not there or has none); load the "
-            "prototxt for training, or put it beside the solver"
-        )
+        why = f"no batch size is known (the network has no data layer, and {named or 'net'} is not there or has none)"
+        raise errors.SettingsError(f"{file}: {why}; load the prototxt for training, or put it beside the solver")
     return size
 
 
@@ -160,13 +156,11 @@ def _regularize(facts: conversion.Facts, given) -> dict[str, float]:
 
 def _optimizer(file, kind: str, given) -> keras.optimizers.Optimizer:
     build, fields = OPTIMIZERS[kind]
-    options = {name: getattr(given, field) for name, field in fields.items()} | MORE.get(kind, {})
+    options = {name: getattr(given, field) for name, field in fields.items()}
     if given.clip_gradients >= 0:
         if given.weight_decay or given.iter_size > 1:
-            raise errors.SettingsError(
-                f"{file}: clip_gradients with weight_decay or iter_size: Caffe clips before it adds the decay and divides, Keras "
-                "after; leave one of them out"
-            )
+            why = "Caffe clips before it adds the decay and divides, Keras after; leave one of them out"
+            raise errors.SettingsError(f"{file}: clip_gradients with weight_decay or iter_size: {why}")
         options["global_clipnorm"] = given.clip_gradients
     try:
         return build(given.base_lr, **options)

@@ -107,7 +107,9 @@ def _write(source: Source, directory: Path, size, on_bad_image: str, settings: d
         for _ in range(_SPARE):
             spare.callback(os.close, os.open(os.devnull, os.O_RDONLY))
         files.make_directory(work)
-        with _removed_if_empty(work, *[directory] * new), files.locked(work / "lock", "another tfpar prepare"):
+        for made in [directory] * new + [work]:
+            spare.callback(_remove_if_empty, made)  # as where not even the lock's file could be made
+        with files.locked(work / "lock", "another tfpar prepare"):
             try:
                 with pictures.quiet(), contextlib.ExitStack() as opened:
                     manifest = _make(source, work, size, on_bad_image, settings, opened)
@@ -127,15 +129,9 @@ def _write(source: Source, directory: Path, size, on_bad_image: str, settings: d
                         shutil.rmtree(directory, ignore_errors=True)
 
 
-@contextlib.contextmanager
-def _removed_if_empty(*directories: Path) -> Iterator[None]:
-    """Leave no directory behind that holds nothing, as where not even the lock's file could be made."""
-    try:
-        yield
-    finally:
-        for directory in directories:
-            with contextlib.suppress(OSError):
-                directory.rmdir()
+def _remove_if_empty(directory: Path) -> None:
+    with contextlib.suppress(OSError):
+        directory.rmdir()
 
 
 def _checked_size(image_size) -> tuple[int, int] | None:

@@ -108,15 +108,9 @@ OLD_TYPES = {
     "HDF5_OUTPUT": "HDF5Output", "ARGMAX": "ArgMax", "SOFTMAX_LOSS": "SoftmaxWithLoss", "CONV": "Convolution", "POOL": "Pooling",
     "INNERPRODUCT": "InnerProduct", "IMAGES": "ImageData",
 }  # fmt: skip
-# Of V0: the parameters that a type of layer has today, and the fields that are called otherwise.
-V0_PARAMS = {
-    "Convolution": "convolution_param", "Padding": "convolution_param", "Pooling": "pooling_param", "LRN": "lrn_param",
-    "InnerProduct": "inner_product_param", "Dropout": "dropout_param", "Concat": "concat_param", "Data": "data_param",
-    "ImageData": "image_data_param", "WindowData": "window_data_param", "HDF5Data": "hdf5_data_param",
-}  # fmt: skip
+# The fields of V0 that are called otherwise today.
 V0_FIELDS = {
-    "kernelsize": "kernel_size", "biasterm": "bias_term", "batchsize": "batch_size", "cropsize": "crop_size",
-    "meanfile": "mean_file",
+    "kernelsize": "kernel_size", "biasterm": "bias_term", "batchsize": "batch_size", "cropsize": "crop_size", "meanfile": "mean_file",
 }  # fmt: skip
 DATA_PARAMS = ("data_param", "image_data_param", "window_data_param", "memory_data_param", "hdf5_data_param")
 TRANSFORMED = ("scale", "mean_file", "crop_size", "mirror")
@@ -226,7 +220,7 @@ def _classes(messages: str, package: str) -> dict[str, type]:
     file = descriptor_pb2.FileDescriptorProto(name=f"{package}.proto", package=package)
     table = dict(line.split(": ") for line in messages.replace("V1_TYPES", V1_TYPES).strip().splitlines())
     parameters = [name[1:] for name in table if name.startswith("+")]
-    fields = [f"{name} {re.sub('(?<=[a-z5])(?=[A-Z])', '_', name).lower()}_param" for name in parameters]
+    fields = [f"{name} {_parameters_of(name)}" for name in parameters]
     for name, content in table.items():
         added = file.message_type.add(name=name.removeprefix("+"))
         for group in content.replace("+", "; ".join(fields)).split("; "):
@@ -237,6 +231,11 @@ def _classes(messages: str, package: str) -> dict[str, type]:
     pool.Add(file)
     names = {f"{package}.{added.name}": added.name for added in file.message_type}
     return {name: message_factory.GetMessageClass(pool.FindMessageTypeByName(path)) for path, name in names.items()}
+
+
+def _parameters_of(name: str) -> str:
+    """Return the field with the parameters of a type of layer, such as `inner_product_param`."""
+    return re.sub("(?<=[a-z5])(?=[A-Z])", "_", name).lower() + "_param"
 
 
 def _add_field(to, kind: str, word: str, package: str) -> None:
@@ -320,8 +319,9 @@ def _today(old):
     for described, value in old.ListFields():
         if described.name in new.DESCRIPTOR.fields_by_name and described.name not in ("type", "param", "blobs"):
             _set(new, described.name, value, add=False)
+    parameters = _parameters_of("Convolution" if new.type == "Padding" else new.type)
     for described, value in old.layer.ListFields():
-        _set(getattr(new, V0_PARAMS.get(new.type, "name"), None), V0_FIELDS.get(described.name, described.name), value)
+        _set(getattr(new, parameters, None), V0_FIELDS.get(described.name, described.name), value)
     inner = old.layer if old.HasField("layer") else old
     columns = {"lr_mult": inner.blobs_lr, "decay_mult": inner.weight_decay, "name": old.param}
     for number in range(max(map(len, columns.values()))):
@@ -353,7 +353,7 @@ def _without_padding(layers: list[tuple[Any, int]]) -> list[tuple[Any, int]]:
     for layer, _ in layers:
         before = padded.get(layer.bottom[0]) if layer.bottom else None
         if before is not None and layer.type in ("Convolution", "Pooling"):
-            _set(getattr(layer, V0_PARAMS[layer.type]), "pad", [*before.convolution_param.pad, 0][0])
+            _set(getattr(layer, _parameters_of(layer.type)), "pad", [*before.convolution_param.pad, 0][0])
             layer.bottom[0] = before.bottom[0]
     return [pair for pair in layers if pair[0].type != "Padding"]
 

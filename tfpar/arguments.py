@@ -50,10 +50,8 @@ def _image_size(text: str) -> int | tuple[int, int]:
 
 
 def _stage(text: str):
-    try:
+    with errors.turned(errors.SettingsError, argparse.ArgumentTypeError, errors.REASON):
         return schedule.parse(text)
-    except errors.SettingsError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _class_weights(text: str) -> str | list[float]:

@@ -55,12 +55,10 @@ def _simulated(replicas: int) -> tf.distribute.Strategy:
     there = len(tf.config.get_logical_device_configuration(cpu) or [None])
     if there < replicas:
         # data-parallel: one CPU is cut into several devices, so that several replicas fit on a laptop.
-        try:
+        why = f"simulate={replicas}: TensorFlow has already started with {there} CPU device(s)"
+        todo = "call devices.strategy before anything else uses TensorFlow (restart the kernel first)"
+        with errors.turned(RuntimeError, errors.SettingsError, f"{why}; {todo}"):
             tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * replicas)
-        except RuntimeError as error:
-            why = f"simulate={replicas}: TensorFlow has already started with {there} CPU device(s)"
-            todo = "call devices.strategy before anything else uses TensorFlow (restart the kernel first)"
-            raise errors.SettingsError(f"{why}; {todo}") from error
     # TensorFlow's default for several CPUs numbers its groups per process: a second strategy of another size would
     # fail with "joining a group with size 4, but that group has size 2". This one has no groups.
     cpus = [f"CPU:{index}" for index in range(replicas)]

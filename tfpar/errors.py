@@ -11,8 +11,9 @@ Example:
     nowhere: no such directory. Make it with: tfpar prepare SOURCE nowhere
 """
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 class DataError(ValueError):
@@ -60,6 +61,26 @@ class SettingsError(ValueError):
 def first_line(error: BaseException | str) -> str:
     """Return what an error says in its first line; its kind where it says nothing."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
+
+
+REASON = "<reason>"  # in a message of `turned`: what the error says that it turns
+
+
+@contextlib.contextmanager
+def turned(kinds: type | tuple[type, ...], into: type, message: str) -> Iterator[None]:
+    """Turn errors of some kinds that the block raises into one of another kind, with this message.
+
+    Example:
+        >>> with turned(ValueError, SettingsError, f"seconds=x: {REASON}; give a number"):
+        ...     float("x")
+        Traceback (most recent call last):
+        tfpar.errors.SettingsError: seconds=x: could not convert string to float: 'x'; give a number
+    """
+    try:
+        yield
+    except kinds as error:
+        own = str(error) if isinstance(error, KINDS) else getattr(error, "strerror", None)
+        raise into(message.replace(REASON, own or first_line(error))) from error
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

@@ -48,7 +48,9 @@ def write(run: str | os.PathLike, to: str, out: str | os.PathLike | None = None)
     if not run.finished:
         raise errors.InputNotFound(f"{run.directory}: the run is not finished; run the command that trains it again")
     name, keras_format, packages, most = FORMATS[validate.choice("to", to, tuple(FORMATS))]
-    _import(packages, to)
+    for package in packages:
+        with errors.turned(ImportError, errors.Unavailable, f"{to} needs {package}: pip install 'tfpar[export]'"):
+            importlib.import_module(package)
     target = validate.path("out", out) if out else run.directory / "export" / name
     if target.exists():
         raise errors.OutputError(f"{target}: exists already; remove it, or give another --out")
@@ -78,14 +80,6 @@ def write(run: str | os.PathLike, to: str, out: str | os.PathLike | None = None)
     finally:
         files.remove(unfinished)
     return target
-
-
-def _import(packages: tuple[str, ...], to: str) -> None:
-    for package in packages:
-        try:
-            importlib.import_module(package)
-        except ImportError as error:
-            raise errors.Unavailable(f"{to} needs {package}: pip install 'tfpar[export]'") from error
 
 
 def _saved_model(path: Path) -> Callable:

@@ -138,10 +138,8 @@ def set_aside(path: str | os.PathLike) -> str:
     """
     whole = Path(os.path.abspath(path))  # also where it was given as .
     number = next(n for n in itertools.count(1) if not whole.with_name(f"{whole.name}.{n}").exists())
-    try:
+    with errors.turned(OSError, errors.OutputError, f"{path}: cannot be renamed ({errors.REASON}); name another place"):
         whole.rename(whole.with_name(f"{whole.name}.{number}"))
-    except OSError as error:
-        raise errors.OutputError(f"{path}: cannot be renamed ({error.strerror}); name another place") from error
     return f"{path}.{number}"
 
 
@@ -152,10 +150,8 @@ def locked(path: str | os.PathLike, owner: str) -> Iterator[None]:
     Raises:
         errors.OutputError: another process holds it. `owner` says in the message what it is.
     """
-    try:
+    with errors.turned(OSError, errors.OutputError, f"{path}: cannot be written ({errors.REASON}); name another place"):
         file = open(path, "ab")  # noqa: SIM115 - closed below
-    except OSError as error:
-        raise errors.OutputError(f"{path}: cannot be written ({error.strerror}); name another place") from error
     place = Path(path).parent
     with file:
         try:

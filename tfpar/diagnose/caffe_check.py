@@ -58,26 +58,20 @@ def _input(shape: tuple[int, int, int], image) -> np.ndarray:
         return np.random.default_rng(0).normal(0, 50, (1, *shape)).astype(np.float32)
     from tfpar.prepare import pictures
 
-    with pictures.quiet():
-        try:
-            pixels = pictures.load(image, (height, width), channels=channels)
-        except pictures.BadPicture as reason:
-            raise errors.InputNotFound(f"{image}: {reason}") from reason
+    with pictures.quiet(), errors.turned(pictures.BadPicture, errors.InputNotFound, f"{image}: {errors.REASON}"):
+        pixels = pictures.load(image, (height, width), channels=channels)
     return np.ascontiguousarray(pixels[np.newaxis, ..., ::-1], dtype=np.float32)
 
 
 def _by_opencv(net, weights, x: np.ndarray, names: list[str]) -> dict[str, np.ndarray]:
-    try:
+    install = "Type: pip install 'opencv-python-headless>=4.8,<5'"
+    with errors.turned(ImportError, errors.Unavailable, f"nothing was compared: OpenCV is not installed. {install}"):
         import cv2
-    except ImportError as error:
-        raise errors.Unavailable(
-            "nothing was compared: OpenCV is not installed. Type: pip install 'opencv-python-headless>=4.8,<5'"
-        ) from error
     if not hasattr(cv2.dnn, "readNetFromCaffe"):
-        raise errors.Unavailable(
-            f"nothing was compared: OpenCV {cv2.__version__} no longer reads Caffe. Type: pip install 'opencv-python-headless>=4.8,<5'"
-        )
-    try:
+        why = f"nothing was compared: OpenCV {cv2.__version__} no longer reads Caffe"
+        raise errors.Unavailable(f"{why}. {install}")
+    why = f"nothing was compared: OpenCV cannot read {net}: {errors.REASON}"
+    with errors.turned(cv2.error, errors.Unavailable, why):
         there = cv2.dnn.readNetFromCaffe(os.fspath(net), os.fspath(weights))
         there.enableWinograd(False)  # it adds up to 3e-6
         there.enableFusion(False)
@@ -87,7 +81,3 @@ def _by_opencv(net, weights, x: np.ndarray, names: list[str]) -> dict[str, np.nd
         called = {name: name if name in known else tops.get(name) for name in names}
         called = {name: other for name, other in called.items() if other in known}
         return dict(zip(called, there.forward([*called.values()]), strict=True))
-    except cv2.error as error:
-        raise errors.Unavailable(
-            f"nothing was compared: OpenCV cannot read {net}: {errors.first_line(error)}"
-        ) from error

@@ -20,6 +20,7 @@ from tfpar import errors, validate
 # validation accuracy of the small CNN fell to 0.54-0.91 after 15 epochs, with 0.9 it reached 0.989-1.0.
 MOMENTUM = 0.9
 
+_UNREADABLE = (ValueError, TypeError, KeyError, OSError, zipfile.BadZipFile)  # what Keras raises of a damaged file
 DEPTHS = (20, 32, 44, 56)  # of `resnet`
 
 
@@ -130,9 +131,8 @@ def backbone(
         if isinstance(error, ValueError):
             raise errors.SettingsError(f"{name} with pictures {image_shape} and weights {weights}: {why}") from error
         if isinstance(error, OSError) or why.startswith("URL fetch failure"):
-            raise errors.Unavailable(
-                f"{name}: weights {weights} cannot be loaded ({why}); name a file of them"
-            ) from error
+            why = f"{name}: weights {weights} cannot be loaded ({why})"
+            raise errors.Unavailable(f"{why}; name a file of them") from error
         raise
     for layer in body._flatten_layers() if weights is None else ():
         if isinstance(layer, keras.layers.BatchNormalization):
@@ -169,13 +169,10 @@ def build(
         raise errors.SettingsError(f"{name} with {given}: it has no pretrained backbone; take one such as MobileNetV2")
     model = OWN[name](image_shape, num_classes)
     if weights is not None:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                model.load_weights(weights)
-        except (ValueError, OSError) as error:
-            why = errors.first_line(error)
-            raise errors.SettingsError(f"model {name} and weights {weights} do not fit: {why}") from error
+        why = f"model {name} and weights {weights} do not fit: {errors.REASON}"
+        with errors.turned((ValueError, OSError), errors.SettingsError, why), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model.load_weights(weights)
     return model
 
 
@@ -204,10 +201,8 @@ def transfer(model: keras.Model, weights: str | os.PathLike) -> None:
         errors.InputNotFound: there is no such file.
     """
     _check_weights_file(path := file_of(weights))
-    try:
+    with errors.turned(_UNREADABLE, errors.SettingsError, f"{path}: cannot be loaded as a model ({errors.REASON})"):
         other = keras.saving.load_model(path, compile=False)
-    except (ValueError, TypeError, KeyError, OSError, zipfile.BadZipFile) as error:
-        raise errors.SettingsError(f"{path}: cannot be loaded as a model ({errors.first_line(error)})") from error
     source, (*body, _head_of_model) = _layers_by_name(other), _layers_by_name(model).items()
     left = []
     for name, layer in body:

@@ -97,10 +97,9 @@ def _pattern(group_by: str | None) -> re.Pattern | None:
     """Return the regular expression of `--group-by` for a folder."""
     if group_by is None:
         return None
-    try:
+    wrong = f"group_by={group_by!r}: {errors.REASON}. Give a regular expression"
+    with errors.turned(re.error, errors.SettingsError, wrong):
         pattern = re.compile(group_by)
-    except re.error as error:
-        raise errors.SettingsError(f"group_by={group_by!r}: {error}. Give a regular expression") from error
     if not pattern.groups:
         validate.reject("group_by", group_by, "a regular expression with a group, such as '(p[0-9]+)_'")
     return pattern
@@ -121,10 +120,9 @@ def _tfds(name: str, manual_dir: str | None) -> Source:
     import tensorflow as tf
     import tensorflow_datasets as tfds
 
-    try:
+    missing = (tfds.core.registered.DatasetNotFoundError, ValueError, KeyError, AssertionError)
+    with errors.turned(missing, errors.InputNotFound, f"tfds:{name}: {errors.REASON}"):
         builder = tfds.builder(name)
-    except (tfds.core.registered.DatasetNotFoundError, ValueError, KeyError, AssertionError) as error:
-        raise errors.InputNotFound(f"tfds:{name}: {str(error).splitlines()[0]}") from error
     features, (image, label) = dict(builder.info.features.items()), builder.info.supervised_keys or (None, None)
     picture, classes = features.get(image), features.get(label)
     if not isinstance(picture, tfds.features.Image) or not isinstance(classes, tfds.features.ClassLabel):
@@ -136,13 +134,11 @@ def _tfds(name: str, manual_dir: str | None) -> Source:
         read = tfds.ReadConfig(add_tfds_id=True, interleave_cycle_length=1, try_autocache=False)
         encoded = {image: tfds.decode.SkipDecoding()}  # pictures.py decodes every source alike
         rows = builder.as_dataset(split=split, read_config=read, decoders=encoded)
-        try:
+        why = f"its files in {builder.data_path} are damaged ({errors.REASON}); remove them, and prepare again"
+        with errors.turned(tf.errors.OpError, errors.DataError, f"tfds:{name}: {why}"):
             for batch in tfds.as_numpy(rows.batch(256)):  # one by one costs 1 ms each
                 for source, number, content in zip(batch["tfds_id"], batch[label], batch[image], strict=True):
                     yield Input(source.decode(), classes.names[number], content)
-        except tf.errors.OpError as error:
-            why = f"its files in {builder.data_path} are damaged ({errors.first_line(error)})"
-            raise errors.DataError(f"tfds:{name}: {why}; remove them, and prepare again") from error
 
     height, width, channels = picture.shape
     return Source(

@@ -71,10 +71,9 @@ def _given(source) -> list[tuple[np.ndarray, ...]]:
     tuples = list(source) if source and isinstance(source[0], (tuple, list)) else [source]
     if not 1 <= len(tuples) <= 2 or not all(isinstance(one, (tuple, list)) and len(one) in (2, 3) for one in tuples):
         raise errors.DataError("arrays: give (images, labels) or (images, labels, weights), or two: train, validation")
-    try:
+    uneven = f"arrays: {errors.REASON}; give (images, labels) as NumPy arrays"
+    with errors.turned((TypeError, ValueError), errors.DataError, uneven):  # rows of different lengths
         return [tuple(np.asarray(array) for array in one) for one in tuples]
-    except (TypeError, ValueError) as error:  # rows of different lengths
-        raise errors.DataError(f"arrays: {error}; give (images, labels) as NumPy arrays") from error
 
 
 def _part(given: tuple[np.ndarray, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
@@ -196,7 +195,5 @@ def _iterated(elements) -> Iterator:
 
     if elements.cardinality() == tf.data.INFINITE_CARDINALITY:
         raise errors.DataError("the dataset never ends; take repeat() away")
-    try:
+    with errors.turned(tf.errors.OpError, errors.DataError, f"the dataset failed ({errors.REASON})"):
         yield from elements.as_numpy_iterator()
-    except tf.errors.OpError as error:
-        raise errors.DataError(f"the dataset failed ({errors.first_line(error)})") from error

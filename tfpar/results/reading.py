@@ -34,11 +34,10 @@ class Run:
         path = place / "run.json"
         if not path.is_file():
             raise errors.InputNotFound(f"{place}: no run there. Make one with: tfpar train DATA --run {place}")
-        try:
+        damaged = f"{path}: damaged. Start over with --fresh, which keeps the old run."
+        with errors.turned((ValueError, KeyError, TypeError), errors.DataError, damaged):
             self.facts = json.loads(path.read_bytes())
             self.settings, self.class_names = self.facts["settings"], self.facts["data"]["class_names"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise errors.DataError(f"{path}: damaged. Start over with --fresh, which keeps the old run.") from error
 
     def __repr__(self) -> str:
         return f"Run({str(self.directory)!r}, stages={self.stages}, finished={self.finished})"

@@ -103,10 +103,9 @@ _PROBABILITIES = "compile with SparseCategoricalCrossentropy or CategoricalCross
 
 def _image_loss(model: keras.Model, integers, logits, classes: int) -> ImageLoss:
     if model._compile_loss is not None and not model._compile_loss.built:
-        try:
+        why = f"loss={reprlib.repr(model.loss)} of compile: {errors.REASON}"
+        with errors.turned((ValueError, KeyError), errors.SettingsError, why):
             model._compile_loss.build(integers, logits)
-        except (ValueError, KeyError) as error:
-            raise errors.SettingsError(f"loss={reprlib.repr(model.loss)} of compile: {error}") from error
     losses = model._compile_loss._flat_losses if model._compile_loss else []
     if len(losses) != 1:
         raise errors.SettingsError(f"compile with one loss; this model has {len(losses)}")

@@ -72,10 +72,9 @@ def save(directory: str | os.PathLike, variables: list, progress: dict, *, value
         "content_sha256": hashlib.sha256(content).hexdigest(),
     }  # fmt: skip
     files.write(place / "manifest.json", json.dumps(manifest | {"sha256": files.fingerprint(manifest)}))
-    try:
+    failed = f"checkpoint verification failed ({errors.REASON}). Check this disk"
+    with errors.turned(errors.DataError, errors.InputOutputFailed, failed):
         _read(place)
-    except errors.DataError as error:
-        raise errors.InputOutputFailed(f"checkpoint verification failed ({error}). Check this disk") from error
     files.sync(directory)
     for old in _places(directory)[:-KEPT]:
         shutil.rmtree(old, ignore_errors=True)

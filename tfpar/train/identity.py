@@ -159,11 +159,9 @@ def _test_computation() -> dict[str, str]:
 
 def _model_fingerprint(model: keras.Model, *, counted: bool = False) -> str:
     """Return a hash of what a model is made of; the names Keras counts up within a process do not matter."""
-    try:
+    why = f"model {model.name} cannot be saved: {errors.REASON}; add get_config to its class"
+    with errors.turned(NotImplementedError, errors.SettingsError, why):
         config = model.get_config()
-    except NotImplementedError as error:
-        why = errors.first_line(error)
-        raise errors.SettingsError(f"model {model.name} cannot be saved: {why}; add get_config to its class") from error
     text = json.dumps(config | ({} if counted else {"name": _without_count(model)}), sort_keys=True, default=_number)
     for number, name in enumerate(dict.fromkeys(_operation_names(model))):
         text = text.replace(json.dumps(name), f'"#{number}"')

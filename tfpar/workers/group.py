@@ -57,11 +57,9 @@ def _strategy(found: Cluster, command: tuple[str, ...]) -> tf.distribute.Strateg
         heartbeat_timeout_in_ms=int(1000 * HEARTBEAT_SECONDS), cluster_register_timeout_in_ms=int(1000 * REGISTER_SECONDS),
         coordinated_jobs=[context.coordination_config_pb2.CoordinatedJob(name="worker", num_tasks=len(found.addresses))],
     )  # fmt: skip
-    with _loss_raises(_not_connected):
-        try:
-            return tf.distribute.MultiWorkerMirroredStrategy()
-        except RuntimeError as error:
-            raise errors.SettingsError("TensorFlow has already started here; call devices.strategy() first") from error
+    late = "TensorFlow has already started here; call devices.strategy() first"
+    with _loss_raises(_not_connected), errors.turned(RuntimeError, errors.SettingsError, late):
+        return tf.distribute.MultiWorkerMirroredStrategy()
 
 
 @functools.cache
@@ -176,7 +174,5 @@ class WorkerGroup:
 
 def _seconds() -> float:
     text = os.environ.get("TFPAR_WAIT_SECONDS", SECONDS)
-    try:
+    with errors.turned(ValueError, errors.SettingsError, f"TFPAR_WAIT_SECONDS={text}: give seconds, as 300"):
         return float(text)
-    except ValueError as error:
-        raise errors.SettingsError(f"TFPAR_WAIT_SECONDS={text}: give seconds, as 300") from error

@@ -206,11 +206,9 @@ def _is_frozen(layer, built: Network) -> bool:
 
 def _model(selection: Selection, inputs, outputs, built: Network) -> keras.Model:
     """Return the model, and print the notes."""
-    try:
+    twice = f"{selection.net.path}: {errors.REASON}; give that layer another name"
+    with errors.turned(ValueError, errors.DataError, twice):  # as of a layer `a/pad` beside a padded layer `a`
         model = keras.Model(inputs, outputs, name=re.sub(r"[^\w.-]", "_", selection.net.message.name) or "caffe")
-    except ValueError as error:  # as of a layer `a/pad` beside a padded layer `a`
-        why = f"{selection.net.path}: {errors.first_line(error)}"
-        raise errors.DataError(f"{why}; give that layer another name") from error
     multipliers = []
     for layer in selection.layers:
         made = built.made.get(layer.name)

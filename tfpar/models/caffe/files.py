@@ -99,6 +99,7 @@ V0: s name=1; Blob *blobs=50
 Blob: i num=1 channels=2 height=3 width=4; x *data=5; Shape shape=7; x *double_data=8
 Shape: i *dim=1
 """
+_NOT_THERE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 NO_NORMALIZATION = 3  # of a loss: NONE
 TEXT, BINARY_PACKAGE = "tfpar.caffe.text", "tfpar.caffe.binary"
 KINDS = {"s": "STRING", "b": "BOOL", "i": "INT64", "u": "UINT32", "f": "DOUBLE", "x": "BYTES"}
@@ -291,10 +292,8 @@ def _layer_at(text: str, line: int) -> str:
 
 
 def _content(path: str | os.PathLike) -> bytes:
-    try:
+    with errors.turned(_NOT_THERE, errors.InputNotFound, f"{path}: no such file"):
         return Path(path).read_bytes()
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-        raise errors.InputNotFound(f"{path}: no such file") from error
 
 
 def _lines_of_layers(text: str) -> list[int]:
@@ -365,10 +364,9 @@ def _parse_binary(path: str | os.PathLike, kind: str):
     content = _content(path)
     if content.startswith(b"\x89HDF"):
         raise errors.DataError(f"{path}: an HDF5 file, which is not supported; give the binary .caffemodel")
-    try:
+    why = f"{path}: damaged, or not written by Caffe; copy it again from where it came"
+    with errors.turned((message.DecodeError, UnicodeDecodeError), errors.DataError, why):
         return _classes(BINARY, BINARY_PACKAGE)[kind].FromString(content)
-    except (message.DecodeError, UnicodeDecodeError) as error:
-        raise errors.DataError(f"{path}: damaged, or not written by Caffe; copy it again from where it came") from error
 
 
 def _array(blob, where: str) -> np.ndarray:

@@ -32,12 +32,9 @@ def _whole(lowest: int, highest: int):
 
 def _number(lowest: float, highest: float):
     def number(text: str) -> float:
-        try:
-            if lowest <= float(text) <= highest:
-                return float(text)
-        except ValueError:
-            pass
-        raise argparse.ArgumentTypeError(f"{text!r}: give a number from {lowest:g} to {highest:g}")
+        wrong = f"{text!r}: give a number from {lowest:g} to {highest:g}"
+        with errors.turned(ValueError, argparse.ArgumentTypeError, wrong):
+            return validate.number("number", float(text), lowest, highest)
 
     return number
 

@@ -267,12 +267,9 @@ def require_tensorflow() -> None:
     """Refuse another Keras backend before Keras is imported: it may be one that is not installed."""
     from tfpar.diagnose import doctor
 
-    backend, path = doctor.configured_backend()
-    if backend != "tensorflow":
-        raise errors.SettingsError(
-            f"Keras' backend is {backend}, tfpar needs tensorflow; set KERAS_BACKEND=tensorflow, "
-            f'or "backend": "tensorflow" in {path}'
-        )
+    _, _, backend, remedy = doctor.backend()
+    if remedy:
+        raise errors.SettingsError(f"Keras' backend is {backend}, tfpar needs tensorflow; {remedy}")
 
 
 def _import_tensorflow(given) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -16,17 +15,10 @@ from tfpar.models.caffe import conversion, files
 BOUND = 5e-6  # of the largest value of a layer
 
 
-class Difference(NamedTuple):
-    """A layer, and its largest difference from OpenCV as a part of its largest value."""
-
-    layer: str
-    value: float
-
-
 def differences(
     net: str | os.PathLike, weights: str | os.PathLike, image: str | os.PathLike | None = None
-) -> Iterator[Difference]:
-    """Send one image through both, and yield how far each layer differs, in the order of the file.
+) -> Iterator[tuple[str, float]]:
+    """Send one image through both, and yield each layer with its largest difference, as a part of its largest value.
 
     Args:
         net, weights: a prototxt and its caffemodel.
@@ -46,10 +38,10 @@ def differences(
     for name, here in zip(names, ours, strict=True):
         there = theirs[name].transpose(0, 2, 3, 1) if theirs[name].ndim == 4 else theirs[name]
         if here.size != there.size:
-            yield Difference(name, math.inf)
+            yield name, math.inf
             continue
         difference = np.abs(here.reshape(there.shape) - there).max()  # OpenCV keeps 1x1 maps that are flat here
-        yield Difference(name, float(difference / max(np.abs(there).max(), 1e-30)))
+        yield name, float(difference / max(np.abs(there).max(), 1e-30))
 
 
 def _input(shape: tuple[int, int, int], image) -> np.ndarray:

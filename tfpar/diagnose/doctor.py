@@ -106,20 +106,20 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split(".")[:3] if part.isdecimal())
 
 
-def configured_backend() -> tuple[str, Path]:
-    """Return Keras' backend as environment and keras.json have it, and where that file lies; Keras is not imported."""
+def backend() -> Finding:
+    """Return what environment and keras.json say of Keras' backend; Keras is not imported."""
     path = Path(os.environ.get("KERAS_HOME") or os.path.expanduser("~/.keras")) / "keras.json"
-    backend = os.environ.get("KERAS_BACKEND")
-    if not backend and path.is_file():
+    named = os.environ.get("KERAS_BACKEND")
+    if not named and path.is_file():
         with contextlib.suppress(ValueError, OSError, AttributeError):  # Keras, too, ignores one it cannot read
-            backend = json.loads(path.read_bytes()).get("backend")
-    return backend or "tensorflow", path
+            named = json.loads(path.read_bytes()).get("backend")
+    named = named or "tensorflow"
+    remedy = f'set KERAS_BACKEND=tensorflow, or "backend": "tensorflow" in {path}'
+    return _judged(named == "tensorflow", "backend", named, remedy, otherwise="fix")
 
 
 def _keras() -> Iterator[Finding]:
-    backend, path = configured_backend()
-    remedy = f'set KERAS_BACKEND=tensorflow, or "backend": "tensorflow" in {path}'
-    yield _judged(backend == "tensorflow", "backend", backend, remedy, otherwise="fix")
+    yield backend()
     legacy = os.environ.get("TF_USE_LEGACY_KERAS", "").lower() in ("1", "true")
     found = "TF_USE_LEGACY_KERAS is set, so tf.keras is Keras 2" if legacy else "off"
     yield _judged(not legacy, "legacy Keras", found, "unset it", otherwise="fix")

@@ -12,6 +12,7 @@ import contextlib
 import fnmatch
 import math
 import reprlib
+import textwrap
 from collections.abc import Iterator, Sequence
 
 import keras
@@ -90,14 +91,11 @@ def _named(model: keras.Model, names: Sequence[str]) -> set[int]:
         if name == "head":
             found = [around for around in layers if around[0]._trainable_variables][-1:]
         else:
-            found = [
-                around for around in layers if name == "all" or any(fnmatch.fnmatchcase(a.name, name) for a in around)
-            ]
+            pattern = "*" if name == "all" else name
+            found = [around for around in layers if any(fnmatch.fnmatchcase(a.name, pattern) for a in around)]
         if not found:
-            known = ", ".join(around[0].name for around in layers)
-            raise errors.SettingsError(
-                f"trainable={reprlib.repr(name)}: no layer with weights has this name; give all, head, or a name or pattern of "
-                f"{known if len(known) < 1500 else known[:1500] + ' ...'}"
-            )
+            known = textwrap.shorten(", ".join(around[0].name for around in layers), 1500, placeholder=" ...")
+            why = f"trainable={reprlib.repr(name)}: no layer with weights has this name"
+            raise errors.SettingsError(f"{why}; give all, head, or a name or pattern of {known}")
         chosen |= {id(around[0]) for around in found}
     return chosen

@@ -11,6 +11,7 @@ Example:
 
 from __future__ import annotations
 
+import configparser
 import functools
 import itertools
 import math
@@ -24,84 +25,9 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message, message_fa
 
 from tfpar import errors, validate
 
-# A line is a message: groups of a type and names. `*name` is a list, `name=default` has a default. Types: s text, b bool, i integer, u integer
-# from 0, f number, x bytes; several words with `|` are an enum; all else is a message. `+` are all messages after it, as `snake_case_param`.
-MESSAGES = """
-Net: s name *input; i *input_dim; Shape *input_shape; b force_backward debug_info; State state; V1 *layers; Layer *layer
-State: TRAIN|TEST phase=TEST; i level=0; s *stage
-Rule: TRAIN|TEST phase; i min_level max_level; s *stage *not_stage
-Shape: i *dim
-Blob: f *data *diff; i num channels height width; Shape shape
-Filler: s type=constant; f value=0 min=0 max=1 mean=0 std=1; i sparse=-1; FAN_IN|FAN_OUT|AVERAGE variance_norm=FAN_IN
-Param: s name; f lr_mult=1 decay_mult=1; STRICT|PERMISSIVE share_mode
-Layer: s name type *bottom *top; TRAIN|TEST phase; f *loss_weight; Param *param; Blob *blobs; b *propagate_down; Rule *include *exclude; +
-V1: s *bottom *top name; V1_TYPES type=NONE; Rule *include *exclude; Blob *blobs; s *param; STRICT|PERMISSIVE *blob_share_mode;\
- f *blobs_lr *weight_decay *loss_weight; V0 layer; +
-V0: s name type source meanfile det_crop_mode; b biasterm mirror shuffle_images; Filler weight_filler bias_filler; MAX|AVE|STOCHASTIC pool;\
- u num_output pad kernelsize group stride local_size batchsize cropsize rand_skip concat_dim new_num new_channels new_height new_width\
- det_context_pad; f dropout_ratio alpha beta k scale *blobs_lr *weight_decay det_fg_threshold det_bg_threshold det_fg_fraction; Blob *blobs
-Solver: s net train_net *test_net lr_policy regularization_type=L2 type=SGD snapshot_prefix *weights; Net net_param train_net_param\
- *test_net_param; State train_state *test_state; i *test_iter test_interval display average_loss max_iter iter_size=1 stepsize *stepvalue\
- snapshot device_id random_seed; b test_compute_loss test_initialization snapshot_diff debug_info snapshot_after_train layer_wise_reduce;\
- f base_lr gamma power momentum weight_decay clip_gradients=-1 delta=1e-8 momentum2=0.999 rms_decay=0.99; CPU|GPU solver_mode;\
- SGD|NESTEROV|ADAGRAD|RMSPROP|ADADELTA|ADAM solver_type; HDF5|BINARYPROTO snapshot_format
-+Transform: f scale=1 *mean_value; b mirror force_color force_gray; u crop_size; s mean_file
-+Loss: i ignore_label; FULL|VALID|BATCH_SIZE|NONE normalization=VALID; b normalize
-+Accuracy: u top_k=1; i axis=1 ignore_label
-+ArgMax: b out_max_val; u top_k; i axis
-+BatchNorm: b use_global_stats; f moving_average_fraction=0.999 eps=1e-5
-+Concat: i axis=1; u concat_dim
-+ContrastiveLoss: f margin; b legacy_version
-+Convolution: u num_output *pad *kernel_size *stride *dilation pad_h pad_w kernel_h kernel_w stride_h stride_w group=1;\
- b bias_term=true force_nd_im2col; Filler weight_filler bias_filler; DEFAULT|CAFFE|CUDNN engine; i axis=1
-+Data: s source mean_file; u batch_size rand_skip crop_size prefetch; LEVELDB|LMDB backend; f scale; b mirror force_encoded_color
-+Dropout: f dropout_ratio=0.5
-+DummyData: Filler *data_filler; Shape *shape; u *num *channels *height *width
-+Eltwise: PROD|SUM|MAX operation=SUM; f *coeff; b stable_prod_grad
-+Elu: f alpha=1
-+Exp: f base=-1 scale=1 shift=0
-+Flatten: i axis=1 end_axis=-1
-+HDF5Data: s source; u batch_size; b shuffle
-+HDF5Output: s file_name
-+HingeLoss: |L1|L2 norm
-+ImageData: s source mean_file root_folder; u batch_size rand_skip new_height new_width crop_size; b shuffle is_color mirror; f scale
-+InfogainLoss: s source; i axis
-+InnerProduct: u num_output; b bias_term=true transpose; Filler weight_filler bias_filler; i axis=1
-+Input: Shape *shape
-+Lrn: u local_size=5; f alpha=1 beta=0.75 k=1; ACROSS_CHANNELS|WITHIN_CHANNEL norm_region; DEFAULT|CAFFE|CUDNN engine
-+MemoryData: u batch_size channels height width
-+Pooling: MAX|AVE|STOCHASTIC pool; u pad kernel_size stride pad_h pad_w kernel_h kernel_w stride_h stride_w; CEIL|FLOOR round_mode;\
- DEFAULT|CAFFE|CUDNN engine; b global_pooling
-+Power: f power=1 scale=1 shift=0
-+Prelu: Filler filler; b channel_shared
-+Python: s module layer param_str; b share_in_parallel
-+Relu: f negative_slope=0; DEFAULT|CAFFE|CUDNN engine
-+Reshape: Shape shape; i axis=0 num_axes=-1
-+Scale: i axis=1 num_axes=1; Filler filler bias_filler; b bias_term
-+Sigmoid: DEFAULT|CAFFE|CUDNN engine
-+Slice: i axis=1; u *slice_point slice_dim
-+Softmax: DEFAULT|CAFFE|CUDNN engine; i axis=1
-+Tanh: DEFAULT|CAFFE|CUDNN engine
-+WindowData: s source mean_file crop_mode root_folder; f scale fg_threshold bg_threshold fg_fraction; u batch_size crop_size context_pad;\
- b mirror cache_images
-"""
-V1_TYPES = (
-    "NONE|ACCURACY|BNLL|CONCAT|CONVOLUTION|DATA|DROPOUT|EUCLIDEAN_LOSS|FLATTEN|HDF5_DATA|HDF5_OUTPUT|IM2COL|IMAGE_DATA|INFOGAIN_LOSS|"
-    "INNER_PRODUCT|LRN|MULTINOMIAL_LOGISTIC_LOSS|POOLING|RELU|SIGMOID|SOFTMAX|SOFTMAX_LOSS|SPLIT|TANH|WINDOW_DATA|ELTWISE|POWER|"
-    "SIGMOID_CROSS_ENTROPY_LOSS|HINGE_LOSS|MEMORY_DATA|ARGMAX|THRESHOLD|DUMMY_DATA|SLICE|MVN|ABSVAL|SILENCE|CONTRASTIVE_LOSS|EXP|DECONVOLUTION"
-)
-# Of the binary form, with Caffe's own numbers. Lists of numbers are declared as bytes, which NumPy reads without a copy.
-BINARY = """
-Net: V1 *layers=2; Layer *layer=100
-Layer: s name=1; Blob *blobs=7
-V1: V0 layer=1; s name=4; Blob *blobs=6
-V0: s name=1; Blob *blobs=50
-Blob: i num=1 channels=2 height=3 width=4; x *data=5; Shape shape=7; x *double_data=8
-Shape: i *dim=1
-"""
 _NOT_THERE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 NO_NORMALIZATION = 3  # of a loss: NONE
-TEXT, BINARY_PACKAGE = "tfpar.caffe.text", "tfpar.caffe.binary"
+TEXT, BINARY = "tfpar.caffe.text", "tfpar.caffe.binary"  # sections of messages.ini
 KINDS = {"s": "STRING", "b": "BOOL", "i": "INT64", "u": "UINT32", "f": "DOUBLE", "x": "BYTES"}
 # Types of layers of V1 and V0 that are not today's word in capitals.
 OLD_TYPES = {
@@ -216,15 +142,18 @@ def beside(file: Path, named: str) -> Path | None:
 
 
 @functools.cache
-def _classes(messages: str, package: str) -> dict[str, type]:
-    """Build the message classes of a table."""
+def _classes(package: str) -> dict[str, type]:
+    """Build the message classes of a section of messages.ini."""
     file = descriptor_pb2.FileDescriptorProto(name=f"{package}.proto", package=package)
-    table = dict(line.split(": ") for line in messages.replace("V1_TYPES", V1_TYPES).strip().splitlines())
+    sections = configparser.ConfigParser(delimiters=":", interpolation=None)
+    sections.optionxform = str  # names keep their capitals
+    sections.read(Path(__file__).with_name("messages.ini"), encoding="utf-8")
+    table = sections[package]
     parameters = [name[1:] for name in table if name.startswith("+")]
     fields = [f"{name} {_parameters_of(name)}" for name in parameters]
     for name, content in table.items():
         added = file.message_type.add(name=name.removeprefix("+"))
-        for group in content.replace("+", "; ".join(fields)).split("; "):
+        for group in content.replace("+", ";".join(fields)).split(";"):
             kind, *words = group.split()
             for word in words:
                 _add_field(added, kind, word, package)
@@ -241,7 +170,7 @@ def _parameters_of(name: str) -> str:
 
 def _add_field(to, kind: str, word: str, package: str) -> None:
     name, _, value = word.removeprefix("*").partition("=")
-    numbered = package == BINARY_PACKAGE
+    numbered = package == BINARY
     added = to.field.add(name=name, number=int(value) if numbered else len(to.field) + 1)
     added.label = added.LABEL_REPEATED if word.startswith("*") else added.LABEL_OPTIONAL
     if value and not numbered:
@@ -271,7 +200,7 @@ def _parse(path: str | os.PathLike, kind: str):
         raise errors.DataError(
             f"{path}:{line}:{column}: no text (a byte that is not UTF-8); give a prototxt"
         ) from error
-    parsed = _classes(MESSAGES, TEXT)[kind]()
+    parsed = _classes(TEXT)[kind]()
     try:
         text_format.Parse(text, parsed)
     except text_format.ParseError as error:
@@ -312,7 +241,7 @@ def _lines_of_layers(text: str) -> list[int]:
 
 def _today(old):
     """Return a layer of V1 or V0 in today's syntax."""
-    new = _classes(MESSAGES, TEXT)["Layer"](bottom=old.bottom, top=old.top, name=old.name or old.layer.name)
+    new = _classes(TEXT)["Layer"](bottom=old.bottom, top=old.top, name=old.name or old.layer.name)
     word = old.layer.type.upper() or old.DESCRIPTOR.fields_by_name["type"].enum_type.values_by_number[old.type].name
     new.type = OLD_TYPES.get(word, "".join(part.capitalize() for part in word.split("_")))
     for described, value in old.ListFields():
@@ -366,7 +295,7 @@ def _parse_binary(path: str | os.PathLike, kind: str):
         raise errors.DataError(f"{path}: an HDF5 file, which is not supported; give the binary .caffemodel")
     why = f"{path}: damaged, or not written by Caffe; copy it again from where it came"
     with errors.turned((message.DecodeError, UnicodeDecodeError), errors.DataError, why):
-        return _classes(BINARY, BINARY_PACKAGE)[kind].FromString(content)
+        return _classes(BINARY)[kind].FromString(content)
 
 
 def _array(blob, where: str) -> np.ndarray:

@@ -49,7 +49,8 @@ def write(run: str | os.PathLike, to: str, out: str | os.PathLike | None = None)
         raise errors.InputNotFound(f"{run.directory}: the run is not finished; run the command that trains it again")
     name, keras_format, packages, most = FORMATS[validate.choice("to", to, tuple(FORMATS))]
     for package in packages:
-        with errors.turned(ImportError, errors.Unavailable, f"{to} needs {package}: pip install 'tfpar[export]'"):
+        missing = f"{to} needs {package}, which is not installed: pip install 'tfpar[export]'"
+        with errors.turned(ImportError, errors.Unavailable, missing):
             importlib.import_module(package)
     target = validate.path("out", out) if out else run.directory / "export" / name
     if target.exists():
@@ -59,12 +60,8 @@ def write(run: str | os.PathLike, to: str, out: str | os.PathLike | None = None)
         raise errors.SettingsError(
             f"{data.directory}: prepared anew since the run, so its answers cannot be compared; train again"
         )
-    images, stored = data.validation.images[:IMAGES], predictions.probabilities_of(run.predictions())[:IMAGES]
+    images = data.validation.images[:IMAGES]
     here = predictions.softmax(np.asarray(model(images)))
-    if (apart := np.abs(here - stored).max()) > most:
-        print(
-            f"the run's own probabilities are {apart:.0e} from those of its model on this machine; the file is compared with these"
-        )
     files.make_directory(target.parent)
     unfinished = target.with_name(f".{target.name}{Path(name).suffix}")  # Keras looks at the suffix
     files.remove(unfinished)
@@ -73,9 +70,8 @@ def write(run: str | os.PathLike, to: str, out: str | os.PathLike | None = None)
             model.export(unfinished, format=keras_format, verbose=False)
         difference = np.abs(predictions.softmax(_READERS[to](unfinished)(images)) - here).max()
         if not difference <= most:
-            raise RuntimeError(
-                f"{target}: its probabilities differ from the model's by {difference:.1e}; it is not kept"
-            )
+            why = f"its probabilities differ from the model's by {difference:.1e}"
+            raise RuntimeError(f"{target}: {why}; it is not kept")
         unfinished.rename(target)
     finally:
         files.remove(unfinished)

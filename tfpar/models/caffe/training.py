@@ -9,33 +9,28 @@ from pathlib import Path
 from typing import NamedTuple
 
 import keras
+import numpy as np
 
-from tfpar import errors, validate
+from tfpar import errors, schedule, validate
 from tfpar.models import decay
 from tfpar.models.caffe import conversion, files
 from tfpar.models.caffe.selection import Selection
 from tfpar.schedule import Schedule, Stage
 
-# Caffe's policies: the name of each in `Schedule`, and the solver's fields that hold its parameters.
+# Caffe's policies: the name of each in `schedule`, whose `gamma` and `power` are fields of the solver, and the field with its steps.
 POLICIES = {
-    "fixed": ("constant", {}),
-    "step": ("step", {"gamma": "gamma", "steps": "stepsize"}),
-    "exp": ("exp", {"gamma": "gamma"}),
-    "inv": ("inv", {"gamma": "gamma", "power": "power"}),
-    "multistep": ("multistep", {"gamma": "gamma", "steps": "stepvalue"}),
-    "poly": ("poly", {"power": "power", "steps": "max_iter"}),
-    "sigmoid": ("sigmoid", {"gamma": "gamma", "steps": "stepsize"}),
-}
-# The optimizer of each type, and the fields of its arguments.
+    "fixed": ("constant", None), "step": ("step", "stepsize"), "exp": ("exp", None), "inv": ("inv", None),
+    "multistep": ("multistep", "stepvalue"), "poly": ("poly", "max_iter"), "sigmoid": ("sigmoid", "stepsize"),
+}  # fmt: skip
+# The optimizer of each type, in the order of the older `solver_type`, and the fields of its arguments.
 OPTIMIZERS = {
     "SGD": (keras.optimizers.SGD, {"momentum": "momentum"}),
     "Nesterov": (functools.partial(keras.optimizers.SGD, nesterov=True), {"momentum": "momentum"}),
-    "Adam": (keras.optimizers.Adam, {"beta_1": "momentum", "beta_2": "momentum2", "epsilon": "delta"}),
     "AdaGrad": (functools.partial(keras.optimizers.Adagrad, initial_accumulator_value=0.0), {"epsilon": "delta"}),
     "RMSProp": (keras.optimizers.RMSprop, {"rho": "rms_decay", "epsilon": "delta"}),
     "AdaDelta": (keras.optimizers.Adadelta, {"rho": "momentum", "epsilon": "delta"}),
+    "Adam": (keras.optimizers.Adam, {"beta_1": "momentum", "beta_2": "momentum2", "epsilon": "delta"}),
 }
-OLD_TYPES = ("SGD", "Nesterov", "AdaGrad", "RMSProp", "AdaDelta", "Adam")  # of solver_type, in its order
 READ = {
     "net", "train_net", "base_lr", "max_iter", "iter_size", "lr_policy", "gamma", "power", "momentum", "weight_decay", "type",
     "regularization_type", "stepsize", "stepvalue", "clip_gradients", "delta", "momentum2", "rms_decay", "solver_type",
@@ -93,7 +88,7 @@ def solver(file: str | os.PathLike, model: keras.Model, *, examples: int) -> Sol
     if any(decayed < 0 for _, multipliers in facts.multipliers for _, decayed in multipliers):
         raise errors.DataError(f"model {model.name} has a negative decay_mult; correct its prototxt")
     examples = validate.integer("examples", examples, 1, validate.MOST_POSITION)
-    kind = OLD_TYPES[given.solver_type] if given.HasField("solver_type") else given.type
+    kind = [*OPTIMIZERS][given.solver_type] if given.HasField("solver_type") else given.type
     policy, regularizer = given.lr_policy, given.regularization_type
     words = {
         "type": (kind, OPTIMIZERS),
@@ -108,26 +103,24 @@ def solver(file: str | os.PathLike, model: keras.Model, *, examples: int) -> Sol
     if not (0 <= given.weight_decay < math.inf and 0 <= given.momentum < math.inf):
         raise errors.DataError(f"{file}: weight_decay and momentum must be numbers from 0; correct the file")
     batch = (facts.batch_size or _batch_size_beside(Path(file), given)) * given.iter_size
-    policy, fields = POLICIES[policy]
-    if (of_steps := fields.get("steps")) and not getattr(given, of_steps):
+    policy, of_steps = POLICIES[policy]
+    steps = getattr(given, of_steps or "stepvalue")
+    if of_steps and not steps:
         raise errors.DataError(f"{file}: lr_policy {given.lr_policy} needs {of_steps}; add it")
-    schedule = Schedule(policy, **{name: _value(given, field) for name, field in fields.items()}, end=given.max_iter)
-    stage = Stage(-(-given.max_iter * batch // examples), given.base_lr, schedule=schedule)
+    numbers = {name: getattr(given, name) for name in schedule.POLICIES[policy][0] if name != "steps"}
+    steps = tuple(np.atleast_1d(steps).tolist()) if of_steps else ()
+    rates = Schedule(policy, **numbers, steps=steps, end=given.max_iter)
+    stage = Stage(-(-given.max_iter * batch // examples), given.base_lr, schedule=rates)
     optimizer = _optimizer(file, kind, given)
-    rates = _regularize(facts, given)
-    if rates:
-        _multiply_rates(optimizer, rates)
+    factors = _regularize(facts, given)
+    if factors:
+        _multiply_rates(optimizer, factors)
     unused = [field.name for field, _ in given.ListFields() if field.name not in READ]
     notes = [f"not used: {', '.join(unused)}"] if unused else []
     if kind in ("AdaGrad", "RMSProp", "AdaDelta"):
         inside = "Keras adds delta inside of the root, Caffe outside"
         notes.append(f"{kind}: {inside}; the weights differ by about 1e-3 of their change")
-    return Solver(optimizer, [stage], batch, given.weight_decay, rates, notes)
-
-
-def _value(given, field: str):
-    value = getattr(given, field)
-    return tuple(value) if field == "stepvalue" else (value,) if field in ("stepsize", "max_iter") else value
+    return Solver(optimizer, [stage], batch, given.weight_decay, factors, notes)
 
 
 def _batch_size_beside(file: Path, given) -> int:

@@ -72,14 +72,11 @@ def split_for(run: results.Run, data: prepare.Dataset, name: str):
     if not len(split.labels):
         raise errors.DataError(f"{data.directory}: its split {name} has no image; name another --split")
     if tuple(data.image_shape) != shape:
-        raise errors.SettingsError(
-            f"{data.directory} has pictures {tuple(data.image_shape)}, the run was trained on {shape}; prepare them with "
-            f"--image-size {shape[0]}x{shape[1]}"
-        )
+        both = f"{data.directory} has pictures {tuple(data.image_shape)}, the run was trained on {shape}"
+        raise errors.SettingsError(f"{both}; prepare them with --image-size {shape[0]}x{shape[1]}")
     if data.class_names != run.class_names:
-        other = sorted(set(data.class_names) ^ set(run.class_names))
-        raise errors.SettingsError(
-            f"{data.directory} has {data.num_classes} classes, the run was trained on {len(run.class_names)}; "
-            + (f"only one of them has {', '.join(other[:5])}" if other else "they stand in another order")
-        )
+        both = f"{data.directory} has {data.num_classes} classes, the run was trained on {len(run.class_names)}"
+        other = sorted(set(data.class_names) ^ set(run.class_names))[:5]
+        why = f"only one of them has {', '.join(other)}" if other else "they stand in another order"
+        raise errors.SettingsError(f"{both}; {why}")
     return split

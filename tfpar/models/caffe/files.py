@@ -1,6 +1,6 @@
 """Caffe's files: prototxt in the syntax of any year, and the blobs of a caffemodel.
 
-The names and types come from BVLC/caffe@9b89154, src/caffe/proto/caffe.proto. Text is parsed strictly, because a misspelt field would
+The names and types (`messages.ini`) come from BVLC/caffe@9b89154, src/caffe/proto/caffe.proto. Text is parsed strictly, because a misspelt field would
 otherwise mean its default. Of a binary file only names and blobs are read.
 
 Example:

@@ -13,6 +13,7 @@ Example:
 
 import contextlib
 import difflib
+import re
 from collections.abc import Iterable, Iterator
 
 
@@ -59,8 +60,9 @@ class SettingsError(ValueError):
 
 
 def first_line(error: BaseException | str) -> str:
-    """Return what an error says in its first line; its kind where it says nothing."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
+    """Return what an error says in its first line, without the places in TensorFlow's graph; its kind where it says nothing."""
+    text = re.sub(r"\{\{.*?\}\} ?", "", str(error)).strip()
+    return next(iter(text.splitlines()), type(error).__name__)[:200]
 
 
 REASON = "<reason>"  # in a message of `turned`: what the error says that it turns

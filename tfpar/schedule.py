@@ -104,15 +104,13 @@ def parse(text: str) -> Stage:
         >>> schedule.parse("10@0.1:0~cosine/head,block5_*").trainable
         ('head', 'block5_*')
     """
-    try:
+    form = "EPOCHS@RATE[:FINAL][~SCHEDULE][/TRAINABLE], as 10@0.2:0.02 or 5@0.1:0~cosine/head"
+    with errors.turned((AttributeError, TypeError, ValueError), errors.SettingsError, f"stage {text!r}: write {form}"):
         epochs, rate, final, policy, trainable = re.fullmatch(FORM, text).groups()
         names = tuple(trainable.split(",")) if trainable and "," in trainable else trainable
-        return checked(Stage(int(epochs), float(rate), final and float(final), names, policy))
-    except errors.SettingsError as error:
-        raise errors.SettingsError(f"stage {text!r}: {error}") from error
-    except (AttributeError, TypeError, ValueError) as error:
-        form = "EPOCHS@RATE[:FINAL][~SCHEDULE][/TRAINABLE], as 10@0.2:0.02 or 5@0.1:0~cosine/head"
-        raise errors.SettingsError(f"stage {text!r}: write {form}") from error
+        stage = Stage(int(epochs), float(rate), final and float(final), names, policy)
+    with errors.turned(errors.SettingsError, errors.SettingsError, f"stage {text!r}: {errors.REASON}"):
+        return checked(stage)
 
 
 def checked(stage: Stage) -> Stage:

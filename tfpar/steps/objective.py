@@ -1,7 +1,6 @@
 """The loss and the metrics of a compiled model, image by image."""
 
 import inspect
-import re
 import reprlib
 from collections.abc import Callable
 from typing import NamedTuple
@@ -144,7 +143,7 @@ def _why_not_per_image(loss: ImageLoss, classes: int) -> tuple[str, Exception | 
     # So all of Keras' losses refuse other labels or shapes. A mistake in a loss of the user's own looks the same; the
     # stack trace of the cause shows where.
     except MISTAKES as error:
-        return f"does not take labels and logits [batch, {classes}] ({_said(error)})", error
+        return f"does not take labels and logits [batch, {classes}] ({errors.first_line(error)})", error
     if loss.one_hot and classes == 1:
         return "takes one-hot labels, which say nothing of 1 logit; give two logits", None
     if together.shape != (4,) or any(each.shape != (1,) for each in alone):
@@ -152,10 +151,6 @@ def _why_not_per_image(loss: ImageLoss, classes: int) -> tuple[str, Exception | 
     if not np.allclose(together, tf.concat(alone, 0), rtol=1e-4, atol=1e-5, equal_nan=True):
         return "gives an image another value together with others than alone, so shards would change it", None
     return "", None
-
-
-def _said(error: Exception) -> str:
-    return re.sub(r"\{\{.*?\}\} ?", "", errors.first_line(error))  # without the places in TensorFlow's graph
 
 
 def _build_metrics(model: keras.Model, one_hot: bool, integers, logits) -> None:
@@ -172,11 +167,9 @@ def _build_metrics(model: keras.Model, one_hot: bool, integers, logits) -> None:
         if _metric_takes_probabilities(metric):
             todo = "leave it out, or give AUC from_logits=True, BinaryAccuracy threshold=0"
             raise errors.SettingsError(f"metric {metric.name} takes no logits; {todo}")
-        try:
+        why = f"metric {metric.name} does not take labels and logits {logits.shape} ({errors.REASON}); leave it out"
+        with errors.turned((ValueError, TypeError, tf.errors.InvalidArgumentError), errors.SettingsError, why):
             keras_backend.compute_output_spec(metric.update_state, labels[takes_one_hot(metric)], logits)
-        except (ValueError, TypeError, tf.errors.InvalidArgumentError) as error:
-            why = f"metric {metric.name} does not take labels and logits {logits.shape} ({_said(error)})"
-            raise errors.SettingsError(f"{why}; leave it out") from error
 
 
 def metrics_of(model: keras.Model, labels: np.ndarray, logits: np.ndarray) -> dict:

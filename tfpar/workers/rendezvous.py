@@ -229,7 +229,8 @@ def _heard(line: socket.socket, seconds: float) -> dict | None:
 
 def _of_tf_config() -> Cluster | None:
     text = os.environ.get("TF_CONFIG", "").strip()
-    try:
+    wrong = f"TF_CONFIG={text}: cannot be understood ({errors.REASON}); {_REMEDY}"
+    with errors.turned((ValueError, TypeError, KeyError, AttributeError), errors.SettingsError, wrong):
         config = json.loads(text or "{}")
         jobs, task = config.get("cluster"), config.get("task")
         if not jobs:
@@ -240,8 +241,6 @@ def _of_tf_config() -> Cluster | None:
         known = set(jobs) <= {"chief", "worker"} and task["type"] in jobs and len(chief) <= 1
         if not known or not all(isinstance(address, str) for address in addresses):
             raise ValueError("name all processes under worker, or one under chief and the others under worker")
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise errors.SettingsError(f"TF_CONFIG={text}: cannot be understood ({error}); {_REMEDY}") from error
     return _checked(addresses, index, "TF_CONFIG")
 
 

@@ -128,6 +128,10 @@ class Settings:
         """Return the arguments of `steps.Step` that are settings."""
         return {name: getattr(self, name) for name in ("shards", "seed", "all_reduce", "batch_norm")}
 
+    def of_the_batches(self) -> dict:
+        """Return the arguments of `engine.train_batches` that are settings."""
+        return {name: getattr(self, name) for name in ("global_batch_size", "seed", "augment", "class_weights")}
+
     def that_decide_the_bits(self) -> dict:
         """Return the settings that must stay when a run continues, as `run.json` holds them."""
         values = {each.name: getattr(self, each.name) for each in fields(self) if each.metadata["bits"]}

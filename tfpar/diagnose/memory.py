@@ -14,6 +14,7 @@ Example:
 """
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -75,7 +76,7 @@ def estimate(model: keras.Model, data, stages: Sequence[Stage], **settings) -> E
     Raises:
         errors.SettingsError: as `train.run` would.
     """
-    with step_of(model, data, {"stages": stages} | settings) as (step, given, _class_weights):
+    with step_of(model, data, {"stages": stages} | settings) as (step, given):
         replicas, shards, batch = step.strategy.num_replicas_in_sync, given.shards, given.global_batch_size
         rows, local, image = batch // shards, batch // replicas, data.train.images[:1].nbytes
         shard = step.trace((tf.TensorSpec([local, *data.image_shape], tf.uint8), tf.TensorSpec([local], tf.int32)))
@@ -100,15 +101,15 @@ def estimate(model: keras.Model, data, stages: Sequence[Stage], **settings) -> E
 
 
 @contextlib.contextmanager
-def step_of(model: keras.Model, data, settings: dict) -> Iterator[tuple[Step, Settings, list[float] | None]]:
-    """Give the step that `train.run` would take, with a learning rate of 0; its settings, and the weights of the classes."""
+def step_of(model: keras.Model, data, settings: dict) -> Iterator[tuple[Step, Settings]]:
+    """Give the step that `train.run` would take, with a learning rate of 0, and its settings."""
     given = Settings(**settings).resolved(model.distribute_strategy.num_replicas_in_sync)
-    class_weights = identity.check_fit(model, data, given.class_weights)
+    given = dataclasses.replace(given, class_weights=identity.check_fit(model, data, given.class_weights))
     with freezing.at_most(model, given.stages), model.distribute_strategy.scope():
         step = Step(model, learning_rate=lambda _step: 0.0, **given.of_the_step())
     with _largest(model, given.stages):
         step.renew()
-        yield step, given, class_weights
+        yield step, given
 
 
 def _largest(model: keras.Model, stages: Sequence[Stage]) -> contextlib.AbstractContextManager:

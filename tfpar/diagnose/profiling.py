@@ -79,9 +79,9 @@ def profile(model: keras.Model, data, directory: str | os.PathLike, **settings) 
     """
     if isinstance(model.distribute_strategy, tf.distribute.MultiWorkerMirroredStrategy):
         raise errors.SettingsError("profile looks at one process: run it without TF_CONFIG and the TFPAR_ variables")
-    with memory.step_of(model, data, settings) as (step, given, class_weights), _unchanged(model):
+    with memory.step_of(model, data, settings) as (step, given), _unchanged(model):
         directory = files.make_directory(directory)
-        batches = _batches(step, data, given, class_weights)
+        batches = iter(engine.train_batches(data.train, step.strategy, **given.of_the_batches()))
         seconds = _measured(step, batches)
         with tf.profiler.experimental.Profile(str(directory)):
             step(batches, 2)
@@ -103,20 +103,13 @@ def dry_run(model: keras.Model, data, **settings) -> str:
     found = memory.estimate(model, data, **settings)
     if workers.cluster() or (found.largest_batch is not None and found.largest_batch < found.global_batch_size):
         return str(found)
-    with memory.step_of(model, data, settings) as (step, given, class_weights), _unchanged(model):
-        batches = _batches(step, data, given, class_weights)
+    with memory.step_of(model, data, settings) as (step, given), _unchanged(model):
+        batches = iter(engine.train_batches(data.train, step.strategy, **given.of_the_batches()))
         step(batches, 1)  # traces
         started = time.perf_counter()
         step(batches, SEVERAL)
         seconds = (time.perf_counter() - started) * found.epoch_steps / SEVERAL
     return f"{found}\nan epoch trains for about {seconds:,.1f} s"
-
-
-def _batches(step: Step, data, given, class_weights):
-    return iter(engine.train_batches(
-        data.train, step.strategy, global_batch_size=given.global_batch_size, seed=given.seed, augment=given.augment,
-        class_weights=class_weights,
-    ))  # fmt: skip
 
 
 @contextlib.contextmanager

@@ -216,10 +216,8 @@ class Training:
             [first, *self.callbacks, *logs, *bar], model=self.model, verbose=self.verbose, epochs=self._epochs(), steps=self.epoch_steps,
             stage=progress.stage + 1, resumed=self.callback_states is not None,
         )  # fmt: skip
-        batches = iter(engine.train_batches(
-            self.data.train, self.group.strategy, global_batch_size=batch, seed=settings.seed,
-            first_step=progress.counts.step, augment=settings.augment, class_weights=settings.class_weights,
-        ))  # fmt: skip
+        start = {"first_step": progress.counts.step}
+        batches = iter(engine.train_batches(self.data.train, self.group.strategy, **start, **settings.of_the_batches()))
         self.model.stop_training = progress.ending
         self.saved = time.monotonic()
         if self.step.last_rate is None:  # from here on a callback that assigns another one is noticed

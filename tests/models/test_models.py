@@ -1,5 +1,6 @@
 """Models: uint8 in, logits out, built-in layers only."""
 
+import functools
 import subprocess
 import sys
 
@@ -16,10 +17,16 @@ BATCH = np.random.default_rng(0).integers(0, 255, (2, 32, 32, 3), np.uint8)
 LARGE = [pytest.param(name, marks=pytest.mark.by_hand) for name in ("ResNet50", "VGG16", "EfficientNetB0")]
 
 
+@functools.cache
+def built(name):
+    """Tests that do not change it share it: a large network takes seconds."""
+    keras.utils.set_random_seed(1)
+    return models.build(name, (32, 32, 3), 7)
+
+
 @pytest.mark.parametrize("name", [*list(networks.OWN)[:2], "resnet18_half", "resnet20", "MobileNetV2", *LARGE])
 def test_uint8_in_logits_out_and_loads_without_tfpar(name, tmp_path):
-    keras.utils.set_random_seed(0)
-    model = models.build(name, (32, 32, 3), 7)
+    model = built(name)
     logits = model.predict(BATCH, verbose=0)
     assert model.inputs[0].dtype == "uint8"
     assert logits.shape == (2, 7) and logits.dtype == np.float32 and not np.allclose(logits.sum(axis=1), 1)
@@ -56,14 +63,13 @@ def test_logits_are_float32_under_mixed_precision():
 def test_our_batch_normalization_follows_quickly():
     layers = models.resnet((8, 8, 1), 4).layers
     assert {layer.momentum for layer in layers if isinstance(layer, keras.layers.BatchNormalization)} == {0.9}
-    body = models.backbone("MobileNetV2", (32, 32, 3), 4).layers[-2]  # where Keras has 0.999
+    body = built("MobileNetV2").layers[-2]  # where Keras has 0.999
     assert {layer.momentum for layer in body.layers if isinstance(layer, keras.layers.BatchNormalization)} == {0.9}
 
 
 @pytest.mark.parametrize("name", ["MobileNetV2", *LARGE])
 def test_preprocessing_is_the_backbones_own(name):
-    keras.utils.set_random_seed(1)
-    model = models.backbone(name, (32, 32, 3), 3)
+    model = built(name)
     body = next(layer for layer in model.layers if isinstance(layer, keras.Model))
     module = sys.modules[getattr(keras.applications, name).__module__]
     features = body.predict(module.preprocess_input(BATCH.astype("float32")), verbose=0)

@@ -266,7 +266,7 @@ def _predict_scaling(given) -> None:
         return
     shown = [[f"{cell:,.3f}" if isinstance(cell, float) else cell for cell in row.values()] for row in rows]
     print(tables.text([found.column_names, *shown]))
-    print(f"knee: {knee} devices, the last doubling that saves a quarter of the time")
+    print(f"knee: {knee} devices, the last doubling that still saves a quarter of the time")
 
 
 def _dockerfile() -> str:

@@ -15,7 +15,7 @@ software    = the measured step - what the formula gives, at the largest size th
 machines    : t(k) = t(1) + max(0, t(k1) - t(1)) (1 - 1/k) / (1 - 1/k1) + C (jitter(N) - jitter(N1)), from 1 and k1 machines
 batch       : t(b) = c0 + c1 b, from two measured batches
 epochs(B)   = E (1 + B / B_crit)
-knee        = the last doubling of the devices that saves a quarter of the time or more
+knee        = the last doubling of the devices, from one on, that still saves a quarter of the time
 ```
 
 The ring sends each byte at most twice (Patarasuk and Yuan 2009). 14 us is NCCL's constant for a hop of the network

@@ -142,7 +142,7 @@ def predict(
     limited = _limited_by_input(step, measured, machine, n)
     rate, efficiency = n * measured.batch / limited, measured.step_seconds / limited
     low, high = _band(efficiency, basis, _unseen(measured, n))
-    software = step - measured.step_seconds - jitter - exchange
+    software = step - (measured.step_seconds + jitter + exchange)
     columns = {
         "devices": n, "step_ms": 1e3 * limited, "images_per_second": rate, "efficiency": efficiency, "low": low, "high": high,
         "basis": basis, "compute_ms": np.full(len(n), 1e3 * measured.step_seconds), "jitter_ms": 1e3 * jitter,
@@ -166,7 +166,7 @@ def _steps(measured: Measured, machine: Machine, n: np.ndarray) -> tuple[np.ndar
     jitter = measured.step_seconds * formulas.jitter(sizes, measured.samples)
     exchange = formulas.exchange(sizes, machine, measured.gradient_bytes, all_reduce=measured.all_reduce)
     formula = measured.step_seconds + jitter + exchange
-    step = formula[:-2] + known[inside] - formula[-2]
+    step = formula[:-2] + (known[inside] - formula[-2])
     names = (formulas.BETWEEN, formulas.INSIDE) if inside > 1 else (formulas.ONE_DEVICE, formulas.ONE_DEVICE)
     basis = np.where(n > g, *names).astype(object)
     if most > g:
@@ -206,8 +206,8 @@ def _band(efficiency: np.ndarray, basis: np.ndarray, unseen: np.ndarray) -> tupl
 
 
 def _knee(measured: Measured, machine: Machine, critical_batch: float) -> int:
-    """Return the last number of devices that takes three quarters of the time of half as many, or less; 1 if there is none."""
+    """Return the last number of devices up to which each doubling leaves three quarters of the time or less; at least 1."""
     n = 2 ** np.arange(17 if machine.outside else machine.devices.bit_length())
     step = _limited_by_input(_steps(measured, machine, n)[0], measured, machine, n)
     time = (1 + n * measured.batch / critical_batch) * step / n
-    return max([1, *n[1:][time[1:] <= _QUARTER_SAVED * time[:-1]].tolist()])
+    return int(n[np.cumprod(time[1:] <= _QUARTER_SAVED * time[:-1]).sum()])

@@ -171,7 +171,8 @@ def _started(stack: contextlib.ExitStack, counts, gpus: list[str], cores: list, 
 def _take_turns(groups: dict[int, list[_Process]], seconds: float, bar: tqdm) -> tuple[dict, list[dict]]:
     """Let all groups take turns; return what a process says of itself, and every turn."""
     hello = {count: _answers(processes, LIMIT_SECONDS)[0] for count, processes in groups.items()}[1]
-    plan = [(1, kind, groups[1][:1]) for kind in ("real", "constant", "several", "input")]
+    plan = [(1, kind, groups[1][:1]) for kind in ("real", "constant", "several")]
+    plan.append((max(groups), "input", groups[max(groups)] if len(groups) > 1 else groups[1][:1]))
     for count in list(groups)[1:]:
         plan += [(count, kind, groups[count]) for kind in ("real", "constant", "alone")]
         plan.append((count, "apart", groups[1][:count]))

@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from tfpar import errors, files
 from tfpar.prepare.arrays import write_csv
 from tfpar.results import tables
+from tfpar.scaling.predicting import Measured
 
 FORMAT = 1
 SEVERAL = 8  # steps of a call that is compared with calls of one
@@ -89,14 +90,13 @@ class Report:
         rows = [tuple(f"{row[name]:.2f}".removesuffix(".00") for name in columns) for row in self.rows]
         return f"{tables.text([columns, *rows])}\n{self.verdict}"
 
-    def measured(self):
+    def measured(self) -> Measured:
         """Return what a prediction needs: the seconds of a step on each number of devices, and one device's single steps."""
-        from tfpar.scaling.predicting import Measured
-
-        steps = {count: self._mean(count, "real") for count in self.content["devices"]}
-        rate = self.content["batch"] / self._mean(1, "input")
-        of = {"steps": steps, "samples": tuple(self._samples), "input_images_per_second": rate}
-        return Measured(steps.pop(1), self.content["batch"], self.content["gradient_bytes"], **of)
+        counts, batch = self.content["devices"], self.content["batch"]
+        steps = {count: self._mean(count, "real") for count in counts}
+        rate = counts[-1] * batch / self._mean(counts[-1], "input")
+        of = {"all_reduce": self.content["all_reduce"], "input_images_per_second": rate, "samples": tuple(self._samples)}
+        return Measured(steps.pop(1), batch, self.content["gradient_bytes"], steps, **of)
 
     def write(self, directory: str | os.PathLike) -> None:
         """Write the four files; `scaling.json` comes last, so that a directory without it holds no measurement."""

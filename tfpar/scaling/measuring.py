@@ -68,13 +68,15 @@ def measure(
     """
     if cluster():
         raise errors.SettingsError("scaling measures one machine: run it without TF_CONFIG and the TFPAR_ variables")
+    if not hasattr(data, "directory"):
+        validate.reject("data", data, "what prepare.load returns")
     gpus, there = machine.gpus(), len(machine.cores())
     counts = _counts(devices, *((len(gpus), "GPUs") if gpus else (there, "cores")))
     most = counts[-1]
-    problem = f"global batch {global_batch_size} cannot be divided evenly among {most} devices"
-    batch = (
-        -(-DEFAULT_BATCH // most) if global_batch_size is None else multiple(global_batch_size, most, problem) // most
-    )
+    batch = -(-DEFAULT_BATCH // most)
+    if global_batch_size is not None:
+        images = validate.integer("global_batch_size", global_batch_size, 1, validate.MOST_BATCH)
+        batch = multiple(images, most, f"global batch {images} cannot be divided evenly among {most} devices") // most
     validate.choice("all_reduce", all_reduce, ALL_REDUCE)
     validate.number("seconds", seconds, 1, 1e6)
     told = {"model": _pickled(model), "data": os.path.abspath(data.directory), "batch": batch, "all_reduce": all_reduce}
@@ -93,14 +95,11 @@ def _counts(devices: Sequence[int] | None, there: int, what: str) -> list[int]:
     """Return the numbers of devices in ascending order."""
     if devices is None:
         return [1 << power for power in range(there.bit_length())]
-    if (
-        not isinstance(devices, Sequence)
-        or 1 not in devices
-        or any(count not in range(1, there + 1) for count in devices)
-    ):
+    given = list(devices) if isinstance(devices, Sequence) else []
+    if 1 not in given or any(count not in range(1, there + 1) for count in given):
         rule = f"whole numbers up to {there}, the {what} of this machine, with 1, which the others are compared with"
         validate.reject("devices", devices, rule)
-    return sorted({int(count) for count in devices})
+    return sorted({int(count) for count in given})
 
 
 def _pickled(model: str | Callable) -> bytes:
@@ -123,17 +122,14 @@ class _Process:
     def __init__(self, told: dict, cores: set[int] | None, variables: dict[str, str]):
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed in end()
         self.connection, other = connection.Pipe()
-        environment = {
-            name: value for name, value in os.environ.items() if not name.startswith(("TFPAR_", "TF_CONFIG"))
-        }
         with other:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "tfpar.scaling.worker", str(other.fileno())], pass_fds=[other.fileno()],
-                env=environment | variables, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self.errors,
-                start_new_session=True,
+                env=os.environ | variables | {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))},
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self.errors, start_new_session=True,
             )  # fmt: skip
-        if told["cores"]:
-            os.sched_setaffinity(self.process.pid, told["cores"])
+        if cores:
+            os.sched_setaffinity(self.process.pid, cores)
         self.connection.send(told)
 
     def failure(self) -> errors.Unavailable:
@@ -181,11 +177,8 @@ def _take_turns(groups: dict[int, list[_Process]], seconds: float, bar: tqdm) ->
     turns, share = [], seconds / len(plan) / TURNS
     steps = dict.fromkeys(range(len(plan)), WARM_STEPS)
     for turn, (number, (count, kind, processes)) in itertools.product(range(-WARM_TURNS, TURNS), enumerate(plan)):
-        order = (
-            "constant" if kind in ("several", "apart") else kind,
-            steps[number],
-            SEVERAL if kind == "several" else 1,
-        )
+        several = kind == "several"
+        order = "constant" if several or kind == "apart" else kind, steps[number], SEVERAL if several else 1
         for process in processes:
             process.connection.send(order)
         answers = _answers(processes, LIMIT_SECONDS + 10 * share)

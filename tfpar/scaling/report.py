@@ -14,10 +14,10 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
+import pyarrow as pa
+import pyarrow.csv
 
 from tfpar import errors, files
-from tfpar.prepare.arrays import write_csv
 from tfpar.results import tables
 from tfpar.scaling.predicting import Measured
 
@@ -65,20 +65,21 @@ class Report:
         what, helps = PARTS[lost if parts[lost] >= LOST * step else "compute"]
         if what == "waiting for":
             slowest = row["last"] > (1 + 1 / count) / 2  # otherwise now one is last, now another
-            what += (
-                f" {noun} {row['waited_for']}, the last in {row['last']:.0%} of the steps" if slowest else " each other"
-            )
+            what += f" {noun} {row['waited_for']}, last in {row['last']:.0%} of the steps" if slowest else " each other"
         first = f"{count} {noun}{'s'[: count > 1]}, {what}: a step takes {step:.1f} ms and {self.rows[0]['step_ms']:.1f} ms on one"
         first += f", an efficiency of {row['efficiency']:.2f}; its parts are "
         first += ", ".join(f"{name} {value:.1f} ms" for name, value in parts.items())
         best = row["images_per_second"] * step / max(step - parts[lost], 1e-9)
-        second = f"{helps} would help: without its largest loss, {lost}, a step would take {step - parts[lost]:.1f} ms"
+        even = "even " * (helps == PARTS["compute"][1])
+        second = (
+            f"{helps} would help: {even}without its largest loss, {lost}, a step would take {step - parts[lost]:.1f} ms"
+        )
         second += f", {best:,.0f} images a second instead of {row['images_per_second']:,.0f}"
         rare = f"; pauses rarer than 1 in {len(self._samples)} steps could not have been seen"
         return f"{first}. {second}{rare * (len(self._samples) < MANY)}."
 
     def __str__(self) -> str:
-        columns = (
+        columns = [
             "devices",
             "images_per_second",
             "step_ms",
@@ -86,34 +87,34 @@ class Report:
             "low",
             "high",
             *(f"{name}_ms" for name in PARTS),
-        )
+        ]
         rows = [tuple(f"{row[name]:.2f}".removesuffix(".00") for name in columns) for row in self.rows]
-        return f"{tables.text([columns, *rows])}\n{self.verdict}"
+        return f"{tables.text([tuple(columns), *rows])}\n{self.verdict}"
 
     def measured(self) -> Measured:
         """Return what a prediction needs: the seconds of a step on each number of devices, and one device's single steps."""
         counts, batch = self.content["devices"], self.content["batch"]
         steps = {count: self._mean(count, "real") for count in counts}
         rate = counts[-1] * batch / self._mean(counts[-1], "input")
-        of = {"all_reduce": self.content["all_reduce"], "input_images_per_second": rate, "samples": tuple(self._samples)}
-        return Measured(steps.pop(1), batch, self.content["gradient_bytes"], steps, **of)
+        one, gradient, samples = steps.pop(1), self.content["gradient_bytes"], tuple(self._samples)
+        return Measured(one, batch, gradient, steps, samples, rate, all_reduce=self.content["all_reduce"])
 
     def write(self, directory: str | os.PathLike) -> None:
         """Write the four files; `scaling.json` comes last, so that a directory without it holds no measurement."""
-        place, rows = Path(directory), self.rows
-        files.write(place / "scaling.csv", lambda path: write_csv(path, rows[0], (row.values() for row in rows)))
+        place, rows = Path(directory), pa.Table.from_pylist(self.rows)
+        files.write(place / "scaling.csv", lambda path: pyarrow.csv.write_csv(rows, path))
         files.write(place / "scaling.png", lambda path: self.draw().savefig(path, dpi=120))
         files.write(place / "scaling.txt", f"{self}\n")
         files.write(place / "scaling.json", json.dumps(self.content) + "\n")
 
-    def draw(self) -> Figure:
-        """Return the picture: the speed-up beside the ideal and the independent processes, and the parts of a step."""
+    def draw(self):
+        """Return a figure of Matplotlib: the speed-up beside the ideal and the independent processes, and the parts of a step."""
+        from matplotlib.figure import Figure  # not above: it takes half a second, and a prediction draws nothing
+
         figure = Figure(figsize=(9, 3.6), layout="constrained")
         left, right = figure.subplots(1, 2)
-        counts, column = (
-            self.content["devices"],
-            {name: np.array([row[name] for row in self.rows]) for name in self.rows[0]},
-        )
+        column = {name: np.array([row[name] for row in self.rows]) for name in self.rows[0]}
+        counts = column["devices"]
         left.plot(counts, counts, "--", color="tab:gray", label="ideal")
         apart = counts * column["constant_ms"][0] / column["independent_ms"]
         left.plot(counts, apart, "s:", color="tab:green", label="independent processes")

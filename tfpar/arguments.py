@@ -66,6 +66,15 @@ def _steps_per_call(text: str) -> int | str:
     return text if text == "auto" else _whole(1, MOST_STEPS_PER_CALL)(text)
 
 
+def _devices(text: str) -> list[int]:
+    return [_whole(1, validate.MOST_DEVICES)(number) for number in text.split(",")]
+
+
+def _also(text: str) -> tuple[int, float]:
+    devices, _, milliseconds = text.partition("=")
+    return _whole(1, validate.MOST_DEVICES)(devices), _number(1e-6, 1e9)(milliseconds) / 1000
+
+
 def parser(functions: Mapping[str, Callable], *, kind=argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Return the parser of the command line; what it reads carries the function of its command as `command`.
 
@@ -97,6 +106,7 @@ def parser(functions: Mapping[str, Callable], *, kind=argparse.ArgumentParser) -
     add("--image", metavar="FILE", help="a picture; default: random numbers")
     _add_launch(command)
     _add_kubernetes(command, functions.get("--dockerfile"))
+    _add_scaling(command)
     doctor = command("doctor", "what this machine and these versions can do, and what to fix")
     doctor.add_argument("--json", action="store_true", help="print JSON")
     return line
@@ -256,6 +266,32 @@ def _add_kubernetes(command, dockerfile) -> None:
     add("--deadline", type=int, default=86400, metavar="SECONDS", help="default 86400, a day")
     add("--dockerfile", action=_Print, nargs=0, const=dockerfile, help="print a Dockerfile for the image, and end")
     add("words", nargs="+", metavar="-- train ...", help="the command of every worker")
+
+
+def _add_scaling(command) -> None:
+    add = command(
+        "scaling", "measure with DATA how a training scales here, or predict it for many devices"
+    ).add_argument
+    add("data", nargs="?", help="a prepared directory, or a source as for prepare")
+    add("--devices", type=_devices, metavar="N,N,...", help="measured: default 1, 2, 4 ..; or predicted")
+    add("--all-reduce", choices=("ordered", "fast"), help="default ordered; with --step-ms fast, a ring")
+    add("--model", help="to measure: as for train; default small_cnn")
+    add("--global-batch-size", type=int, metavar="B", help="to measure: of the most devices")
+    add("--seconds", type=float, metavar="S", help="to measure: of all groups together; default 120")
+    add("--out", metavar="DIR", help="to measure: where the files go; default runs/NAME.scaling")
+    add("--predict", metavar="DIR", help="from what a measurement wrote, or from --step-ms, --batch and --gradient-mb")
+    add("--step-ms", type=_number(1e-6, 1e9), metavar="C", help="of a step on one device")
+    add("--batch", type=int, metavar="B", help="images of one device in a step")
+    add("--gradient-mb", type=float, metavar="S", help="millions of bytes; float32 has 4 bytes for each weight")
+    add("--also", type=_also, action="append", metavar="N=MS", help="a step on N devices; repeat")
+    add("--machine", metavar="NAME", help="8xH100-NDR ..; a wrong name lists them all; or --per-machine and its links")
+    add("--per-machine", type=int, metavar="G", help="devices of each machine")
+    add("--inside", type=float, metavar="GB/s", help="of one device inside its machine, in one direction")
+    add("--outside", type=float, metavar="GB/s", help="of the whole machine to others, in one direction")
+    add("--price", type=float, metavar="P", help="of one device for one hour; needs --images and --epochs")
+    add("--images", type=int, metavar="N", help="of an epoch")
+    add("--epochs", type=float, metavar="E", help="which a small batch needs; a batch of B needs E (1 + B / 46,000)")
+    add("--json", action="store_true", help="print the prediction as JSON")
 
 
 class _Print(argparse.Action):

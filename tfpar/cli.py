@@ -10,7 +10,7 @@ from tfpar.arguments import parser
 from tfpar.commands import COMMANDS, require_tensorflow
 from tfpar.screen import say, to_nowhere
 
-_WITHOUT_TENSORFLOW = (COMMANDS["doctor"], COMMANDS["kubernetes"])
+_WITHOUT_TENSORFLOW = (COMMANDS["doctor"], COMMANDS["kubernetes"], COMMANDS["scaling"])
 _WRITING = (COMMANDS["prepare"], COMMANDS["train"], COMMANDS["launch"])  # they need no reader of what they print
 
 

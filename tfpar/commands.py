@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shlex
@@ -12,6 +13,7 @@ from tfpar import compiling, errors, files
 from tfpar.arguments import SETTINGS, parser
 from tfpar.screen import quiet, say, stderr_silenced
 
+OF_BOTH_FORMS = ("command", "arguments", "verbose", "data", "devices", "all_reduce")  # of `scaling`
 PREDICTED_TOGETHER = 64  # pictures
 
 
@@ -208,6 +210,57 @@ def _kubernetes(given) -> None:
     print(kubernetes.text(kubernetes.manifests(given.words, **options)), end="")
 
 
+def _scaling(given) -> None:
+    from tfpar import scaling
+
+    words = {name for name, value in vars(given).items() if value not in (None, False)}
+    of_measuring = words & {"model", "global_batch_size", "seconds", "out"}
+    wrong = words - of_measuring - set(OF_BOTH_FORMS) if given.data else of_measuring
+    if wrong:
+        todo = f"belongs to a prediction; leave {given.data} out" if given.data else "needs DATA to measure"
+        raise errors.SettingsError(f"scaling: --{min(wrong).replace('_', '-')} {todo}")
+    if not given.data:
+        _predict_scaling(given)
+        return
+    require_tensorflow()
+    _import_tensorflow(given)
+    data = _data(given.data, {})
+    _print_data(data)
+    report = scaling.measure(
+        given.model or "small_cnn", data, given.out or f"runs/{files.name_of(given.data)}.scaling", devices=given.devices,
+        global_batch_size=given.global_batch_size, all_reduce=given.all_reduce or "ordered",
+        seconds=120 if given.seconds is None else given.seconds,
+    )  # fmt: skip
+    print(report)
+
+
+def _predict_scaling(given) -> None:
+    from tfpar import scaling
+    from tfpar.results import tables
+
+    figures, own = (given.step_ms, given.batch, given.gradient_mb), (given.per_machine, given.inside, given.outside)
+    if figures.count(None) != (3 if given.predict else 0) or not given.devices:
+        todo = "--devices and either --predict DIR or --step-ms, --batch and --gradient-mb"
+        raise errors.SettingsError(f"scaling: give DATA to measure; to predict, give {todo}")
+    if (given.machine is None) == (own == (None, None, None)):
+        raise errors.SettingsError("scaling: give --machine NAME, or --per-machine, --inside and --outside of yours")
+    if given.predict:
+        measured = scaling.load(given.predict).measured()
+    else:
+        measured = scaling.Measured(given.step_ms / 1e3, given.batch, given.gradient_mb * 1e6)
+    steps = {**measured.steps, **dict(given.also or ())}
+    measured = dataclasses.replace(measured, steps=steps, all_reduce=given.all_reduce or measured.all_reduce)
+    machine, costs = given.machine or scaling.Machine(*own), ("price", "images", "epochs")
+    found = scaling.predict(measured, machine, given.devices, **{name: getattr(given, name) for name in costs})
+    knee, rows = int(found.schema.metadata[b"knee"]), found.to_pylist()
+    if given.json:
+        print(json.dumps({"knee": knee, "predictions": rows}, indent=1))
+        return
+    shown = [[f"{cell:,.3f}" if isinstance(cell, float) else cell for cell in row.values()] for row in rows]
+    print(tables.text([found.column_names, *shown]))
+    print(f"knee: {knee} devices, the last doubling that still saves a quarter of the time")
+
+
 def _dockerfile() -> str:
     from tfpar import kubernetes
 
@@ -287,5 +340,5 @@ def _import_tensorflow(given) -> None:
 # By name: the same parser reads the command that `launch` runs.
 COMMANDS = {
     "prepare": _prepare, "train": _train, "predict": _predict, "evaluate": _evaluate, "export": _export, "caffe": _caffe_check, "launch": _launch, "kubernetes": _kubernetes,
-    "doctor": _doctor, "compare": _compare, "--dockerfile": _dockerfile,
+    "doctor": _doctor, "compare": _compare, "scaling": _scaling, "--dockerfile": _dockerfile,
 }  # fmt: skip

@@ -8,6 +8,8 @@ Example:
 import os
 import platform
 import shlex
+import shutil
+import subprocess
 import sys
 
 BEST_FIRST = ("amx_bf16", "avx512_bf16", "avx512_vnni", "avx512f", "avx_vnni", "avx2", "avx", "sse4_2")
@@ -17,6 +19,16 @@ COMPUTE_IN_BFLOAT16 = ("amx_bf16", "avx512_bf16")
 def cores() -> list[int]:
     """Return the numbers of the cores that this process may use."""
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+
+
+def gpus() -> list[str]:
+    """Return the GPUs that TensorFlow can use, as CUDA_VISIBLE_DEVICES names them; another process asks TensorFlow."""
+    if not shutil.which("nvidia-smi"):
+        return []
+    program = "import tensorflow as tf; print(len(tf.config.list_physical_devices('GPU')))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    count, given = int(done.stdout), os.environ.get("CUDA_VISIBLE_DEVICES")
+    return (given.split(",") if given else [str(index) for index in range(count)])[:count]
 
 
 def cpuinfo(key: str) -> str:

@@ -22,6 +22,7 @@ from tfpar import errors
 MOST_SEED = 2**32 - 1
 MOST_BATCH = 2**24
 MOST_SHARDS = 4096
+MOST_DEVICES = 1_000_000  # of a prediction
 MOST_REPLICAS = 256  # on one machine: simulated ones, or workers
 MOST_CLASSES = 2**20
 MOST_POSITION = 2**62  # of the stream of images; counted in 64 bits

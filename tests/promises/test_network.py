@@ -16,7 +16,8 @@ import pytest
 from processes import RUN
 from same import same_files
 
-from tfpar import results
+from tfpar import results, scaling
+from tfpar.scaling import formulas
 
 PORT = 45900
 NOTICED = 30  # seconds in which every worker must end
@@ -303,3 +304,70 @@ def test_three_workers(three, begun, alone, tmp_path):
     three.cut(2, False)
     assert codes == [75] * 3, workers.said()
     continues(begun, three, tmp_path, alone)
+
+
+EXCHANGE = """
+import json, statistics, sys, time
+import tensorflow as tf
+from tfpar import devices
+from tfpar.steps.exchange import Exchange
+from tfpar.workers.group import WorkerGroup
+strategy = devices.strategy()
+group, exchange = WorkerGroup(strategy), Exchange(2, 2, several_workers=True)
+
+@tf.function(autograph=False)
+def exchanged():
+    def on_replica():
+        gradient = tf.random.stateless_uniform([int(sys.argv[1]) // 4], [group.index, 1])
+        return exchange(tf.distribute.get_replica_context(), [gradient], tf.zeros([1, 2]))[0][0]
+    return strategy.run(on_replica)
+
+seconds = []
+for _ in range(8):
+    group.wait()
+    started = time.perf_counter()
+    exchanged()
+    seconds.append(time.perf_counter() - started)
+print(json.dumps(statistics.median(seconds[1:])))
+"""
+
+
+@by_hand
+@pytest.mark.timeout(300)
+def test_the_exchange_over_a_link_of_known_rate_takes_what_is_predicted(hosts, tmp_path):
+    """A token bucket limits what each host sends; every worker sends its whole gradient."""
+    size, rate = 20e6, 0.05  # bytes, GB/s
+    for name in hosts.names:
+        words = [
+            "qdisc",
+            "add",
+            "dev",
+            "eth0",
+            "root",
+            "tbf",
+            "rate",
+            f"{rate * 8:g}gbit",
+            "burst",
+            "256kb",
+            "latency",
+            "100ms",
+        ]
+        done = subprocess.run(["tc", "-n", name, *words], capture_output=True, text=True, timeout=30)
+        if done.returncode:
+            pytest.skip(f"the kernel cannot limit a rate: {done.stderr.strip()}")
+    several = {"TFPAR_NUM_WORKERS": "2", "TFPAR_HOST_TEMPLATE": "worker-{i}", "TFPAR_PORT": str(PORT)}
+    processes = []
+    try:
+        for index, name in enumerate(hosts.names):
+            command = ["ip", "netns", "exec", name, sys.executable, "-c", EXCHANGE, str(int(size))]
+            environment = os.environ | several | {"JOB_COMPLETION_INDEX": str(index)}
+            processes.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
+        measured = [float(process.communicate(timeout=200)[0].splitlines()[-1]) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+        for name in hosts.names:
+            subprocess.run(["tc", "-n", name, "qdisc", "del", "dev", "eth0", "root"], timeout=30)
+    predicted = formulas.exchange([2], scaling.Machine(1, None, rate), size, all_reduce="ordered")[0]
+    print(f"{size / 1e6:g} MB over {rate:g} GB/s: measured {measured} s, predicted {predicted:.3f} s")
+    assert max(measured) == pytest.approx(predicted, rel=0.2)

@@ -126,7 +126,7 @@ def _unchanged(model: keras.Model):
 
 def _measured(step: Step, batches) -> dict[str, float]:
     """Return the seconds of one step of each experiment: the median over turns."""
-    same = iter(_same_batch(step.strategy, next(batches)))
+    same = iter(same_batch(step.strategy, next(batches)))
     step(batches, 1)  # traces
     step(same, 1)
     started = time.perf_counter()
@@ -163,7 +163,8 @@ def _parts(seconds: dict[str, float], per_call: int) -> dict[str, float]:
     }
 
 
-def _same_batch(strategy: tf.distribute.Strategy, batch):
+def same_batch(strategy: tf.distribute.Strategy, batch):
+    """Return a dataset that gives the replicas one and the same batch in every step; making it takes no time."""
     members = tuple(strategy.experimental_local_results(member)[0] for member in batch)
     one_by_one = distribute.TOGETHER_BYTES
     return distribute.for_replicas(lambda _steps, _replicas: members, strategy, batch_bytes=one_by_one)

@@ -14,6 +14,13 @@ TOGETHER_BYTES, MOST_TOGETHER = 2 << 20, 16  # batches that one call makes
 AHEAD_BYTES = 4 << 20  # of a batch; above it fewer wait ready
 
 
+def ahead(batch_bytes: int, local: int) -> tuple[int, int]:
+    """Return how many batches one call makes, and how many calls run or hold their batches ready, for `local` replicas."""
+    together = min(max(1, TOGETHER_BYTES // batch_bytes), MOST_TOGETHER)
+    waiting = 2 if batch_bytes > AHEAD_BYTES else 4  # small batches wait for threads to wake, large ones for memory
+    return together, max(waiting, waiting * local // together)
+
+
 def for_replicas(
     batches, strategy: tf.distribute.Strategy, *, batch_bytes: int, first_step: int = 0, steps: int = ENDLESS
 ):
@@ -26,8 +33,6 @@ def for_replicas(
         first_step, steps: where to start, and how many.
     """
     replicas = strategy.num_replicas_in_sync
-    together = min(max(1, TOGETHER_BYTES // batch_bytes), MOST_TOGETHER)
-    ahead = 2 if batch_bytes > AHEAD_BYTES else 4  # small batches wait for threads to wake, large ones for memory
     _keep_freed_memory()
     options = tf.data.Options()
     # The default graph rewrites copy the captured array, which may be larger than the memory.
@@ -40,6 +45,7 @@ def for_replicas(
         # data-parallel: one pipeline for each CPU replica, one a process for GPUs; it yields its replicas' batches in turn.
         pipelines = context.num_input_pipelines if context else 1
         local = replicas // pipelines
+        together, calls = ahead(batch_bytes, local)
         first_replica = context.input_pipeline_id * local if context else 0
         first, last = first_step * local, min((first_step + steps) * local, tf.int64.max)
 
@@ -51,7 +57,6 @@ def for_replicas(
             return tuple(tf.reshape(member, [together, -1, *member.shape[1:]]) for member in members)
 
         # Parallel calls keep as many ready; a prefetch behind them would only hand each to one more thread.
-        calls = max(ahead, ahead * local // together)
         elements = tf.data.Dataset.range(first, last, together).map(several, num_parallel_calls=calls)
         if together > 1:
             elements = elements.unbatch().take(last - first)

@@ -62,7 +62,7 @@ def launch(
         errors.SettingsError: a number is out of its range.
         errors.OutputError: the directory cannot be made, or another launch is at work in it.
     """
-    cores = _cores_of_workers(workers, cores_per_worker)
+    cores = cores_of_workers(workers, cores_per_worker)
     validate.integer("restarts", restarts, 0, 10**6)
     logs = files.make_directory(logs)
     with files.locked(logs / ".lock", "another launch"), StopSignal() as stop:
@@ -90,20 +90,17 @@ class _WorkerProcesses:
     """The processes of one start of all workers."""
 
     def __init__(self, command: Sequence[str], cores: list[set[int] | None], logs: Path, restart: int):
-        ports = _free_ports(len(cores))
-        environment = os.environ | {
-            "TFPAR_NUM_WORKERS": str(len(cores)), "TFPAR_HOST_TEMPLATE": LOOPBACK, "TFPAR_PORT": ",".join(map(str, ports)),
-            "PYTHONUNBUFFERED": "1",
-        }  # fmt: skip
+        environment = os.environ | {"PYTHONUNBUFFERED": "1"}
         environment.pop("TF_CONFIG", None)
         self.processes, self.readers, self.cause, known = [], [], "", []
         try:
-            for index, (own, port) in enumerate(zip(cores, ports, strict=True)):
-                process = _started(command, environment | {"JOB_COMPLETION_INDEX": str(index)}, own)
+            for index, (own, variables) in enumerate(zip(cores, variables_of_workers(len(cores)), strict=True)):
+                process = _started(command, environment | variables, own)
                 self.processes.append(process)
                 log = logs / f"{index}.log"
                 self.readers.append(threading.Thread(target=_copy, args=(process.stdout, log, index), daemon=True))
                 self.readers[-1].start()
+                port = int(variables["TFPAR_PORT"].split(",")[index])
                 known.append({"index": index, "pid": process.pid, "port": port, "log": str(log)})
             files.write(logs / "launch.json", json.dumps({"workers": known, "restarts": restart}, indent=1) + "\n")
         except BaseException:
@@ -194,7 +191,19 @@ def _free_ports(count: int) -> list[int]:
         return [each.getsockname()[1] for each in sockets]
 
 
-def _cores_of_workers(workers: int, cores_per_worker: int | None) -> list[set[int] | None]:
+def variables_of_workers(count: int) -> list[dict[str, str]]:
+    """Return the environment variables of each of so many workers on this machine, with free ports."""
+    ports = ",".join(map(str, _free_ports(count)))
+    several = {"TFPAR_NUM_WORKERS": str(count), "TFPAR_HOST_TEMPLATE": LOOPBACK, "TFPAR_PORT": ports}
+    return [several | {"JOB_COMPLETION_INDEX": str(index)} for index in range(count)]
+
+
+def cores_of_workers(workers: int, cores_per_worker: int | None) -> list[set[int] | None]:
+    """Return the cores of each worker, or None for each where they share all.
+
+    Raises:
+        errors.SettingsError: there are not so many cores.
+    """
     validate.integer("workers", workers, 1, validate.MOST_REPLICAS)
     if cores_per_worker is None:
         return [None] * workers

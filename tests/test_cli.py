@@ -423,3 +423,19 @@ def test_label_smoothing_is_a_setting_of_the_run(tfpar):
     assert tfpar(*smoothed[:-1], "1.5")[0] == 2
     code, out, _ = tfpar("evaluate", "runs/smoothed")
     assert code == 0 and json.loads(out)["loss"] == results.Run("runs/smoothed").metrics()["loss"]
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ("--batch-size", "--global-batch-size"),
+        ("--simulated=2", "--simulate"),
+        ("--lr", "--stage"),
+        ("--nothing-like-it", None),
+    ],
+)
+def test_an_option_that_is_nearly_right_is_answered_with_the_nearest(tfpar, word, meant):
+    code, _, err = tfpar("train", "digits", word, "2")
+    told = err.strip().splitlines()[-1]
+    assert code == 2 and f"unrecognized arguments: {word}" in told
+    assert told.endswith(f"did you mean {meant}?") if meant else "did you mean" not in told

@@ -76,7 +76,7 @@ def _also(text: str) -> tuple[int, float]:
 
 
 def parser(functions: Mapping[str, Callable], *, kind=argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """Return the parser of the command line; what it reads carries the function of its command as `command`.
+    """Return the parser of the command line; what it reads carries the function of its command as `command`, and `usage()`.
 
     Args:
         functions: by the names of the commands; where one is missing, `command` is the name.
@@ -92,7 +92,7 @@ def parser(functions: Mapping[str, Callable], *, kind=argparse.ArgumentParser) -
 
     def command(name, text):
         added = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-        added.set_defaults(command=functions.get(name, name))
+        added.set_defaults(command=functions.get(name, name), usage=added.format_usage)
         added.add_argument("--verbose", action="store_true", help="show TensorFlow's own messages")
         return added
 

@@ -1,5 +1,6 @@
 """The command line: run one command, and turn every way it can end into an exit code and at most one line."""
 
+import re
 import shlex
 import sys
 import tempfile
@@ -11,6 +12,7 @@ from tfpar.commands import COMMANDS, require_tensorflow
 from tfpar.screen import say, to_nowhere
 
 _WITHOUT_TENSORFLOW = (COMMANDS["doctor"], COMMANDS["kubernetes"], COMMANDS["scaling"])
+_OTHER_WORDS = dict.fromkeys(("--epoch", "--epochs", "--lr", "--learning-rate"), "--stage")  # of other programs
 _WRITING = (COMMANDS["prepare"], COMMANDS["train"], COMMANDS["launch"])  # they need no reader of what they print
 
 
@@ -20,7 +22,11 @@ def main(arguments: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # names of files may be no valid UTF-8
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    given = parser(COMMANDS).parse_args(arguments)
+    given, unknown = (line := parser(COMMANDS)).parse_known_args(arguments)
+    if unknown:
+        word = unknown[0].split("=")[0]
+        near = errors.nearest(_OTHER_WORDS.get(word, word), re.findall(r"--[\w-]+", given.usage()))
+        line.error(f"unrecognized arguments: {' '.join(unknown)}{'; ' * bool(near)}{near.strip()}")
     given.arguments = arguments
     code = _code_of(given)
     try:

@@ -13,7 +13,7 @@ from tfpar import compiling, errors, files
 from tfpar.arguments import SETTINGS, parser
 from tfpar.screen import quiet, say, stderr_silenced
 
-OF_BOTH_FORMS = ("command", "arguments", "verbose", "data", "devices", "all_reduce")  # of `scaling`
+OF_BOTH_FORMS = ("command", "arguments", "usage", "verbose", "data", "devices", "all_reduce")  # of `scaling`
 PREDICTED_TOGETHER = 64  # pictures
 
 
@@ -272,7 +272,7 @@ def _dockerfile() -> str:
 
 def _options(given, *others: str) -> dict:
     """Return the options that a command hands on under their own names: all but these others and those of every command."""
-    others = {"command", "arguments", "verbose", *others}
+    others = {"command", "arguments", "usage", "verbose", *others}
     return {name: value for name, value in vars(given).items() if name not in others}
 
 

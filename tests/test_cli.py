@@ -23,12 +23,18 @@ QUICK = ["--stage", "1@0.2:0.02", "--stage", "1@0.02", "--shards", "4"]
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A directory in which one replica has trained digits."""
+    """A directory in which one replica has trained digits; `small` holds some of them, for what a few steps show."""
     place = tmp_path_factory.mktemp("cli")
     here = os.getcwd()
     os.chdir(place)
     try:
         assert cli.main(["train", "digits", *QUICK]) == 0
+        found = prepare.load("data/digits")
+        few = [
+            (split.images[:count], split.labels[:count])
+            for split, count in ((found.train, 200), (found.validation, 60))
+        ]
+        prepare.dataset(few, "small")
     finally:
         os.chdir(here)
     return place
@@ -190,8 +196,9 @@ def test_evaluate_refuses_a_split_without_images(tfpar, place, monkeypatch):
 
 @pytest.mark.slow
 def test_xla_is_a_setting_of_the_run(tfpar):
-    assert tfpar("train", "digits", "--run", "xla", "--xla", *QUICK)[0] == 0
-    code, _, err = tfpar("train", "digits", "--run", "xla", *QUICK)
+    once = ["--stage", "1@0.2"]
+    assert tfpar("train", "small", "--run", "xla", "--xla", *once)[0] == 0
+    code, _, err = tfpar("train", "small", "--run", "xla", *once)
     assert code == 78 and "XLA is true in the run, false now" in err
 
 
@@ -254,19 +261,11 @@ def test_simulated_replicas_give_the_same_files(tfpar, place, replicas):
 
 @pytest.mark.slow
 def test_adamw_and_mixed_precision(tfpar):
-    code, _, err = tfpar(
-        "train",
-        "digits",
-        "--stage",
-        "1@0.001",
-        "--optimizer",
-        "adamw",
-        "--precision",
-        "mixed_float16",
-        "--run",
-        "mixed",
-    )
+    how = ["--optimizer", "adamw", "--precision", "mixed_float16", "--run", "mixed"]
+    code, _, err = tfpar("train", "small", "--stage", "1@0.001", *how)
     assert code == 0, err
+    settings = results.Run("mixed").settings
+    assert settings["precision"] == "mixed_float16" and settings["optimizer"]["class"] == "LossScaleOptimizer"
 
 
 REFUSED = [
@@ -386,12 +385,12 @@ sys.exit(cli.main(["evaluate", "r"]))
 
 @pytest.mark.slow
 def test_a_run_whose_reader_goes_away_is_not_done(tmp_path, tfpar, place):
-    process = start("train", place / "data" / "digits", "--run", "cut", *QUICK, cwd=tmp_path)
+    process = start("train", place / "small", "--run", "cut", *QUICK, cwd=tmp_path)
     process.stdout.readline()
     process.stdout.close()
     said = process.stderr.read()
     assert process.wait(timeout=120) == 74 and "nobody reads the output any more" in said and "Traceback" not in said
-    code, _, _ = tfpar("train", place / "data" / "digits", "--run", tmp_path / "cut", *QUICK)
+    code, _, _ = tfpar("train", "small", "--run", tmp_path / "cut", *QUICK)
     assert code == 0
 
 
@@ -414,7 +413,7 @@ def test_a_signal_saves_and_the_same_command_continues(tmp_path, tfpar, place, n
 
 @pytest.mark.slow
 def test_label_smoothing_is_a_setting_of_the_run(tfpar):
-    smoothed = ("train", "digits", "--run", "runs/smoothed", "--stage", "1@0.2", "--label-smoothing", "0.1")
+    smoothed = ("train", "small", "--run", "runs/smoothed", "--stage", "1@0.2", "--label-smoothing", "0.1")
     code, _, said = tfpar(*smoothed)
     assert code == 0, said
     assert results.Run("runs/smoothed").settings["loss"]["label_smoothing"] == 0.1

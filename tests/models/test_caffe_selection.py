@@ -4,6 +4,7 @@ import caffe_write
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from networks import LOSS
 
 from tfpar import cli, errors
@@ -79,12 +80,25 @@ def test_the_logits_are_float32_in_mixed_precision(load):
          + layer("Convolution", "c", "d", 'param { name: "w" } convolution_param { num_output: 1 kernel_size: 3 stride: 2 bias_term: false }'),
          "shared weights with other parameters"),
         (FIRST + FIRST.replace('bottom: "data"', 'bottom: "ip"'), "a second layer with weights of this name"),
-        (layer("InnerProduct", "data", "x", "inner_product_param { num_output: 4000000000 }"), "x of type InnerProduct"),
+        # TensorFlow waits ten seconds for so much memory; the test after this one waits for none.
+        pytest.param(
+            layer("InnerProduct", "data", "x", "inner_product_param { num_output: 4000000000 }"), "x of type InnerProduct",
+            marks=pytest.mark.by_hand,
+        ),
     ],
 )  # fmt: skip
 def test_what_keras_cannot_express_is_an_error_with_its_layer(rest, words, load):
     with pytest.raises(errors.DataError, match=words):
         load(INPUT + rest)
+
+
+def test_a_layer_for_which_there_is_no_memory_is_an_error_with_its_name(load, monkeypatch):
+    def exhausted(self, shape):
+        raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
+
+    monkeypatch.setattr(keras.layers.Dense, "build", exhausted)
+    with pytest.raises(errors.DataError, match="layer ip of type InnerProduct is not supported here: OOM when"):
+        load(INPUT + FIRST + LAST)
 
 
 def test_names_of_kerass_operations_and_of_helpers_are_free_or_refused(load):

@@ -6,7 +6,7 @@ import pytest
 from networks import LOSS
 from same import same_files
 
-from tfpar import cli, devices, engine, errors, models, results, steps
+from tfpar import cli, devices, engine, errors, models, prepare, results, steps
 from tfpar.models import decay
 
 layers = keras.layers
@@ -112,7 +112,11 @@ def test_a_command_has_the_bits_of_one_replica_and_continues_with_the_same_decay
     digits, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
-    words = ["train", str(digits.directory), "--shards", "4", "--stage", "1@0.2", "--weight-decay-exclude", "bias,norm"]
+    few = [
+        (split.images[:count], split.labels[:count]) for split, count in ((digits.train, 300), (digits.validation, 70))
+    ]
+    prepare.dataset(few, "few")
+    words = ["train", "few", "--shards", "4", "--stage", "1@0.2", "--weight-decay-exclude", "bias,norm"]
     l2 = [*words, "--weight-decay-kind", "l2"]
     for replicas in ("1", "4"):
         assert cli.main([*l2, "--run", replicas, "--simulate", replicas]) == 0

@@ -33,7 +33,7 @@ def _train(given) -> None:
     _import_tensorflow(given)
     import keras
 
-    from tfpar import check, results, signals, train
+    from tfpar import results, signals, train
     from tfpar.diagnose import profiling
     from tfpar.workers.group import WorkerGroup, check_connection
 
@@ -52,12 +52,8 @@ def _train(given) -> None:
         keras.utils.set_random_seed(given.seed)
         with strategy.scope():
             model, by_solver = compiling.compiled(given, data)
-        if given.verbose:
-            first = data.train.images[:16], data.train.labels[:16]
-            check.same_gradient(model, *first, batch_norm=given.batch_norm or "fused")
-        settings = {name: getattr(given, name) for name in SETTINGS} | (
-            by_solver or {"stages": compiling.stages(given)}
-        )
+        settings = {name: getattr(given, name) for name in SETTINGS}
+        settings |= by_solver or {"stages": compiling.stages(given)}
         if given.dry_run:
             print(f"{profiling.dry_run(model, data, **settings)}\nnothing was trained")
             return
@@ -67,9 +63,8 @@ def _train(given) -> None:
             print(f"nothing was trained; the picture is {place}/profile.png, the trace: tensorboard --logdir {place}")
             return
         metrics = train.run(model, data, run, **settings, weights=compiling.weights_name(given.weights)).metrics()
-        print(
-            f"finished: accuracy {metrics['accuracy']:.4f} on {metrics['examples']} validation images, {run / 'report.html'}"
-        )
+        found = f"accuracy {metrics['accuracy']:.4f} on {metrics['examples']} validation images"
+        print(f"finished: {found}, {run / 'report.html'}")
         run = shlex.quote(str(run))
         print(f"next: tfpar predict {run} IMAGE, or tfpar export {run} --to saved_model")
 
@@ -162,16 +157,14 @@ def _caffe_check(given) -> int:
     _import_tensorflow(given)
     from tfpar.diagnose import caffe_check
 
-    first = None
+    first, bound = None, f"{caffe_check.BOUND:g}"
     with stderr_silenced(not given.verbose):
         for layer, difference in caffe_check.differences(given.net, given.weights, given.image):
             print(f"{layer:32} {difference:.1e}")
             first = first or (None if difference <= caffe_check.BOUND else layer)  # NaN differs
     if first:
-        raise errors.DataError(
-            f"layer {first} is the first that differs from OpenCV by more than {caffe_check.BOUND:g}"
-        )
-    print(f"every layer equals OpenCV's to {caffe_check.BOUND:g} of its largest value")
+        raise errors.DataError(f"layer {first} is the first that differs from OpenCV by more than {bound}")
+    print(f"every layer equals OpenCV's to {bound} of its largest value")
     return 0
 
 
@@ -193,9 +186,8 @@ def _launch(given) -> int:
 
     train = parser(COMMANDS).parse_args(given.words)
     if train.command is not _train or train.profile or train.dry_run:
-        raise errors.SettingsError(
-            f"launch runs several workers that train, without --profile and --dry-run; given was {' '.join(given.words)}"
-        )
+        rule = "launch runs several workers that train, without --profile and --dry-run"
+        raise errors.SettingsError(f"{rule}; given was {' '.join(given.words)}")
     run, words = Path(train.run or f"runs/{files.name_of(train.data)}"), list(given.words)
     if train.fresh:  # here, once: workers that start again continue
         words.remove("--fresh")

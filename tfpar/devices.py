@@ -105,6 +105,4 @@ def describe(
         line += f": global batch {global_batch_size} -> {per_replica(global_batch_size, strategy)} per replica"
     if shards is not None:
         line += f", in {shards} shard{'s'[: shards > 1]}"
-    if replicas >= 16:
-        line += "; with so many, consider --all-reduce fast"
     return line

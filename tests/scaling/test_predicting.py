@@ -127,6 +127,23 @@ def test_workers_with_one_device_each_count_as_machines():
     assert row(measured, "cpu-1GbE", 4)["basis"] == "two sizes, several machines"
 
 
+def test_what_one_machine_measured_stays_in_one_machine():
+    """Two workers of one machine say nothing about the network between two machines."""
+    measured = scaling.Measured(0.1, 32, 1e6, steps={2: 0.12}, one_machine=True)
+    found = row(measured, "cpu-1GbE", 4)
+    own = scaling.Machine(2, 10, 0.125)
+    assert found["basis"] == "two sizes, formula between machines" and found == row(measured, own, 4)
+    assert found["exchange_ms"] > 1e3 * 2 * 1 / 2 * 1e6 / 0.125e9  # over that network
+    with pytest.raises(errors.SettingsError, match="give a machine of 8 or more"):
+        row(scaling.Measured(0.1, 32, 1e6, steps={8: 0.12}, one_machine=True), "4xT4-10GbE")
+
+
+def test_software_that_hides_the_exchange_never_makes_a_step_shorter_than_all_measured_ones():
+    overlapped = scaling.Measured(0.1, 32, 500e6, steps={8: 0.11})
+    found = row(overlapped, scaling.Machine(8, 0.5, 1), 2)
+    assert found["step_ms"] == pytest.approx(100) and found["software_ms"] < 0
+
+
 def test_the_input_of_a_machine_limits_its_devices():
     limited = scaling.Measured(0.1, 100, 1e6, input_images_per_second=4000)
     rows = scaling.predict(limited, V100, [2, 8, 16]).to_pylist()

@@ -105,7 +105,7 @@ def test_a_mistake_in_the_function_is_one_line(data, tmp_path):
 
 @pytest.mark.by_hand
 def test_a_refusal_of_a_measuring_process_is_raised_here(data, tmp_path):
-    with pytest.raises(errors.SettingsError, match="returned 'resnet20': give one that returns a Keras model"):
+    with pytest.raises(errors.SettingsError, match=r"model='resnet20': give a compiled keras\.Model"):
         measured(planted.no_model, data, tmp_path, devices=[1])
     with pytest.raises(errors.SettingsError, match="did you mean resnet20"):
         measured("resnet200", data, tmp_path, devices=[1])

@@ -1,5 +1,6 @@
 """The law: the same bits for every number of replicas and of steps per call."""
 
+import contextlib
 import traceback
 
 import keras
@@ -8,8 +9,8 @@ import pytest
 import tensorflow as tf
 from networks import LOSS, tiny
 
-from tfpar import devices, engine, errors, steps
-from tfpar.steps import exchange, shard
+from tfpar import devices, engine, errors, models, steps
+from tfpar.steps import accepted, exchange, shard
 from tfpar.train import checkpoint, inference
 
 BATCH = 48
@@ -298,6 +299,18 @@ def test_a_model_compiled_for_xla_keeps_the_law(digits):
         results.append((bits(model), step.counts.losses))
         assert "_XlaMustCompile" in step.shard.function.function_def.attr
     assert results[0] == results[1]
+
+
+def test_xla_with_determinism_and_max_pooling_is_refused(monkeypatch):
+    """XLA itself would end with an error of TensorFlow."""
+    monkeypatch.setattr(accepted, "is_op_determinism_enabled", lambda: True)
+    model = models.small_cnn((8, 8, 1), 10)
+    batch = np.zeros((4, 8, 8, 1), np.uint8), np.zeros(4, np.int32)
+    for jit_compile in (False, True):
+        model.compile("sgd", LOSS, jit_compile=jit_compile)
+        refused = pytest.raises(errors.SettingsError, match="no deterministic gradient of max pooling; leave out --xla")
+        with refused if jit_compile else contextlib.nullcontext():
+            steps.Step(model).gradient(batch)
 
 
 def test_a_plain_fit_afterwards_is_keras_own_again(digits):

@@ -130,7 +130,11 @@ class _Process:
             )  # fmt: skip
         if cores:
             os.sched_setaffinity(self.process.pid, cores)
-        self.connection.send(told)
+        self.send(told)
+
+    def send(self, message) -> None:
+        with contextlib.suppress(BrokenPipeError):  # it has ended, and who waits for the answer will say so
+            self.connection.send(message)
 
     def failure(self) -> errors.Unavailable:
         code = self.process.wait()
@@ -180,7 +184,7 @@ def _take_turns(groups: dict[int, list[_Process]], seconds: float, bar: tqdm) ->
         several = kind == "several"
         order = "constant" if several or kind == "apart" else kind, steps[number], SEVERAL if several else 1
         for process in processes:
-            process.connection.send(order)
+            process.send(order)
         answers = _answers(processes, LIMIT_SECONDS + 10 * share)
         bar.update()
         if turn == -1:  # the last that warms up tells how many steps fit

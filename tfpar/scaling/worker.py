@@ -66,10 +66,6 @@ class _Turns:
         data = prepare.load(told["data"], verify=False)  # who started this process has done it
         with strategy.scope():
             model = _named(build, data) if isinstance(build, str) else build()
-        if not isinstance(model, keras.Model):
-            raise errors.SettingsError(
-                f"the function for model returned {model!r}: give one that returns a Keras model"
-            )
         replicas, image = strategy.num_replicas_in_sync, data.train.images[:1].nbytes
         local = replicas // group.WorkerGroup(strategy).size
         self.moments = tuple([] for _ in range(local))
@@ -135,7 +131,7 @@ def _listen(connection: Connection, orders: queue.SimpleQueue) -> None:
     try:
         while True:
             orders.put(connection.recv())
-    except EOFError:
+    except (EOFError, OSError):
         os._exit(1)
 
 

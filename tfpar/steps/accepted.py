@@ -43,6 +43,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 from tensorflow.python.distribute import distribute_lib
+from tensorflow.python.framework.config import is_op_determinism_enabled
 
 from tfpar import errors
 from tfpar.steps import tensorflow_repairs
@@ -90,13 +91,17 @@ def raise_first(refusals: Iterator[str]) -> None:
 
 def refusals_of_graph(function, *, xla: bool) -> Iterator[str]:
     """Yield why a traced shard depends on more than its arguments, or, without XLA, has a sum in no fixed order: it reads a
-    variable of no layer, draws stateful random numbers, or calls a function traced before."""
+    variable of no layer, draws stateful random numbers, or calls a function traced before; or why XLA cannot compile it."""
     if function.graph.variables:
         names = ", ".join(sorted(variable.name.split(":")[0] for variable in function.graph.variables)[:3])
         why = "they belong to no layer or to a metric, or a tf.function inside reads them"
         todo = "Create them with add_weight of a layer, seed generators as attributes of a layer, and leave @tf.function out"
         yield f"the model reads variables past the step ({names}): {why}. {todo}"
-    if drawn := {node.op for node in tensorflow_repairs.nodes_of(function)} & STATEFUL_RANDOM:
+    operations = {node.op for node in tensorflow_repairs.nodes_of(function)}
+    if xla and is_op_determinism_enabled() and operations & {"MaxPoolGrad", "MaxPoolGradV2", "MaxPool3DGrad"}:
+        why = "XLA has no deterministic gradient of max pooling"
+        yield f"{why}; leave out --xla (jit_compile) or --deterministic, or take a network without it, such as resnet20"
+    if drawn := operations & STATEFUL_RANDOM:
         yield f"{', '.join(sorted(drawn))} of TensorFlow cannot repeat a step; use keras.random with a SeedGenerator"
     if not xla and (unordered := tensorflow_repairs.unordered_sums(function)):
         why = f"the model calls a tf.function that was traced before, with a sum in no fixed order ({unordered[0]})"

@@ -269,6 +269,24 @@ def test_the_command_takes_another_machine_and_another_exchange(capsys):
     assert f"{expected['step_ms']:,.3f}" in out[1] and "one device" in out[1] and out[2].startswith("knee: ")
 
 
+def test_the_command_predicts_from_a_report(monkeypatch, capsys):
+    """Its exchange and its machine count, until a size of several machines is added."""
+    measured = scaling.Measured(0.1, 32, 1e6, steps={2: 0.12}, all_reduce="ordered", one_machine=True)
+
+    class Report:
+        def measured(self):
+            return measured
+
+    monkeypatch.setattr(scaling, "load", {"there": Report()}.get)
+    assert cli.main("scaling --predict there --machine cpu-1GbE --devices 4 --json".split()) == 0
+    assert json.loads(capsys.readouterr().out)["predictions"] == [row(measured, "cpu-1GbE", 4)]
+    more = "scaling --predict there --also 4=130 --per-machine 2 --inside 10 --outside 1 --devices 8 --json"
+    assert cli.main(more.split()) == 0
+    added = scaling.Measured(0.1, 32, 1e6, steps={2: 0.12, 4: 0.13}, all_reduce="ordered")
+    found = json.loads(capsys.readouterr().out)["predictions"][0]
+    assert found == row(added, scaling.Machine(2, 10, 1), 8) and found["basis"] == "two sizes, several machines"
+
+
 @pytest.mark.parametrize(
     "words",
     [

@@ -55,6 +55,12 @@ OPTIONS = {
         "--cpus": NUMBERS, "--memory": AMOUNTS, "--shm": AMOUNTS, "--port": [*NUMBERS, "65536"], "--deadline": NUMBERS,
         "--dockerfile": [None], "--nonsense": [None],
     },
+    "scaling": {  # what would measure has tests of its own
+        "--step-ms": NUMBERS, "--batch": NUMBERS, "--gradient-mb": NUMBERS, "--devices": [*NUMBERS, "8,16", "8,", "8,x"],
+        "--also": ["8=3", "16=4", "8", "8=", "=3", "8=nan", "0=3", "8=3=3", "x=3"], "--machine": ["8xH100-NDR", "cpu-1GbE", "8xH101", "", "x" * 300],
+        "--per-machine": NUMBERS, "--inside": NUMBERS, "--outside": NUMBERS, "--price": NUMBERS, "--images": NUMBERS, "--epochs": NUMBERS,
+        "--all-reduce": ["ordered", "fast", "x"], "--seconds": NUMBERS, "--out": PATHS, "--json": [None], "--nonsense": [None],
+    },
     "launch": {"--workers": ["2", *NUMBERS], "--restarts": NUMBERS, "--logs": ["logs", "file.txt", "file.txt/x", ""], "--nonsense": [None]},
 }  # fmt: skip
 
@@ -85,6 +91,7 @@ def command_line(random) -> list[str]:
     right = {
         "prepare": ["photos", f"new{random.integers(99)}"], "train": ["data"], "predict": ["run", "photos/cat/0.png"], "evaluate": ["run"], "export": ["run"], "compare": ["run", "run"],
         "doctor": [], "kubernetes": ["--workers", "2", "--gpus", "0", "--image", "tfpar:1"], "launch": ["--workers", "2"],
+        "scaling": ["--step-ms", "3", "--batch", "8", "--gradient-mb", "1", "--machine", "8xV100-EDR", "--devices", "64"],
     }.get(command, ["data"])  # fmt: skip
     words = [command, *(one(PATHS) if random.random() < 0.3 and command in DIRECT else target for target in right)]
     if command == "train":

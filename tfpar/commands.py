@@ -241,7 +241,9 @@ def _predict_scaling(given) -> None:
     else:
         measured = scaling.Measured(given.step_ms / 1e3, given.batch, given.gradient_mb * 1e6)
     steps = {**measured.steps, **dict(given.also or ())}
-    measured = dataclasses.replace(measured, steps=steps, all_reduce=given.all_reduce or measured.all_reduce)
+    inside = measured.one_machine and not given.also
+    all_reduce = given.all_reduce or measured.all_reduce
+    measured = dataclasses.replace(measured, steps=steps, all_reduce=all_reduce, one_machine=inside)
     machine, costs = given.machine or scaling.Machine(*own), ("price", "images", "epochs")
     found = scaling.predict(measured, machine, given.devices, **{name: getattr(given, name) for name in costs})
     knee, rows = int(found.schema.metadata[b"knee"]), found.to_pylist()

@@ -127,6 +127,23 @@ def test_workers_with_one_device_each_count_as_machines():
     assert row(measured, "cpu-1GbE", 4)["basis"] == "two sizes, several machines"
 
 
+def test_what_one_machine_measured_stays_in_one_machine():
+    """Two workers of one machine say nothing about the network between two machines."""
+    measured = scaling.Measured(0.1, 32, 1e6, steps={2: 0.12}, one_machine=True)
+    found = row(measured, "cpu-1GbE", 4)
+    own = scaling.Machine(2, 10, 0.125)
+    assert found["basis"] == "two sizes, formula between machines" and found == row(measured, own, 4)
+    assert found["exchange_ms"] > 1e3 * 2 * 1 / 2 * 1e6 / 0.125e9  # over that network
+    with pytest.raises(errors.SettingsError, match="give a machine of 8 or more"):
+        row(scaling.Measured(0.1, 32, 1e6, steps={8: 0.12}, one_machine=True), "4xT4-10GbE")
+
+
+def test_software_that_hides_the_exchange_never_makes_a_step_shorter_than_all_measured_ones():
+    overlapped = scaling.Measured(0.1, 32, 500e6, steps={8: 0.11})
+    found = row(overlapped, scaling.Machine(8, 0.5, 1), 2)
+    assert found["step_ms"] == pytest.approx(100) and found["software_ms"] < 0
+
+
 def test_the_input_of_a_machine_limits_its_devices():
     limited = scaling.Measured(0.1, 100, 1e6, input_images_per_second=4000)
     rows = scaling.predict(limited, V100, [2, 8, 16]).to_pylist()
@@ -250,6 +267,24 @@ def test_the_command_takes_another_machine_and_another_exchange(capsys):
     expected = row(measured, scaling.Machine(4, 20, 2), 16)
     out = capsys.readouterr().out.splitlines()
     assert f"{expected['step_ms']:,.3f}" in out[1] and "one device" in out[1] and out[2].startswith("knee: ")
+
+
+def test_the_command_predicts_from_a_report(monkeypatch, capsys):
+    """Its exchange and its machine count, until a size of several machines is added."""
+    measured = scaling.Measured(0.1, 32, 1e6, steps={2: 0.12}, all_reduce="ordered", one_machine=True)
+
+    class Report:
+        def measured(self):
+            return measured
+
+    monkeypatch.setattr(scaling, "load", {"there": Report()}.get)
+    assert cli.main("scaling --predict there --machine cpu-1GbE --devices 4 --json".split()) == 0
+    assert json.loads(capsys.readouterr().out)["predictions"] == [row(measured, "cpu-1GbE", 4)]
+    more = "scaling --predict there --also 4=130 --per-machine 2 --inside 10 --outside 1 --devices 8 --json"
+    assert cli.main(more.split()) == 0
+    added = scaling.Measured(0.1, 32, 1e6, steps={2: 0.12, 4: 0.13}, all_reduce="ordered")
+    found = json.loads(capsys.readouterr().out)["predictions"][0]
+    assert found == row(added, scaling.Machine(2, 10, 1), 8) and found["basis"] == "two sizes, several machines"
 
 
 @pytest.mark.parametrize(

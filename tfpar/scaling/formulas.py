@@ -19,11 +19,12 @@ knee        = the last doubling of the devices, from one on, that still saves a 
 ```
 
 The ring sends each byte at most twice (Patarasuk and Yuan 2009). 14 us is NCCL's constant for a hop of the network
-(`src/graph/tuning.cc`), 41 us the smallest all-reduce of 8 H200. In the exchange by pairs (`ordered`) each device sends its whole
-gradient in each of `log2 N` rounds, and the `g` devices of a machine share its link. The sum over the sorted sample is the mean of the largest of N draws from
-it; the largest of many draws grows with ln N (Gumbel 1958). `z` is from Blom 1958, and 0.03 was fitted on published points, as tests/benchmarks/published.py reads them.
-`epochs` is from McCandlish et al. 2018; E = 35 and B_crit = 46,000 describe 15 MLPerf batches of ResNet-50 on ImageNet, from 408
-to 67,456 images, to 3 % in the mean. Another task has another B_crit.
+(`src/graph/tuning.cc`), 41 us the smallest all-reduce of 8 H200. In the exchange by pairs (`ordered`) each device sends its
+whole gradient in each of `log2 N` rounds, and the `g` devices of a machine share its link. The sum over the sorted samples is
+the mean of the largest of N draws from them; the largest of many draws grows with ln N (Gumbel 1958). `z` is from Blom 1958;
+0.03 was fitted on published points (tests/benchmarks/published.py). `epochs` is from McCandlish et al. 2018: E = 35 and
+B_crit = 46,000 describe 15 MLPerf batches of ResNet-50 on ImageNet, from 408 to 67,456 images, to 3 % in the mean. Another
+task has another B_crit.
 
 Example:
     >>> machine = scaling.MACHINES["8xV100-EDR"]

@@ -61,8 +61,8 @@ MACHINES: dict[str, Machine] = {
     "4xA100-PCIe-EDR": Machine(4, 31.5, 12.5, "PCIe 4.0 x16; 1 port of 100 Gb/s InfiniBand EDR"),
     "4xL40S-25GbE": Machine(4, 31.5, 3.125, "PCIe 4.0 x16; 25 Gb/s Ethernet"),
     "4xT4-10GbE": Machine(4, 15.75, 1.25, "PCIe 3.0 x16; 10 Gb/s Ethernet"),
-    "cpu-1GbE": Machine(1, 10, 0.125, "one worker on each machine; 1 Gb/s Ethernet"),
-    "cpu-10GbE": Machine(1, 10, 1.25, "one worker on each machine; 10 Gb/s Ethernet"),
+    "cpu-1GbE": Machine(1, 10, 0.125, "as many workers as were measured on one; 1 Gb/s Ethernet"),
+    "cpu-10GbE": Machine(1, 10, 1.25, "as many workers as were measured on one; 10 Gb/s Ethernet"),
 }
 
 
@@ -78,6 +78,7 @@ class Measured:
         samples: seconds of single steps of one device, none or at least 30; they give the jitter.
         input_images_per_second: which the input pipeline of one machine delivers; None where it never limits.
         all_reduce: fast (a ring) or ordered (by pairs).
+        one_machine: whether all sizes stand in one machine, as those of a `Report` do.
 
     Raises:
         errors.SettingsError: a value is out of its range.
@@ -90,6 +91,7 @@ class Measured:
     samples: Sequence[float] = ()
     input_images_per_second: float | None = None
     all_reduce: str = "fast"
+    one_machine: bool = False
 
     def __post_init__(self):
         validate.integer("batch", self.batch, 1, validate.MOST_BATCH)
@@ -113,7 +115,7 @@ def predict(
 
     Args:
         measured: a `Measured`, or a `Report` of `measure`.
-        machine: a `Machine`, or a name in `MACHINES`.
+        machine: a `Machine`, or a name in `MACHINES`. A machine of one device gets as many as `one_machine` measured.
         devices: numbers of devices, each with the measured batch.
         price: of one device for one hour; needs `images` and `epochs`.
         images: of an epoch.
@@ -134,17 +136,19 @@ def predict(
         validate.reject("measured", measured, "a Report of scaling.measure, or a scaling.Measured")
     if not isinstance(machine, Machine):
         validate.reject("machine", machine, f"{', '.join(MACHINES)} or a scaling.Machine with the figures of yours")
+    if measured.one_machine and (most := max(measured.steps, default=1)) > machine.devices:
+        if machine.devices > 1:
+            raise errors.SettingsError(f"{most} devices of one machine were measured: give a machine of {most} or more")
+        machine = dataclasses.replace(machine, devices=most)
     if (images is None) != (epochs is None) or (price is not None and images is None):
         told = f"price={price}, images={images}, epochs={epochs}"
         raise errors.SettingsError(f"{told}: give images and epochs together; a price needs both")
     n = np.array([validate.integer("devices", each, 1, validate.MOST_DEVICES) for each in devices], int)
-    step, basis, jitter, exchange = _steps(measured, machine, n)
-    limited = _limited_by_input(step, measured, machine, n)
-    rate, efficiency = n * measured.batch / limited, measured.step_seconds / limited
+    step, basis, jitter, exchange, software = _steps(measured, machine, n)
+    rate, efficiency = n * measured.batch / step, measured.step_seconds / step
     low, high = _band(efficiency, basis, _unseen(measured, n))
-    software = step - (measured.step_seconds + jitter + exchange)
     columns = {
-        "devices": n, "step_ms": 1e3 * limited, "images_per_second": rate, "efficiency": efficiency, "low": low, "high": high,
+        "devices": n, "step_ms": 1e3 * step, "images_per_second": rate, "efficiency": efficiency, "low": low, "high": high,
         "basis": basis, "compute_ms": np.full(len(n), 1e3 * measured.step_seconds), "jitter_ms": 1e3 * jitter,
         "exchange_ms": 1e3 * exchange, "software_ms": 1e3 * software,
     }  # fmt: skip
@@ -157,7 +161,7 @@ def predict(
 
 
 def _steps(measured: Measured, machine: Machine, n: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Return the seconds of a step, on what each is based, and its jitter and exchange in seconds."""
+    """Return the seconds of a step, on what each is based, and the seconds of jitter, exchange and software."""
     g, known = machine.devices, {1: measured.step_seconds, **measured.steps}
     inside, most = max((size for size in known if 1 < size <= g), default=1), max(known)
     sizes = np.append(n, [inside, most])
@@ -166,7 +170,7 @@ def _steps(measured: Measured, machine: Machine, n: np.ndarray) -> tuple[np.ndar
     jitter = measured.step_seconds * formulas.jitter(sizes, measured.samples)
     exchange = formulas.exchange(sizes, machine, measured.gradient_bytes, all_reduce=measured.all_reduce)
     formula = measured.step_seconds + jitter + exchange
-    step = formula[:-2] + (known[inside] - formula[-2])
+    step = np.maximum(formula[:-2] + (known[inside] - formula[-2]), min(known.values()))
     names = (formulas.BETWEEN, formulas.INSIDE) if inside > 1 else (formulas.ONE_DEVICE, formulas.ONE_DEVICE)
     basis = np.where(n > g, *names).astype(object)
     if most > g:
@@ -177,13 +181,9 @@ def _steps(measured: Measured, machine: Machine, n: np.ndarray) -> tuple[np.ndar
         step, basis = np.where(n > g, several, step), np.where(n > g, formulas.SEVERAL, basis)
     for size, seconds in known.items():
         step[n == size], basis[n == size] = seconds, formulas.MEASURED
-    return step, basis, jitter[:-2], exchange[:-2]
-
-
-def _limited_by_input(step: np.ndarray, measured: Measured, machine: Machine, n: np.ndarray) -> np.ndarray:
-    """Return the seconds of a step that also waits for its images: the devices of a machine share one input pipeline."""
-    images = measured.batch * np.minimum(n, machine.devices)
-    return np.maximum(step, images / (measured.input_images_per_second or math.inf))
+    images = measured.batch * np.minimum(n, g)  # of a machine, whose devices share one input pipeline
+    limited = np.maximum(step, images / (measured.input_images_per_second or math.inf))
+    return limited, basis, jitter[:-2], exchange[:-2], step - formula[:-2]
 
 
 def _unseen(measured: Measured, n: np.ndarray) -> np.ndarray:
@@ -208,6 +208,5 @@ def _band(efficiency: np.ndarray, basis: np.ndarray, unseen: np.ndarray) -> tupl
 def _knee(measured: Measured, machine: Machine, critical_batch: float) -> int:
     """Return the last number of devices up to which each doubling leaves three quarters of the time or less; at least 1."""
     n = 2 ** np.arange(17 if machine.outside else machine.devices.bit_length())
-    step = _limited_by_input(_steps(measured, machine, n)[0], measured, machine, n)
-    time = (1 + n * measured.batch / critical_batch) * step / n
+    time = (1 + n * measured.batch / critical_batch) * _steps(measured, machine, n)[0] / n
     return int(n[np.cumprod(time[1:] <= _QUARTER_SAVED * time[:-1]).sum()])

@@ -97,7 +97,7 @@ class Report:
         steps = {count: self._mean(count, "real") for count in counts}
         rate = counts[-1] * batch / self._mean(counts[-1], "input")
         one, gradient, samples = steps.pop(1), self.content["gradient_bytes"], tuple(self._samples)
-        return Measured(one, batch, gradient, steps, samples, rate, all_reduce=self.content["all_reduce"])
+        return Measured(one, batch, gradient, steps, samples, rate, self.content["all_reduce"], one_machine=True)
 
     def write(self, directory: str | os.PathLike) -> None:
         """Write the four files; `scaling.json` comes last, so that a directory without it holds no measurement."""

@@ -10,7 +10,7 @@ from tfpar import devices
 from tfpar.engine import permutation
 from tfpar.steps import exchange
 
-SECONDS = 0.03
+SECONDS = 0.06
 OF_INPUT = 0.16  # of each batch; four of them may be made at once
 
 if os.environ.get("CUDA_VISIBLE_DEVICES", "-1") != "-1":  # where a test plays a machine with GPUs

@@ -171,14 +171,12 @@ class Report:
     def _differences(self, count: int, worker: int) -> dict[str, float]:
         """Return the seconds of a worker's own parts of a step: the median over the turns of each difference."""
 
-        def means(of: int, kind: str, process: int | None = None) -> np.ndarray:
-            return np.array(
-                [turn[slice(None) if process is None else process].mean() for turn in self._turns(of, kind)]
-            )
+        def means(of: int, kind: str, processes=slice(None)) -> np.ndarray:
+            return np.array([turn[processes].mean() for turn in self._turns(of, kind)])
 
         def own(kind: str) -> np.ndarray:
             waits = [turn[worker].mean() for turn in self._turns(count, kind, "waits")]
-            return means(count, kind) - np.array(waits) * (count > 1)
+            return means(count, kind) - np.array(waits)
 
         call = means(1, "constant") - means(1, "several")
         found = {"input": own("real") - own("constant"), "python": call * SEVERAL / (SEVERAL - 1)}

@@ -25,7 +25,7 @@ LEVELS = [
     {"kubernetes", "devices"},
     {"engine", "steps"},
     {"train", "check"},
-    {"diagnose", "export", "compiling"},
+    {"diagnose", "export", "compiling", "fpga"},
     {"commands"},
     {"cli"},
     {"__main__"},
@@ -125,6 +125,7 @@ def test_a_face_has_a_docstring_with_an_example_and_names_and_nothing_else():
     [
         "from tfpar.cli import main; main(['--help'])",
         "from tfpar.cli import main; main(['launch', '--help'])",
+        "from tfpar.cli import main; main(['fpga', '--help'])",
         "from tfpar.cli import main; main('kubernetes --workers 2 --gpus 0 --image i -- train digits'.split())",
         "from tfpar.cli import main; main('train digits --stage 1@0.1 --shards 0'.split())",
         "import tfpar.workers.launcher",

@@ -104,6 +104,14 @@ def parser(functions: Mapping[str, Callable], *, kind=argparse.ArgumentParser) -
     caffe.add_argument("net", help="a prototxt")
     caffe.add_argument("weights", help="its caffemodel")
     caffe.add_argument("--image", metavar="FILE", help="a picture; default: random numbers")
+    fpga = command("fpga", "turn a quantized twin into a circuit, and print its figures")
+    fpga.add_argument("twin", metavar="TWIN.keras", help="made by tfpar.fpga.quantized and fit")
+    fpga.add_argument(
+        "data", help="a prepared directory, or a source as for prepare; its validation images are compared"
+    )
+    fpga.add_argument("directory", help="where the circuit goes")
+    fpga.add_argument("--device", choices=("25k", "45k", "85k"), default="25k", help="of Lattice's ECP5; default 25k")
+    fpga.add_argument("--no-route", action="store_true", help="end after synthesis: no clock, no bitstream")
     _add_launch(command)
     _add_kubernetes(command, functions.get("--dockerfile"))
     doctor = command("doctor", "what this machine and these versions can do, and what to fix")

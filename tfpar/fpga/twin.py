@@ -15,7 +15,7 @@ from tfpar import errors, validate
 from tfpar.fpga import tools
 
 MOST_BIT_OPERATIONS = 200_000  # twice what fits the largest ECP5: more is not worth a trace
-BATCH = 64
+BATCH = 128
 COPIED = ["name", "filters", "units", "kernel_size", "pool_size", "strides", "padding", "dilation_rate", "activation"]
 
 

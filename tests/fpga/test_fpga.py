@@ -99,7 +99,7 @@ def test_a_weight_changed_after_the_trace_is_found(verilator, digits, tmp_path):
     # The images in the circuit follow one another; those that nobody trained with are right as well.
     images = np.concatenate([images[:50], pictures(50, 8, 8, 1)])
     logits, cycles = fpga.simulate(circuit, images, twin=twin)
-    assert logits.shape == (100, 10) and logits.dtype == np.float32 and cycles == circuit.stages + 1 == circuit.cycles
+    assert logits.shape == (100, 10) and logits.dtype == np.float32 and cycles == circuit.stages + 1
 
 
 # ---- the circuit

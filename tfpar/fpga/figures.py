@@ -40,10 +40,10 @@ def measure(model: keras.Model, split, directory, *, device: str = "25k", routed
         cells = chip.synthesize(circuit)
         verilog.simulate(circuit, images, twin=model, netlist=True)
         found = {"images": len(images), "correct": int(np.sum(logits.argmax(1) == labels)), "logits": logits.size}
-        found |= {"bit_operations": twin.bit_operations(model), "pixels": circuit.pixels, "stages": circuit.stages}
-        found |= {"cycles": cycles, "synthesis": cells}
+        found |= {"bit_operations": twin.bit_operations(model), "pixels": circuit.pixels, "cycles": cycles}
+        found["synthesis"] = cells
         if routed:
-            found["routing"] = chip.route(circuit, device=device) | {"device": device}
+            found["routing"] = chip.route(circuit, device=device)
         circuit.directory.replace(target)
     return found
 
@@ -51,10 +51,8 @@ def measure(model: keras.Model, split, directory, *, device: str = "25k", routed
 def rows(found: dict) -> list[tuple[str, str, str]]:
     """Return the table of what `measure` found: each figure, its value, and how it was obtained."""
     cells, cycles, whole = found["synthesis"], found["cycles"], found["cycles"] + found["pixels"]
-    table = [
-        ("figure", "value", "obtained"),
-        ("accuracy", f"{found['correct']} of {found['images']} images", "measured"),
-    ]
+    table = [("figure", "value", "obtained")]
+    table.append(("accuracy", f"{found['correct']} of {found['images']} images", "measured"))
     table.append(("logits equal to Keras'", f"{found['logits']:,} of {found['logits']:,}", "simulated"))
     table.append(("bit operations for an image", f"{found['bit_operations']:,}", "computed"))
     table.append(("LUT4, with two for each carry", f"{cells['lut4']:,}", "measured, after synthesis"))

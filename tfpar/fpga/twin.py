@@ -6,7 +6,6 @@ Source of the method: Sun et al., HGQ: High Granularity Quantization, arXiv:2405
 from __future__ import annotations
 
 import os
-import time
 
 import keras
 import numpy as np
@@ -45,8 +44,7 @@ def quantized(model: keras.Model, *, weight_bits: int = 5, fraction_bits: int = 
     x = inputs = keras.Input(model.input_shape[1:], dtype="uint8")
     x = keras.layers.Rescaling(1 / 256)(x)
     with (
-        QuantizerConfigScope(default_q_type="kbi", overflow_mode="SAT_SYM"),
-        QuantizerConfigScope(place=("weight", "bias"), b0=weight_bits),
+        QuantizerConfigScope(place=("weight", "bias"), default_q_type="kbi", overflow_mode="SAT_SYM", b0=weight_bits),
         QuantizerConfigScope(place="datalane", default_q_type="kif", overflow_mode="WRAP", f0=fraction_bits),
         LayerConfigScope(enable_ebops=True, beta0=0.0),
     ):
@@ -77,14 +75,13 @@ def fit(twin: keras.Model, images, labels, *, epochs: int, beta: float, learning
     Raises:
         errors.SettingsError: a value is out of its range, or the images do not have the twin's shape.
     """
-    core(twin, images)
     images, labels = validate.split((images, labels))
+    core(twin, images)
     epochs = validate.integer("epochs", epochs, 0, 10**6)
     beta, learning_rate = validate.number("beta", beta, 0, 1), validate.number("learning_rate", learning_rate, 0, 1)
     from hgq.utils import trace_minmax
     from hgq.utils.sugar import BetaScheduler
 
-    started = time.perf_counter()
     if epochs:
         rate = keras.optimizers.schedules.CosineDecay(learning_rate, epochs * -(-len(images) // BATCH))
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -92,7 +89,7 @@ def fit(twin: keras.Model, images, labels, *, epochs: int, beta: float, learning
         price = BetaScheduler(lambda epoch: beta * 100 ** (min(1, epoch / (0.6 * epochs)) - 1))
         twin.fit(images, labels, batch_size=BATCH, epochs=epochs, verbose=0, callbacks=[price])
     found = trace_minmax(twin, images)
-    print(f"fit: {epochs} epochs, {found:,} bit operations for an image, {time.perf_counter() - started:.0f} s")
+    print(f"fit: {epochs} epochs, {found:,} bit operations for an image")
     return found
 
 
@@ -110,10 +107,9 @@ def load(path: str | os.PathLike) -> keras.Model:
     if not path.is_file():
         raise errors.InputNotFound(f"{path}: no such file; write it with twin.save after fpga.fit")
     try:
-        twin = keras.models.load_model(path, compile=False)
+        return keras.models.load_model(path, compile=False)
     except (ValueError, TypeError, OSError, KeyError) as error:
         raise errors.DataError(f"{path}: Keras cannot read it ({errors.first_line(error)}); save it again") from error
-    return twin
 
 
 def core(twin: keras.Model, images: np.ndarray) -> list[keras.Layer]:
@@ -122,9 +118,10 @@ def core(twin: keras.Model, images: np.ndarray) -> list[keras.Layer]:
     from hgq.layers import QConv2D, QDense
 
     layers = _chain(twin, (QConv2D, QDense), "give a twin made by fpga.quantized")
-    validate.split((images, np.zeros(len(images), int)))
-    if images.shape[1:] != twin.input_shape[1:]:
-        validate.reject("images", images.shape, f"{('N', *twin.input_shape[1:])}, the shape that the twin takes")
+    if images.shape[1:] != twin.input_shape[1:] or images.dtype != np.uint8:
+        validate.reject(
+            "images", f"{images.dtype}{images.shape}", f"uint8{('N', *twin.input_shape[1:])}, as the twin takes"
+        )
     return layers
 
 

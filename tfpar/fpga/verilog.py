@@ -7,10 +7,8 @@ which takes the pixels of an image one after the other: 512 bits of an image of 
 from __future__ import annotations
 
 import json
-import os
 import re
 import tempfile
-import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,11 +34,6 @@ class Circuit(NamedTuple):
     fraction_bits: int  # of these
     signed: bool
 
-    @property
-    def cycles(self) -> int:
-        """From the last pixel to the logits."""
-        return self.stages + 1
-
 
 def circuit(model: keras.Model, directory, *, images: np.ndarray, levels_per_stage: int = 2) -> Circuit:
     """Write the circuit of a twin in Verilog, after a check that its integer program gives Keras' logits.
@@ -58,7 +51,7 @@ def circuit(model: keras.Model, directory, *, images: np.ndarray, levels_per_sta
 
     Source: Sun et al., da4ml: Distributed Arithmetic for Real-time Neural Networks on FPGAs, arXiv:2507.04535.
     """
-    layers, started = core(model, images), time.perf_counter()
+    layers = core(model, images)
     bit_operations(model)
     levels = validate.integer("levels_per_stage", levels_per_stage, 1, 1000)
     directory = free(directory)
@@ -73,19 +66,18 @@ def circuit(model: keras.Model, directory, *, images: np.ndarray, levels_per_sta
     program = comb_trace(*traced)
     _require_equal(program.predict(images.reshape(len(images), -1) / 256), model, images, "the integer program")
     with tempfile.TemporaryDirectory() as place:
-        network = RTLModel(program, "network", place, latency_cutoff=levels, print_latency=False)
-        network.write()
+        RTLModel(program, "network", place, latency_cutoff=levels, print_latency=False).write()
         # lookup_table.v opens a file that does not exist; Verilator 5.006 refuses the comments.
         sources = [path.read_text() for path in sorted(Path(place).rglob("*.v")) if path.name != "lookup_table.v"]
         stages = json.loads(Path(place, "metadata.json").read_text())["latency"]
     sign, whole, fraction = get_io_kifs(program)[1].max(axis=1).tolist()
     made = Circuit(directory, *program.shape, stages, 8, sign + whole + fraction, fraction, bool(sign))
     files.make_directory(directory)
-    files.write(directory / "network.v", re.sub("// verilator.*", "", "".join(sources)))
-    sizes = {"PIXELS": made.pixels, "LOGITS": made.classes * made.logit_bits, "CYCLES": made.cycles}
+    files.write(directory / "network.v", re.sub(r"//\s*verilator.*|/\*\s*verilator.*?\*/", "", "".join(sources)))
+    sizes = {"PIXELS": made.pixels, "LOGITS": made.classes * made.logit_bits, "CYCLES": made.stages + 1}
     defined = "".join(f"`define {name} {size}\n" for name, size in sizes.items())
     files.write(directory / "top.v", defined + (HERE / "top.v").read_text())
-    print(f"circuit: {stages} stages, cost {program.cost:,.0f}, {time.perf_counter() - started:.0f} s; equals Keras")
+    print(f"circuit: {stages} stages, cost {program.cost:,.0f}; equals Keras for {len(images)} images")
     return made
 
 
@@ -107,13 +99,13 @@ def simulate(circuit: Circuit, images: np.ndarray, *, twin=None, netlist: bool =
         RuntimeError: a logit differs from the twin's, or the circuit does not answer each image after the same number of cycles.
     """
     tools.require(simulation=True)
-    names, started = (["netlist.v"] if netlist else ["network.v", "top.v"]), time.perf_counter()
+    names = ["netlist.v"] if netlist else ["network.v", "top.v"]
     need(circuit, names[-1])
     if images.dtype != np.uint8 or np.prod(images.shape[1:]) != circuit.pixels:
         validate.reject("images", f"{images.dtype}{images.shape}", f"uint8 images of {circuit.pixels} values each")
     sources = [HERE / "bench.cpp", HERE / "bench.v", *(circuit.directory.absolute() / name for name in names)]
     options = "--cc --exe --build -Wno-lint -Wno-style -Wno-fatal --top-module bench -MAKEFLAGS OPT_FAST=-O0"
-    sizes = f"-DLOGITS={circuit.classes * circuit.logit_bits} -CFLAGS -DREST={circuit.cycles + 1}"
+    sizes = f"-DLOGITS={circuit.classes * circuit.logit_bits} -CFLAGS -DREST={circuit.stages + 2}"
     with tempfile.TemporaryDirectory() as place:
         tools.run(["verilator", *options.split(), *sizes.split(), *map(str, sources)], Path(place))
         said = tools.run([f"{place}/obj_dir/Vbench"], Path(place), images.tobytes())
@@ -121,7 +113,7 @@ def simulate(circuit: Circuit, images: np.ndarray, *, twin=None, netlist: bool =
     cycles = {int(edge) - circuit.pixels * (i + 1) for i, (edge, _) in enumerate(printed)}
     if len(printed) != len(images) or len(cycles) != 1:
         raise RuntimeError(f"{len(printed)} answers to {len(images)} images, after {sorted(cycles)} cycles")
-    print(f"simulation of {' and '.join(names)}: {len(images)} images, {time.perf_counter() - started:.0f} s")
+    print(f"simulation of {' and '.join(names)}: {len(images)} images, {min(cycles)} cycles to the logits")
     width, words = circuit.logit_bits, [int(bits, 16) for _, bits in printed]
     raw = np.array([[word >> width * j & 2**width - 1 for j in range(circuit.classes)] for word in words])
     raw -= circuit.signed * (raw >> width - 1 << width)
@@ -134,7 +126,7 @@ def simulate(circuit: Circuit, images: np.ndarray, *, twin=None, netlist: bool =
 def free(directory) -> Path:
     """Return a path where a circuit can go: nothing is there, or an empty directory."""
     directory = validate.path("directory", directory)
-    if os.path.lexists(directory) and not (directory.is_dir() and not any(directory.iterdir())):
+    if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
         raise errors.OutputError(f"{directory}: exists already; remove it, or name another directory")
     return directory
 

@@ -48,6 +48,7 @@ OPTIONS = {
     "compare": {"--out": PATHS, "--nonsense": [None]},
     "evaluate": {"--data": PATHS, "--split": ["validation", "test", "x"]},
     "export": {"--to": ["saved_model", "tflite", "onnx", "x"], "--out": PATHS},
+    "fpga": {"--device": ["25k", "85k", "12k", ""], "--no-route": [None], "--nonsense": [None]},
     "doctor": {"--json": [None], "--verbose": [None], "--nonsense": [None]},
     "kubernetes": {
         "--workers": NUMBERS, "--gpus": NUMBERS, "--target": ["job", "jobset", "x", ""], "--name": NAMES, "--namespace": NAMES,
@@ -72,6 +73,7 @@ DIRECT = (
     "evaluate",
     "export",
     "compare",
+    "fpga",
     "nonsense",
 )  # a path may stand in each of their places
 NOT_LAUNCHED = [
@@ -90,6 +92,7 @@ def command_line(random) -> list[str]:
     known = OPTIONS.get(command, {})
     right = {
         "prepare": ["photos", f"new{random.integers(99)}"], "train": ["data"], "predict": ["run", "photos/cat/0.png"], "evaluate": ["run"], "export": ["run"], "compare": ["run", "run"],
+        "fpga": ["run/model.keras", "data", "circuit"],
         "doctor": [], "kubernetes": ["--workers", "2", "--gpus", "0", "--image", "tfpar:1"], "launch": ["--workers", "2"],
         "scaling": ["--step-ms", "3", "--batch", "8", "--gradient-mb", "1", "--machine", "8xV100-EDR", "--devices", "64"],
     }.get(command, ["data"])  # fmt: skip

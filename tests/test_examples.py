@@ -1,7 +1,7 @@
 """Every example of the docstrings runs, in a directory that has what they name, and gives what it says."""
 
 import doctest
-import importlib
+import importlib.util
 import pkgutil
 import shutil
 from pathlib import Path
@@ -24,6 +24,8 @@ MODULES = [importlib.import_module(name) for name in NAMES]
 TESTS = {
     test.name: test for module in MODULES for test in doctest.DocTestFinder(recurse=True).find(module) if test.examples
 }
+TESTS_OF_FPGA = Path(__file__).parent / "fpga"
+MARKS = {"tfpar.workers.launcher": "by_hand", "tfpar.fpga": "extra"}
 
 
 class SaysOrIsSilent(doctest.OutputChecker):
@@ -73,15 +75,18 @@ def place(digits, tmp_path_factory):
             (place / "photos" / ("cat", "dog")[i % 2]).mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (64, 48), (40 * i, 90, 200)).save(place / "photos" / ("cat", "dog")[i % 2] / f"{i}.png")
         Image.new("RGB", (640, 480), "gray").save(place / "cat.jpg")
+        shutil.copy(TESTS_OF_FPGA / "T.keras", "twin.keras")
         _write_caffe()
     return place
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.by_hand] * (n == "tfpar.workers.launcher")) for n in TESTS]
+    "name", [pytest.param(n, marks=[getattr(pytest.mark, MARKS[n])] if n in MARKS else []) for n in TESTS]
 )
 def test_example(name, place, digits, monkeypatch):
+    if name == "tfpar.fpga" and not (importlib.util.find_spec("hgq") and shutil.which("verilator")):
+        pytest.skip("needs the extra [fpga], and verilator from apt")
     monkeypatch.chdir(place)
     keras.utils.set_random_seed(0)
     strategy = devices.strategy()

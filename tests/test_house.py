@@ -25,7 +25,7 @@ LEVELS = [
     {"kubernetes", "devices"},
     {"engine", "steps"},
     {"train", "check"},
-    {"diagnose", "export", "compiling"},
+    {"diagnose", "export", "compiling", "fpga"},
     {"scaling"},
     {"commands"},
     {"cli"},
@@ -126,6 +126,7 @@ def test_a_face_has_a_docstring_with_an_example_and_names_and_nothing_else():
     [
         "from tfpar.cli import main; main(['--help'])",
         "from tfpar.cli import main; main(['launch', '--help'])",
+        "from tfpar.cli import main; main(['fpga', '--help'])",
         "from tfpar.cli import main; main('kubernetes --workers 2 --gpus 0 --image i -- train digits'.split())",
         "from tfpar.cli import main; main('train digits --stage 1@0.1 --shards 0'.split())",
         "from tfpar.cli import main; main('scaling --step-ms 348 --batch 128 --gradient-mb 102 --machine 8xV100-EDR --devices 64'.split())",

@@ -104,6 +104,12 @@ def parser(functions: Mapping[str, Callable], *, kind=argparse.ArgumentParser) -
     add("net", help="a prototxt")
     add("weights", help="its caffemodel")
     add("--image", metavar="FILE", help="a picture; default: random numbers")
+    add = command("fpga", "turn a quantized twin into a circuit, and print its figures").add_argument
+    add("twin", metavar="TWIN.keras", help="made by tfpar.fpga.quantized and fit")
+    add("data", help="a prepared directory, or a source as for prepare; its validation images are compared")
+    add("directory", help="where the circuit goes")
+    add("--device", choices=("25k", "45k", "85k"), default="25k", help="of Lattice's ECP5; default 25k")
+    add("--no-route", action="store_true", help="end after synthesis: no clock, no bitstream")
     _add_launch(command)
     _add_kubernetes(command, functions.get("--dockerfile"))
     _add_scaling(command)

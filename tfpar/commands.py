@@ -168,6 +168,21 @@ def _caffe_check(given) -> int:
     return 0
 
 
+def _fpga(given) -> None:
+    _import_tensorflow(given)
+    from tfpar import fpga
+    from tfpar.fpga import tools
+    from tfpar.results import tables
+
+    tools.require(simulation=True)
+
+    with stderr_silenced(not given.verbose, but_python=True):
+        twin, data = fpga.load(given.twin), _data(given.data, {})
+        _print_data(data)
+        found = fpga.measure(twin, data.validation, given.directory, device=given.device, routed=not given.no_route)
+    print(f"{tables.text(fpga.rows(found))}\nthe circuit: {given.directory}")
+
+
 def _batch_norm_of(run) -> str:
     return run.facts["settings"].get("batch_norm", "keras")  # an earlier version wrote none, and computed as Keras does
 
@@ -333,6 +348,6 @@ def _import_tensorflow(given) -> None:
 
 # By name: the same parser reads the command that `launch` runs.
 COMMANDS = {
-    "prepare": _prepare, "train": _train, "predict": _predict, "evaluate": _evaluate, "export": _export, "caffe": _caffe_check, "launch": _launch, "kubernetes": _kubernetes,
+    "prepare": _prepare, "train": _train, "predict": _predict, "evaluate": _evaluate, "export": _export, "caffe": _caffe_check, "fpga": _fpga, "launch": _launch, "kubernetes": _kubernetes,
     "doctor": _doctor, "compare": _compare, "scaling": _scaling, "--dockerfile": _dockerfile,
 }  # fmt: skip

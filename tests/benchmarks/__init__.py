@@ -127,12 +127,18 @@ def machine() -> dict:
     }
 
 
-def write(name: str, results) -> None:
+def output(*command: str) -> str | None:
+    """Return what a program prints; None where it is not installed."""
+    with contextlib.suppress(OSError):
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def write(name: str, results, on: dict | None = None) -> None:
     """Write what was measured, with the machine and the command."""
     RESULTS.mkdir(exist_ok=True)
     content = {
         "command": f"python -m tests.benchmarks.{name} {' '.join(os.path.basename(word) if os.path.isabs(word) else word for word in sys.argv[1:])}".strip(),
-        "machine": machine(),
+        "machine": on or machine(),
         "results": results,
     }
     onednn = "-onednn" * (os.environ.get("TF_ENABLE_ONEDNN_OPTS") == "1")

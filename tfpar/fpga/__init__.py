@@ -1,0 +1,25 @@
+"""A Keras classifier as a circuit: quantized, as Verilog, simulated clock by clock, synthesized, placed and routed.
+
+The chip is a Lattice ECP5; no vendor's tool and no board is needed. The chain of tools: HGQ2 (quantization-aware training in
+Keras), da4ml (Verilog), Verilator (simulation), Yosys and nextpnr as WebAssembly of YoWASP. Install them with
+`pip install 'tfpar[fpga]'` and `apt-get install verilator g++ make`.
+
+Licences: HGQ2, da4ml and quantizers are LGPL-3.0, YoWASP is ISC. tfpar imports them only where they are installed. The Verilog of a
+circuit contains da4ml's own modules, so it falls under the LGPL-3.0 too.
+
+Example:
+    >>> twin = fpga.load("twin.keras")  # made by fpga.quantized, trained by fpga.fit
+    >>> circuit = fpga.circuit(twin, "circuit", images=images)
+    circuit: ...
+    >>> logits, cycles = fpga.simulate(circuit, images)
+    simulation of network.v and top.v: ...
+    >>> bool((logits == twin(images)).all())
+    True
+"""
+
+from tfpar.fpga.chip import route, synthesize
+from tfpar.fpga.figures import measure, rows
+from tfpar.fpga.twin import fit, load, quantized
+from tfpar.fpga.verilog import Circuit, circuit, simulate
+
+__all__ = ["Circuit", "circuit", "fit", "load", "measure", "quantized", "route", "rows", "simulate", "synthesize"]

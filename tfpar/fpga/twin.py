@@ -1,0 +1,161 @@
+"""The quantized twin of a Keras classifier: the same chain of layers, in which every number has its own trained width in bits.
+
+Source of the method: Sun et al., HGQ: High Granularity Quantization, arXiv:2405.00645. The layers are those of HGQ2.
+"""
+
+from __future__ import annotations
+
+import os
+
+import keras
+import numpy as np
+
+from tfpar import errors, validate
+from tfpar.fpga import tools
+
+MOST_BIT_OPERATIONS = 200_000  # twice what fits the largest ECP5: more is not worth a trace
+BATCH = 128
+COPIED = ["name", "filters", "units", "kernel_size", "pool_size", "strides", "padding", "dilation_rate", "activation"]
+
+
+def quantized(model: keras.Model, *, weight_bits: int = 5, fraction_bits: int = 3) -> keras.Model:
+    """Return a twin of a model with the same weights, whose weights and activations are fixed-point numbers.
+
+    The twin takes `uint8[N, height, width, channels]` and gives logits `float32[N, classes]`, as the model does. `fit`
+    trains it and narrows its numbers; before that it cannot become a circuit.
+
+    Args:
+        model: a chain of `Rescaling(1/256)` and then Conv2D, MaxPooling2D, Flatten and Dense, with `activation="relu"` or none.
+        weight_bits: of each weight before training, without its sign.
+        fraction_bits: of each activation before training, after the binary point.
+
+    Raises:
+        errors.SettingsError: the model has another layer, or a layer with a setting that the circuit cannot have.
+        errors.Unavailable: the extra [fpga] is not installed.
+    """
+    tools.require()
+    from hgq.config import LayerConfigScope, QuantizerConfigScope
+    from hgq.layers import QConv2D, QDense
+
+    validate.integer("weight_bits", weight_bits, 1, 16)
+    validate.integer("fraction_bits", fraction_bits, 0, 16)
+    kinds = {keras.layers.Conv2D: QConv2D, keras.layers.Dense: QDense}
+    layers = _chain(model, kinds, "build and train the model")
+    x = inputs = keras.Input(model.input_shape[1:], dtype="uint8")
+    x = keras.layers.Rescaling(1 / 256)(x)
+    with (
+        QuantizerConfigScope(place=("weight", "bias"), default_q_type="kbi", overflow_mode="SAT_SYM", b0=weight_bits),
+        QuantizerConfigScope(place="datalane", default_q_type="kif", overflow_mode="WRAP", f0=fraction_bits),
+        LayerConfigScope(enable_ebops=True, beta0=0.0),
+    ):
+        for layer in layers:
+            settings = {name: value for name, value in layer.get_config().items() if name in COPIED}
+            twin = kinds.get(type(layer), type(layer))(**settings)
+            x = twin(x)
+            if type(layer) in kinds:
+                twin.kernel.assign(layer.kernel)
+                twin.bias.assign(layer.bias if layer.use_bias else 0 * twin.bias)
+    return keras.Model(inputs, x, name=model.name)
+
+
+def fit(twin: keras.Model, images, labels, *, epochs: int, beta: float, learning_rate: float = 5e-3) -> int:
+    """Train a twin in which bits have a price, and return the effective bit operations of one image.
+
+    Adam, with a learning rate that falls as a cosine to 0. The price rises logarithmically from `beta / 100` to `beta` in the
+    first 60 % of the epochs, then it stays. At the end, each activation gets the integer bits that the images need. With
+    `epochs=0` nothing else happens: the weights are rounded, without training.
+
+    Args:
+        twin: made by `quantized`.
+        images, labels: `uint8[N, height, width, channels]` and whole numbers `[N]`.
+        epochs: passes over the images.
+        beta: the price of a bit operation, in units of the loss; 1e-6 to 1e-4 suit small networks.
+        learning_rate: the first one.
+
+    Raises:
+        errors.SettingsError: a value is out of its range, or the images do not have the twin's shape.
+    """
+    images, labels = validate.split((images, labels))
+    core(twin, images)
+    epochs = validate.integer("epochs", epochs, 0, 10**6)
+    beta, learning_rate = validate.number("beta", beta, 0, 1), validate.number("learning_rate", learning_rate, 0, 1)
+    from hgq.utils import trace_minmax
+    from hgq.utils.sugar import BetaScheduler
+
+    if epochs:
+        rate = keras.optimizers.schedules.CosineDecay(learning_rate, epochs * -(-len(images) // BATCH))
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        twin.compile(keras.optimizers.Adam(rate), loss=loss)
+        price = BetaScheduler(lambda epoch: beta * 100 ** (min(1, epoch / (0.6 * epochs)) - 1))
+        twin.fit(images, labels, batch_size=BATCH, epochs=epochs, verbose=0, callbacks=[price])
+    found = trace_minmax(twin, images)
+    print(f"fit: {epochs} epochs, {found:,} bit operations for an image")
+    return found
+
+
+def load(path: str | os.PathLike) -> keras.Model:
+    """Read a twin from a .keras file.
+
+    Raises:
+        errors.InputNotFound: there is no such file.
+        errors.DataError: Keras cannot read it.
+    """
+    tools.require()
+    import hgq.layers  # noqa: F401 - Keras finds its layers by name
+
+    path = validate.path("twin", path)
+    if not path.is_file():
+        raise errors.InputNotFound(f"{path}: no such file; write it with twin.save after fpga.fit")
+    try:
+        return keras.models.load_model(path, compile=False)
+    except (ValueError, TypeError, OSError, KeyError) as error:
+        raise errors.DataError(f"{path}: Keras cannot read it ({errors.first_line(error)}); save it again") from error
+
+
+def core(twin: keras.Model, images: np.ndarray) -> list[keras.Layer]:
+    """Return the layers of a twin after Rescaling; check that it is one, and that the images have its shape."""
+    tools.require()
+    from hgq.layers import QConv2D, QDense
+
+    layers = _chain(twin, (QConv2D, QDense), "give a twin made by fpga.quantized")
+    if images.shape[1:] != twin.input_shape[1:] or images.dtype != np.uint8:
+        validate.reject(
+            "images", f"{images.dtype}{images.shape}", f"uint8{('N', *twin.input_shape[1:])}, as the twin takes"
+        )
+    return layers
+
+
+def bit_operations(twin: keras.Model) -> int:
+    """Return the effective bit operations of one image: for each product, bits of the weight times bits of the activation.
+
+    Raises:
+        errors.SettingsError: the twin was never fitted, or is too large by far.
+    """
+    operations = sum(int(layer.ebops) for layer in twin.layers if hasattr(layer, "ebops"))
+    if not 0 < operations <= MOST_BIT_OPERATIONS:
+        found = f"bit operations of the twin for an image: {operations:,} (possible: 1 to {MOST_BIT_OPERATIONS:,})"
+        raise errors.SettingsError(f"{found}. Train it with fpga.fit; a larger beta gives less of them")
+    return operations
+
+
+def _chain(model: keras.Model, kinds, remedy: str) -> list[keras.Layer]:
+    """Return the layers after the first, which is Rescaling(1/256), a shift; refuse by name what cannot become a circuit."""
+    layers = [layer for layer in getattr(model, "layers", ()) if not isinstance(layer, keras.layers.InputLayer)]
+    known = (*kinds, keras.layers.MaxPooling2D, keras.layers.Flatten)
+    plain = (None, keras.activations.linear, keras.activations.relu)
+    names = f"Rescaling(1/256) and then {', '.join(kind.__name__ for kind in known)}"
+    for layer in layers:
+        fine = type(layer) in known and getattr(layer, "activation", None) in plain and getattr(layer, "groups", 1) == 1
+        if layer is layers[0]:
+            fine = isinstance(layer, keras.layers.Rescaling) and (layer.scale, layer.offset) == (1 / 256, 0)
+        if not fine:
+            what = f"layer {layer.name} ({type(layer).__name__}) cannot become a circuit"
+            raise errors.SettingsError(f"{what}; {remedy} of {names}, with relu or no activation, without groups")
+    if not layers or None in model.input_shape[1:]:
+        validate.reject("model", model, f"a keras.Model for images of one size, of {names}")
+    x = images = np.random.default_rng(0).integers(0, 256, (4, *model.input_shape[1:]), np.uint8)
+    for layer in layers:
+        x = layer(x)
+    if len(x.shape) != 2 or not np.allclose(x, model(images), atol=1e-4):
+        raise errors.SettingsError(f"the layers of {model.name} are no chain from images to logits; {remedy} as one")
+    return layers[1:]

@@ -26,6 +26,7 @@ LEVELS = [
     {"engine", "steps"},
     {"train", "check"},
     {"diagnose", "export", "compiling", "fpga"},
+    {"platforms"},
     {"commands"},
     {"cli"},
     {"__main__"},

@@ -272,6 +272,12 @@ def _add_results(command) -> None:
     compare.add_argument("runs", nargs="+", metavar="run", help="each is compared with the first")
     compare.add_argument("--out", default=".", metavar="PAGE", help="a file or a folder; default: compare.html here")
 
+    platforms = command("platforms", "how fast this machine answers with the final model, from predict to LiteRT")
+    platforms.add_argument("run", help="the directory of a finished run; gets platforms.json and platforms.png")
+    platforms.add_argument(
+        "--batch", type=_whole(1, validate.MOST_BATCH), default=256, metavar="B", help="of the throughput; default 256"
+    )
+
     export = command("export", "write the final model for serving: SavedModel, LiteRT or ONNX")
     export.add_argument("run", help="the directory of a finished run")
     export.add_argument("--to", required=True, choices=("saved_model", "tflite", "onnx"))

@@ -48,8 +48,8 @@ def write(run: str | os.PathLike, to: str, out: str | os.PathLike | None = None)
     """
     run = results.Run(run)
     data = data_of(run)
-    name, _, packages, most = FORMATS[validate.choice("to", to, tuple(FORMATS))]
-    _import(packages, to)
+    name, _, _, most = FORMATS[validate.choice("to", to, tuple(FORMATS))]
+    require(to)
     target = validate.path("out", out) if out else run.directory / "export" / name
     if target.exists():
         raise errors.OutputError(f"{target}: exists already; remove it, or give another --out")
@@ -104,18 +104,23 @@ def convert(model, path: Path, to: str, **options) -> Callable:
     Raises:
         errors.Unavailable: a package that the format needs is not installed.
     """
-    _import(FORMATS[to][2], to)
+    require(to)
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         model.export(path, format=FORMATS[to][1], verbose=False, **options)
     return _READERS[to](path)
 
 
-def _import(packages: tuple[str, ...], to: str) -> None:
-    extra = "litert" if to == "tflite" else "export"
-    for package in packages:
+def require(to: str) -> None:
+    """Check that the packages of a format are installed.
+
+    Raises:
+        errors.Unavailable: one is not; the message says how to install it.
+    """
+    for package in FORMATS[to][2]:
         try:
             importlib.import_module(package)
         except ImportError as error:
+            extra = "litert" if to == "tflite" else "export"
             raise errors.Unavailable(
                 f"{to} needs {package}, which is not installed: pip install 'tfpar[{extra}]'"
             ) from error

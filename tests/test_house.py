@@ -26,7 +26,7 @@ LEVELS = [
     {"engine", "steps"},
     {"train", "check"},
     {"diagnose", "export", "compiling", "fpga"},
-    {"scaling"},
+    {"scaling", "platforms"},
     {"commands"},
     {"cli"},
     {"__main__"},

@@ -238,6 +238,13 @@ def _add_results(command) -> None:
     add("runs", nargs="+", metavar="run", help="each is compared with the first")
     add("--out", default=".", metavar="PAGE", help="a file or a folder; default: compare.html here")
 
+    add = command(
+        "platforms", "how fast this machine answers with the final model, from predict to LiteRT"
+    ).add_argument
+    add("run", help="the directory of a finished run; gets platforms.json and platforms.png")
+    most = validate.MOST_BATCH
+    add("--batch", type=_whole(1, most), default=256, metavar="B", help="of the throughput; default 256")
+
     add = command("export", "write the final model for serving: SavedModel, LiteRT or ONNX").add_argument
     add("run", help="the directory of a finished run")
     add("--to", required=True, choices=("saved_model", "tflite", "onnx"))

@@ -153,6 +153,15 @@ def _export(given) -> None:
     print(f"{written}: validation images get the probabilities of the run's model")
 
 
+def _platforms(given) -> None:
+    _import_tensorflow(given)
+    from tfpar import platforms
+
+    with stderr_silenced(not given.verbose, but_python=True):
+        rows = platforms.compare(given.run, batch=given.batch)
+    print(f"{platforms.table(rows)}\ntheir picture: {Path(given.run) / 'platforms.png'}")
+
+
 def _caffe_check(given) -> int:
     _import_tensorflow(given)
     from tfpar.diagnose import caffe_check
@@ -349,5 +358,5 @@ def _import_tensorflow(given) -> None:
 # By name: the same parser reads the command that `launch` runs.
 COMMANDS = {
     "prepare": _prepare, "train": _train, "predict": _predict, "evaluate": _evaluate, "export": _export, "caffe": _caffe_check, "fpga": _fpga, "launch": _launch, "kubernetes": _kubernetes,
-    "doctor": _doctor, "compare": _compare, "scaling": _scaling, "--dockerfile": _dockerfile,
+    "doctor": _doctor, "compare": _compare, "scaling": _scaling, "platforms": _platforms, "--dockerfile": _dockerfile,
 }  # fmt: skip

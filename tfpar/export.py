@@ -45,30 +45,24 @@ def write(run: str | os.PathLike, to: str, out: str | os.PathLike | None = None)
         RuntimeError: the written file does not answer like the run; it is removed.
     """
     run = results.Run(run)
-    if not run.finished:
-        raise errors.InputNotFound(f"{run.directory}: the run is not finished; run the command that trains it again")
-    name, keras_format, packages, most = FORMATS[validate.choice("to", to, tuple(FORMATS))]
-    for package in packages:
-        missing = f"{to} needs {package}, which is not installed: pip install 'tfpar[export]'"
-        with errors.turned(ImportError, errors.Unavailable, missing):
-            importlib.import_module(package)
+    data = data_of(run)
+    name, _, _, most = FORMATS[validate.choice("to", to, tuple(FORMATS))]
+    require(to)
     target = validate.path("out", out) if out else run.directory / "export" / name
     if target.exists():
         raise errors.OutputError(f"{target}: exists already; remove it, or give another --out")
-    data, model = prepare.load(run.facts["data"]["directory"]), run.model()
-    if data.fingerprint != run.facts["data"]["fingerprint"]:
-        raise errors.SettingsError(
-            f"{data.directory}: prepared anew since the run, so its answers cannot be compared; train again"
-        )
-    images = data.validation.images[:IMAGES]
+    model = run.model()
+    images, stored = data.validation.images[:IMAGES], predictions.probabilities_of(run.predictions())[:IMAGES]
     here = predictions.softmax(np.asarray(model(images)))
+    if (apart := np.abs(here - stored).max()) > most:
+        print(
+            f"the run's own probabilities are {apart:.0e} from those of its model on this machine; the file is compared with these"
+        )
     files.make_directory(target.parent)
     unfinished = target.with_name(f".{target.name}{Path(name).suffix}")  # Keras looks at the suffix
     files.remove(unfinished)
     try:
-        with screen.quiet(True):
-            model.export(unfinished, format=keras_format, verbose=False)
-        difference = np.abs(predictions.softmax(_READERS[to](unfinished)(images)) - here).max()
+        difference = np.abs(predictions.softmax(convert(model, unfinished, to)(images)) - here).max()
         if not difference <= most:
             why = f"its probabilities differ from the model's by {difference:.1e}"
             raise RuntimeError(f"{target}: {why}; it is not kept")
@@ -78,6 +72,54 @@ def write(run: str | os.PathLike, to: str, out: str | os.PathLike | None = None)
     return target
 
 
+def data_of(run: results.Run) -> prepare.Dataset:
+    """Return the data of a finished run, with which its model's answers are compared.
+
+    Raises:
+        errors.InputNotFound: the run is not finished.
+        errors.SettingsError: the data is no longer that of the run.
+    """
+    if not run.finished:
+        raise errors.InputNotFound(f"{run.directory}: the run is not finished; run the command that trains it again")
+    data = prepare.load(run.facts["data"]["directory"])
+    if data.fingerprint != run.facts["data"]["fingerprint"]:
+        raise errors.SettingsError(
+            f"{data.directory}: prepared anew since the run, so its answers cannot be compared; train again"
+        )
+    return data
+
+
+def convert(model, path: Path, to: str, **options) -> Callable:
+    """Write a model in a format, and return the function that answers from the file: images in, logits out.
+
+    Args:
+        model: a `keras.Model`.
+        path: a `.tflite` file for `"tflite"`.
+        to: as for `write`.
+        options: for Keras' exporter, such as `optimizations` and `representative_dataset`, with which LiteRT computes in int8.
+
+    Raises:
+        errors.Unavailable: a package that the format needs is not installed.
+    """
+    require(to)
+    with screen.quiet(True):
+        model.export(path, format=FORMATS[to][1], verbose=False, **options)
+    return _READERS[to](path)
+
+
+def require(to: str) -> None:
+    """Check that the packages of a format are installed.
+
+    Raises:
+        errors.Unavailable: one is not; the message says how to install it.
+    """
+    extra = "litert" if to == "tflite" else "export"
+    for package in FORMATS[to][2]:
+        missing = f"{to} needs {package}, which is not installed: pip install 'tfpar[{extra}]'"
+        with errors.turned(ImportError, errors.Unavailable, missing):
+            importlib.import_module(package)
+
+
 def _saved_model(path: Path) -> Callable:
     import tensorflow as tf
 
@@ -85,15 +127,19 @@ def _saved_model(path: Path) -> Callable:
     return lambda images: loaded.serve(images).numpy()
 
 
-def _tflite(path: Path) -> Callable:
+def tflite(path: Path, *, threads: int | None = None) -> Callable:
+    """Return the function that answers from a `.tflite` file; it plans its memory anew when the shape of the images changes."""
     from ai_edge_litert.interpreter import Interpreter
 
-    interpreter = Interpreter(str(path))
+    interpreter, planned = Interpreter(str(path), num_threads=threads), None
     given, made = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
 
     def answer(images):
-        interpreter.resize_tensor_input(given, images.shape)
-        interpreter.allocate_tensors()
+        nonlocal planned
+        if images.shape != planned:
+            interpreter.resize_tensor_input(given, images.shape)
+            interpreter.allocate_tensors()
+            planned = images.shape
         interpreter.set_tensor(given, images)
         interpreter.invoke()
         return interpreter.get_tensor(made)
@@ -108,4 +154,4 @@ def _onnx(path: Path) -> Callable:
     return lambda images: session.run(None, {session.get_inputs()[0].name: images})[0]
 
 
-_READERS = {"saved_model": _saved_model, "tflite": _tflite, "onnx": _onnx}
+_READERS = {"saved_model": _saved_model, "tflite": tflite, "onnx": _onnx}

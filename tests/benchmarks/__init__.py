@@ -114,6 +114,7 @@ def machine() -> dict:
         "nvidia-dali-cuda120",
         "ffcv",
         "tensorflow-datasets",
+        "ai-edge-litert",
     ):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)

@@ -22,7 +22,7 @@ for package in ("sphinx", "myst_nb", "furo"):
 ROOT = Path(__file__).resolve().parents[1]
 SCREENSHOTS = ROOT / "build" / "screenshots"
 REPOSITORY = "https://github.com/someone/tfpar"
-PAGES = ["00_why", "05_replicas", "08_when_it_fails", "zh/00_why", "zh/06_workers"]
+PAGES = ["00_why", "01_prepare", "05_replicas", "zh/00_why", "zh/06_workers"]
 PAGES = [f"notebooks/{page}" for page in PAGES] + ["README", "tutorial/traps", "tutorial/zh/traps"]
 PAGES = ["tutorial/site/index", "tutorial/site/zh/index", "tutorial/site/api", *PAGES]
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("[0-9]*.ipynb"))
@@ -71,17 +71,15 @@ def public(pages, place):
     return built(place.with_name("public"), "-d", str(place.parent / "read"), "-D", f"repository={REPOSITORY}")
 
 
-def links_that_fail(page):
+def links_that_fail(page, pages):
     """Return the local links of a page to a file or an anchor that is not there."""
-    failed, seen = [], {page.path: page}
+    failed, anchors = [], {each.path: each.anchors for each in pages}
     for link in [*page.loads, *(link for _, link in page.links)]:
         parts = urlsplit(link)
         if parts.scheme or parts.netloc:
             continue
         target = Path(posixpath.normpath(page.path.parent / unquote(parts.path))) if parts.path else page.path
-        if target.is_file() and target.suffix == ".html" and target not in seen:
-            seen[target] = Page(target)
-        if not target.is_file() or (parts.fragment and unquote(parts.fragment) not in seen[target].anchors):
+        if not target.is_file() or (parts.fragment and unquote(parts.fragment) not in anchors.get(target, ())):
             failed.append(link)
     return failed
 
@@ -89,15 +87,16 @@ def links_that_fail(page):
 def test_local_links_and_anchors_lead_somewhere(pages):
     assert len(pages) > 2 * len(NOTEBOOKS)
     assert sum(len(page.links) for page in pages.values()) > 1000
-    assert not {name: failed for name, page in pages.items() if (failed := links_that_fail(page))}
+    found = {name: links_that_fail(page, pages.values()) for name, page in pages.items()}
+    assert not {name: failed for name, failed in found.items() if failed}
 
 
 def test_a_link_that_fails_is_found(tmp_path):
+    links = "".join(f'<a href="{to}"></a>' for to in ("other.html#there", "other.html#not", "https://example.org"))
     (tmp_path / "other.html").write_text('<p id="there">')
-    (tmp_path / "page.html").write_text(
-        '<a href="other.html#there"></a><a href="other.html#not"></a><img src="none.png"><a href="https://example.org"></a>'
-    )
-    assert links_that_fail(Page(tmp_path / "page.html")) == ["none.png", "other.html#not"]
+    (tmp_path / "page.html").write_text(f'{links}<img src="none.png">')
+    page, other = Page(tmp_path / "page.html"), Page(tmp_path / "other.html")
+    assert links_that_fail(page, [page, other]) == ["none.png", "other.html#not"]
 
 
 def test_nothing_is_loaded_from_elsewhere(pages, place):
@@ -232,7 +231,7 @@ def test_a_browser_shows_the_page(browser, pages, place, name, width):
     [
         ("ordered sum of gradients", "notebooks/05_replicas.html"),
         ("steps.install", "tutorial/site/api.html"),
-        ("全归约", "notebooks/zh/05_replicas.html"),
+        ("全归约", "notebooks/zh/00_why.html"),
         ("杀掉一个工作进程", "notebooks/zh/06_workers.html"),
     ],
 )
@@ -245,4 +244,4 @@ def test_the_search_works_without_a_server(browser, pages, place, words, wanted)
         if any(wanted in link for link in found):
             return
         browser.execute_async_script("setTimeout(arguments[0], 100)")
-    assert wanted in found
+    pytest.fail(f"{wanted} is not among {found}")

@@ -15,13 +15,13 @@ from sphinx.util.docutils import SphinxDirective
 from sphinx.util.osutil import relative_uri
 
 repository = ""
-
 project = html_title = "tfpar"
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.githubpages"]
 root_doc = "tutorial/site/index"
 include_patterns = ["README.md", "notebooks/**", "tutorial/**.md", "tutorial/site/*.rst", "tests/benchmarks/README.md"]
 exclude_patterns = ["tutorial/en/*", "tutorial/zh/[0-9]*"]  # these are the notebooks
-nb_execution_mode, myst_heading_anchors, highlight_language, default_role = "off", 3, "none", "code"
+nb_execution_mode, myst_heading_anchors = "off", 3
+default_role, highlight_language, pygments_style = "code", "none", "friendly"
 autodoc_default_options, python_maximum_signature_line_length, napoleon_use_ivar = {"members": True}, 100, True
 
 html_theme, html_theme_options, html_favicon = "furo", {"top_of_page_buttons": ["edit"]}, "static/icon.svg"

@@ -147,6 +147,8 @@ def test_front_pages_begin_as_the_readme(pages):
     english, chinese = (pages[f"tutorial/site/{name}index.html"].text for name in ("", "zh/"))
     assert len(commands) == 2
     assert all(command in text for command in commands for text in (english, chinese))
+    settings = re.search(r"`tfpar train photos (.*)`", readme)[1]  # the first, whose result the README tells
+    assert all(f"tfpar train data/photos {settings}\n" in text for text in (english, chinese))
     assert "with the same bits on any number of replicas" in english.split(commands[0])[0]
 
 

@@ -11,7 +11,7 @@ from tfpar.engine import permutation
 from tfpar.steps import exchange
 
 SECONDS = 0.06
-OF_INPUT = 0.16  # of each batch; four of them may be made at once
+OF_INPUT = 0.08  # of each batch; four of them may be made at once
 
 if os.environ.get("CUDA_VISIBLE_DEVICES", "-1") != "-1":  # where a test plays a machine with GPUs
     strategy_of, visible = devices.strategy, len(os.environ["CUDA_VISIBLE_DEVICES"].split(","))

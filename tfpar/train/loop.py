@@ -125,6 +125,7 @@ class Training:
         """Write run.json, or continue from the newest checkpoint."""
         found = self._open() if self.group.chief else None
         self._print(self.devices)
+        self._warn_of_slow_averages()
         progress = self._restored(found)
         if progress:
             self.progress = Progress.of_json(progress, self.step.counts)
@@ -133,6 +134,18 @@ class Training:
                 epochs = self._epochs()
                 epoch = min(len(self.progress.rows) + 1, epochs)
                 print(f"continuing after step {self.step.counts.step}, in epoch {epoch} of {epochs}")
+
+    def _warn_of_slow_averages(self) -> None:
+        steps, slow = self._steps(), []
+        layers = self.model._flatten_layers(include_self=False, recursive=True)
+        averaging = [layer for layer in layers if isinstance(layer, keras.layers.BatchNormalization)]
+        for number in range(len(self.settings.stages)):
+            with freezing.at(self.model, self.settings.stages, number):
+                slow += [each for each in averaging if each.trainable and each.momentum**steps > SHARE_OF_START]
+        if slow:
+            why = f"layer {slow[0].name}: its running averages need more than the {steps} steps of this run"
+            todo = f"train longer, or build it with a smaller momentum than {slow[0].momentum:g}"
+            self._print(f"{why}, so validation lags behind training; {todo}")
 
     def _restored(self, found: tuple[dict, list] | None, count: int | None = None) -> dict | None:
         """Write the values of a checkpoint that the chief has found, or the first `count`, on all workers; return its progress."""
@@ -207,7 +220,6 @@ class Training:
             self.automatic_steps = 0  # its steps take another time
         described = schedule.describe(stage, epoch_steps=self.epoch_steps, factor=self.factor, global_batch_size=batch)
         self._print(f"stage {progress.stage + 1} of {len(settings.stages)}: {described}")
-        self._warn_of_slow_averages()
         # The first callback: it adds the validation numbers to the logs, so that the others see them.
         first = keras.callbacks.LambdaCallback(on_epoch_end=lambda _epoch, logs: self._finish_epoch(logs))
         logs = [callbacks_of.Scalars(self.directory / "tensorboard", write_graph=False)] * self.group.chief
@@ -230,14 +242,6 @@ class Training:
         while progress.inside_epoch or (not progress.ending and progress.counts.step < end):
             self._train_epoch(callbacks, batches, end)
         callbacks.on_train_end()
-
-    def _warn_of_slow_averages(self) -> None:
-        layers = [each for each in self.model._flatten_layers() if isinstance(each, keras.layers.BatchNormalization)]
-        slow = [each for each in layers if each.trainable and each.momentum ** self._steps() > SHARE_OF_START]
-        if slow:
-            why = f"layer {slow[0].name}: its running averages need more than the {self._steps()} steps of this run"
-            todo = f"train longer, or build it with a smaller momentum than {slow[0].momentum:g}"
-            self._print(f"{why}, so validation lags behind training; {todo}")
 
     def _train_epoch(self, callbacks, batches, end: int) -> None:
         progress, counts = self.progress, self.step.counts

@@ -33,7 +33,7 @@ def _whole(lowest: int, highest: int):
 def _number(lowest: float, highest: float):
     def number(text: str) -> float:
         wrong = f"{text!r}: give a number from {lowest:g} to {highest:g}"
-        with errors.turned(ValueError, argparse.ArgumentTypeError, wrong):
+        with errors.translated(ValueError, argparse.ArgumentTypeError, wrong):
             return validate.number("number", float(text), lowest, highest)
 
     return number
@@ -47,7 +47,7 @@ def _image_size(text: str) -> int | tuple[int, int]:
 
 
 def _stage(text: str):
-    with errors.turned(errors.SettingsError, argparse.ArgumentTypeError, errors.REASON):
+    with errors.translated(errors.SettingsError, argparse.ArgumentTypeError, errors.REASON):
         return schedule.parse(text)
 
 

@@ -57,7 +57,7 @@ def _simulated(replicas: int) -> tf.distribute.Strategy:
         # data-parallel: one CPU is cut into several devices, so that several replicas fit on a laptop.
         why = f"simulate={replicas}: TensorFlow has already started with {there} CPU device(s)"
         todo = "call devices.strategy before anything else uses TensorFlow (restart the kernel first)"
-        with errors.turned(RuntimeError, errors.SettingsError, f"{why}; {todo}"):
+        with errors.translated(RuntimeError, errors.SettingsError, f"{why}; {todo}"):
             tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * replicas)
     # TensorFlow's default for several CPUs numbers its groups per process: a second strategy of another size would
     # fail with "joining a group with size 4, but that group has size 2". This one has no groups.

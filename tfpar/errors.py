@@ -65,15 +65,15 @@ def first_line(error: BaseException | str) -> str:
     return next(iter(text.splitlines()), type(error).__name__)[:200]
 
 
-REASON = "<reason>"  # in a message of `turned`: what the error says that it turns
+REASON = "<reason>"  # in a message of `translated`: what the original error says
 
 
 @contextlib.contextmanager
-def turned(kinds: type | tuple[type, ...], into: type, message: str) -> Iterator[None]:
-    """Turn errors of some kinds that the block raises into one of another kind, with this message.
+def translated(kinds: type | tuple[type, ...], into: type, message: str) -> Iterator[None]:
+    """Translate errors of some kinds, raised inside the block, into another kind with this message.
 
     Example:
-        >>> with turned(ValueError, SettingsError, f"seconds=x: {REASON}; give a number"):
+        >>> with translated(ValueError, SettingsError, f"seconds=x: {REASON}; give a number"):
         ...     float("x")
         Traceback (most recent call last):
         tfpar.errors.SettingsError: seconds=x: could not convert string to float: 'x'; give a number

@@ -116,7 +116,7 @@ def require(to: str) -> None:
     extra = "litert" if to == "tflite" else "export"
     for package in FORMATS[to][2]:
         missing = f"{to} needs {package}, which is not installed: pip install 'tfpar[{extra}]'"
-        with errors.turned(ImportError, errors.Unavailable, missing):
+        with errors.translated(ImportError, errors.Unavailable, missing):
             importlib.import_module(package)
 
 

@@ -105,11 +105,13 @@ def parse(text: str) -> Stage:
         ('head', 'block5_*')
     """
     form = "EPOCHS@RATE[:FINAL][~SCHEDULE][/TRAINABLE], as 10@0.2:0.02 or 5@0.1:0~cosine/head"
-    with errors.turned((AttributeError, TypeError, ValueError), errors.SettingsError, f"stage {text!r}: write {form}"):
+    with errors.translated(
+        (AttributeError, TypeError, ValueError), errors.SettingsError, f"stage {text!r}: write {form}"
+    ):
         epochs, rate, final, policy, trainable = re.fullmatch(FORM, text).groups()
         names = tuple(trainable.split(",")) if trainable and "," in trainable else trainable
         stage = Stage(int(epochs), float(rate), final and float(final), names, policy)
-    with errors.turned(errors.SettingsError, errors.SettingsError, f"stage {text!r}: {errors.REASON}"):
+    with errors.translated(errors.SettingsError, errors.SettingsError, f"stage {text!r}: {errors.REASON}"):
         return checked(stage)
 
 

@@ -50,20 +50,22 @@ def _input(shape: tuple[int, int, int], image) -> np.ndarray:
         return np.random.default_rng(0).normal(0, 50, (1, *shape)).astype(np.float32)
     from tfpar.prepare import pictures
 
-    with pictures.quiet(), errors.turned(pictures.BadPicture, errors.InputNotFound, f"{image}: {errors.REASON}"):
+    with pictures.quiet(), errors.translated(pictures.BadPicture, errors.InputNotFound, f"{image}: {errors.REASON}"):
         pixels = pictures.load(image, (height, width), channels=channels)
     return np.ascontiguousarray(pixels[np.newaxis, ..., ::-1], dtype=np.float32)
 
 
 def _by_opencv(net, weights, x: np.ndarray, names: list[str]) -> dict[str, np.ndarray]:
     install = "Type: pip install 'opencv-python-headless>=4.8,<5'"
-    with errors.turned(ImportError, errors.Unavailable, f"nothing was compared: OpenCV is not installed. {install}"):
+    with errors.translated(
+        ImportError, errors.Unavailable, f"nothing was compared: OpenCV is not installed. {install}"
+    ):
         import cv2
     if not hasattr(cv2.dnn, "readNetFromCaffe"):
         why = f"nothing was compared: OpenCV {cv2.__version__} no longer reads Caffe"
         raise errors.Unavailable(f"{why}. {install}")
     why = f"nothing was compared: OpenCV cannot read {net}: {errors.REASON}"
-    with errors.turned(cv2.error, errors.Unavailable, why):
+    with errors.translated(cv2.error, errors.Unavailable, why):
         there = cv2.dnn.readNetFromCaffe(os.fspath(net), os.fspath(weights))
         there.enableWinograd(False)  # it adds up to 3e-6
         there.enableFusion(False)

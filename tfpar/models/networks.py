@@ -170,7 +170,7 @@ def build(
     model = OWN[name](image_shape, num_classes)
     if weights is not None:
         why = f"model {name} and weights {weights} do not fit: {errors.REASON}"
-        with errors.turned((ValueError, OSError), errors.SettingsError, why), warnings.catch_warnings():
+        with errors.translated((ValueError, OSError), errors.SettingsError, why), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             model.load_weights(weights)
     return model
@@ -201,7 +201,7 @@ def transfer(model: keras.Model, weights: str | os.PathLike) -> None:
         errors.InputNotFound: there is no such file.
     """
     _check_weights_file(path := file_of(weights))
-    with errors.turned(_UNREADABLE, errors.SettingsError, f"{path}: cannot be loaded as a model ({errors.REASON})"):
+    with errors.translated(_UNREADABLE, errors.SettingsError, f"{path}: cannot be loaded as a model ({errors.REASON})"):
         other = keras.saving.load_model(path, compile=False)
     source, (*body, _head_of_model) = _layers_by_name(other), _layers_by_name(model).items()
     left = []

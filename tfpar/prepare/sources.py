@@ -98,7 +98,7 @@ def _pattern(group_by: str | None) -> re.Pattern | None:
     if group_by is None:
         return None
     wrong = f"group_by={group_by!r}: {errors.REASON}. Give a regular expression"
-    with errors.turned(re.error, errors.SettingsError, wrong):
+    with errors.translated(re.error, errors.SettingsError, wrong):
         pattern = re.compile(group_by)
     if not pattern.groups:
         validate.reject("group_by", group_by, "a regular expression with a group, such as '(p[0-9]+)_'")
@@ -121,7 +121,7 @@ def _tfds(name: str, manual_dir: str | None) -> Source:
     import tensorflow_datasets as tfds
 
     missing = (tfds.core.registered.DatasetNotFoundError, ValueError, KeyError, AssertionError)
-    with errors.turned(missing, errors.InputNotFound, f"tfds:{name}: {errors.REASON}"):
+    with errors.translated(missing, errors.InputNotFound, f"tfds:{name}: {errors.REASON}"):
         builder = tfds.builder(name)
     features, (image, label) = dict(builder.info.features.items()), builder.info.supervised_keys or (None, None)
     picture, classes = features.get(image), features.get(label)
@@ -135,7 +135,7 @@ def _tfds(name: str, manual_dir: str | None) -> Source:
         encoded = {image: tfds.decode.SkipDecoding()}  # pictures.py decodes every source alike
         rows = builder.as_dataset(split=split, read_config=read, decoders=encoded)
         why = f"its files in {builder.data_path} are damaged ({errors.REASON}); remove them, and prepare again"
-        with errors.turned(tf.errors.OpError, errors.DataError, f"tfds:{name}: {why}"):
+        with errors.translated(tf.errors.OpError, errors.DataError, f"tfds:{name}: {why}"):
             for batch in tfds.as_numpy(rows.batch(256)):  # one by one costs 1 ms each
                 for source, number, content in zip(batch["tfds_id"], batch[label], batch[image], strict=True):
                     yield Input(source.decode(), classes.names[number], content)

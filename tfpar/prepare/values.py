@@ -72,7 +72,7 @@ def _given(source) -> list[tuple[np.ndarray, ...]]:
     if not 1 <= len(tuples) <= 2 or not all(isinstance(one, (tuple, list)) and len(one) in (2, 3) for one in tuples):
         raise errors.DataError("arrays: give (images, labels) or (images, labels, weights), or two: train, validation")
     uneven = f"arrays: {errors.REASON}; give (images, labels) as NumPy arrays"
-    with errors.turned((TypeError, ValueError), errors.DataError, uneven):  # rows of different lengths
+    with errors.translated((TypeError, ValueError), errors.DataError, uneven):  # rows of different lengths
         return [tuple(np.asarray(array) for array in one) for one in tuples]
 
 
@@ -195,5 +195,5 @@ def _iterated(elements) -> Iterator:
 
     if elements.cardinality() == tf.data.INFINITE_CARDINALITY:
         raise errors.DataError("the dataset never ends; take repeat() away")
-    with errors.turned(tf.errors.OpError, errors.DataError, f"the dataset failed ({errors.REASON})"):
+    with errors.translated(tf.errors.OpError, errors.DataError, f"the dataset failed ({errors.REASON})"):
         yield from elements.as_numpy_iterator()

@@ -35,7 +35,7 @@ class Run:
         if not path.is_file():
             raise errors.InputNotFound(f"{place}: no run there. Make one with: tfpar train DATA --run {place}")
         damaged = f"{path}: damaged. Start over with --fresh, which keeps the old run."
-        with errors.turned((ValueError, KeyError, TypeError), errors.DataError, damaged):
+        with errors.translated((ValueError, KeyError, TypeError), errors.DataError, damaged):
             self.facts = json.loads(path.read_bytes())
             self.settings, self.class_names = self.facts["settings"], self.facts["data"]["class_names"]
 

@@ -103,7 +103,7 @@ _PROBABILITIES = "compile with SparseCategoricalCrossentropy or CategoricalCross
 def _image_loss(model: keras.Model, integers, logits, classes: int) -> ImageLoss:
     if model._compile_loss is not None and not model._compile_loss.built:
         why = f"loss={reprlib.repr(model.loss)} of compile: {errors.REASON}"
-        with errors.turned((ValueError, KeyError), errors.SettingsError, why):
+        with errors.translated((ValueError, KeyError), errors.SettingsError, why):
             model._compile_loss.build(integers, logits)
     losses = model._compile_loss._flat_losses if model._compile_loss else []
     if len(losses) != 1:
@@ -168,7 +168,7 @@ def _build_metrics(model: keras.Model, one_hot: bool, integers, logits) -> None:
             todo = "leave it out, or give AUC from_logits=True, BinaryAccuracy threshold=0"
             raise errors.SettingsError(f"metric {metric.name} takes no logits; {todo}")
         why = f"metric {metric.name} does not take labels and logits {logits.shape} ({errors.REASON}); leave it out"
-        with errors.turned((ValueError, TypeError, tf.errors.InvalidArgumentError), errors.SettingsError, why):
+        with errors.translated((ValueError, TypeError, tf.errors.InvalidArgumentError), errors.SettingsError, why):
             keras_backend.compute_output_spec(metric.update_state, labels[takes_one_hot(metric)], logits)
 
 

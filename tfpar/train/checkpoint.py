@@ -73,7 +73,7 @@ def save(directory: str | os.PathLike, variables: list, progress: dict, *, value
     }  # fmt: skip
     files.write(place / "manifest.json", json.dumps(manifest | {"sha256": files.fingerprint(manifest)}))
     failed = f"checkpoint verification failed ({errors.REASON}). Check this disk"
-    with errors.turned(errors.DataError, errors.InputOutputFailed, failed):
+    with errors.translated(errors.DataError, errors.InputOutputFailed, failed):
         _read(place)
     files.sync(directory)
     for old in _places(directory)[:-KEPT]:

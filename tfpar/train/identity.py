@@ -160,7 +160,7 @@ def _test_computation() -> dict[str, str]:
 def _model_fingerprint(model: keras.Model, *, counted: bool = False) -> str:
     """Return a hash of what a model is made of; the names Keras counts up within a process do not matter."""
     why = f"model {model.name} cannot be saved: {errors.REASON}; add get_config to its class"
-    with errors.turned(NotImplementedError, errors.SettingsError, why):
+    with errors.translated(NotImplementedError, errors.SettingsError, why):
         config = model.get_config()
     text = json.dumps(config | ({} if counted else {"name": _without_count(model)}), sort_keys=True, default=_number)
     for number, name in enumerate(dict.fromkeys(_operation_names(model))):

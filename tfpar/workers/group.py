@@ -58,7 +58,7 @@ def _strategy(found: Cluster, command: tuple[str, ...]) -> tf.distribute.Strateg
         coordinated_jobs=[context.coordination_config_pb2.CoordinatedJob(name="worker", num_tasks=len(found.addresses))],
     )  # fmt: skip
     late = "TensorFlow has already started here; call devices.strategy() first"
-    with _loss_raises(_not_connected), errors.turned(RuntimeError, errors.SettingsError, late):
+    with _loss_raises(_not_connected), errors.translated(RuntimeError, errors.SettingsError, late):
         return tf.distribute.MultiWorkerMirroredStrategy()
 
 
@@ -174,5 +174,5 @@ class WorkerGroup:
 
 def _seconds() -> float:
     text = os.environ.get("TFPAR_WAIT_SECONDS", SECONDS)
-    with errors.turned(ValueError, errors.SettingsError, f"TFPAR_WAIT_SECONDS={text}: give seconds, as 300"):
+    with errors.translated(ValueError, errors.SettingsError, f"TFPAR_WAIT_SECONDS={text}: give seconds, as 300"):
         return float(text)

@@ -230,7 +230,7 @@ def _heard(line: socket.socket, seconds: float) -> dict | None:
 def _of_tf_config() -> Cluster | None:
     text = os.environ.get("TF_CONFIG", "").strip()
     wrong = f"TF_CONFIG={text}: cannot be understood ({errors.REASON}); {_REMEDY}"
-    with errors.turned((ValueError, TypeError, KeyError, AttributeError), errors.SettingsError, wrong):
+    with errors.translated((ValueError, TypeError, KeyError, AttributeError), errors.SettingsError, wrong):
         config = json.loads(text or "{}")
         jobs, task = config.get("cluster"), config.get("task")
         if not jobs:

@@ -207,7 +207,7 @@ def _is_frozen(layer, built: Network) -> bool:
 def _model(selection: Selection, inputs, outputs, built: Network) -> keras.Model:
     """Return the model, and print the notes."""
     twice = f"{selection.net.path}: {errors.REASON}; give that layer another name"
-    with errors.turned(ValueError, errors.DataError, twice):  # as of a layer `a/pad` beside a padded layer `a`
+    with errors.translated(ValueError, errors.DataError, twice):  # as of a layer `a/pad` beside a padded layer `a`
         model = keras.Model(inputs, outputs, name=re.sub(r"[^\w.-]", "_", selection.net.message.name) or "caffe")
     multipliers = []
     for layer in selection.layers:

@@ -221,7 +221,7 @@ def _layer_at(text: str, line: int) -> str:
 
 
 def _content(path: str | os.PathLike) -> bytes:
-    with errors.turned(_NOT_THERE, errors.InputNotFound, f"{path}: no such file"):
+    with errors.translated(_NOT_THERE, errors.InputNotFound, f"{path}: no such file"):
         return Path(path).read_bytes()
 
 
@@ -294,7 +294,7 @@ def _parse_binary(path: str | os.PathLike, kind: str):
     if content.startswith(b"\x89HDF"):
         raise errors.DataError(f"{path}: an HDF5 file, which is not supported; give the binary .caffemodel")
     why = f"{path}: damaged, or not written by Caffe; copy it again from where it came"
-    with errors.turned((message.DecodeError, UnicodeDecodeError), errors.DataError, why):
+    with errors.translated((message.DecodeError, UnicodeDecodeError), errors.DataError, why):
         return _classes(BINARY)[kind].FromString(content)
 
 

@@ -155,7 +155,7 @@ def _optimizer(file, kind: str, given) -> keras.optimizers.Optimizer:
             why = "Caffe clips before it adds the decay and divides, Keras after; leave one of them out"
             raise errors.SettingsError(f"{file}: clip_gradients with weight_decay or iter_size: {why}")
         options["global_clipnorm"] = given.clip_gradients
-    with errors.turned(ValueError, errors.DataError, f"{file}: {errors.REASON}; correct the file"):
+    with errors.translated(ValueError, errors.DataError, f"{file}: {errors.REASON}; correct the file"):
         return build(given.base_lr, **options)
 
 

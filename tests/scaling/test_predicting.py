@@ -278,7 +278,7 @@ def test_the_command_predicts_from_a_report(monkeypatch, capsys):
             return measured
 
     monkeypatch.setattr(scaling, "load", {"there": Report()}.get)
-    assert cli.main("scaling --predict there --machine cpu-1GbE --devices 4 --json".split()) == 0
+    assert cli.main(["scaling", "--predict", "there", "--machine", "cpu-1GbE", "--devices", "4", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["predictions"] == [row(measured, "cpu-1GbE", 4)]
     more = "scaling --predict there --also 4=130 --per-machine 2 --inside 10 --outside 1 --devices 8 --json"
     assert cli.main(more.split()) == 0

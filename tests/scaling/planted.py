@@ -10,8 +10,8 @@ from tfpar import devices
 from tfpar.engine import permutation
 from tfpar.steps import exchange
 
-SECONDS = 0.03
-OF_INPUT = 0.16  # of each batch; four of them may be made at once
+SECONDS = 0.06
+OF_INPUT = 0.08  # of each batch; four of them may be made at once
 
 if os.environ.get("CUDA_VISIBLE_DEVICES", "-1") != "-1":  # where a test plays a machine with GPUs
     strategy_of, visible = devices.strategy, len(os.environ["CUDA_VISIBLE_DEVICES"].split(","))

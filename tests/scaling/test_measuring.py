@@ -59,7 +59,7 @@ def test_the_command_measures_writes_four_files_and_prints_the_verdict(data, tmp
     assert (one["devices"], two["devices"]) == (1, 2) and report.content["batch"] == 64
     assert two["steps"] >= 50 and len(report._samples) >= 50
     assert "waiting for worker 1, last in " in report.verdict and two["last"] > 0.9
-    assert two["waiting_ms"] > 0.7 * SLEPT and two["step_ms"] > SLEPT > one["step_ms"] and two["efficiency"] < 0.6
+    assert two["waiting_ms"] > 0.7 * SLEPT and two["efficiency"] < 0.8
     assert report.content["gradient_bytes"] == 4 * (6 * 6 * 3 * 2 + 2)
     kinds = {
         (turn["devices"], turn["kind"], len(turn["seconds"]), len(turn["waits"])) for turn in report.content["turns"]
@@ -81,7 +81,7 @@ def test_a_slow_input_and_a_slow_exchange_are_named(data, tmp_path):
     report = measured(planted.slow_exchange, data, tmp_path)
     assert "communication-bound" in report.verdict and parts_add_up(report)
     assert report.rows[1]["exchange_ms"] > 0.9 * SLEPT
-    assert report.rows[1]["without_exchange_ms"] < report.rows[1]["constant_ms"] - 0.7 * SLEPT
+    assert report.rows[1]["without_exchange_ms"] < report.rows[1]["constant_ms"] - 0.5 * SLEPT
 
 
 @pytest.mark.by_hand

@@ -84,9 +84,8 @@ def measure(
     directory = files.make_directory(directory)
     with contextlib.ExitStack() as stack, tqdm(desc="starting processes", disable=None) as bar:
         hello, turns = _take_turns(_started(stack, counts, gpus, cores, told), seconds, bar)
-    of = {"device": "GPU" if gpus else "worker", "cores": there if gpus else there // most, "seconds": seconds}
-    settings = {"devices": counts, "batch": batch, "all_reduce": all_reduce}
-    report = Report({"format": FORMAT, **settings, **of, **hello, "turns": turns})
+    of = {"devices": counts, "device": "GPU" if gpus else "worker", "batch": batch, "all_reduce": all_reduce}
+    report = Report({"format": FORMAT, **of, "seconds": seconds, **hello, "turns": turns})
     report.write(directory)
     return report
 

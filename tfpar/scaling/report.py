@@ -71,25 +71,15 @@ class Report:
         first += ", ".join(f"{name} {value:.1f} ms" for name, value in parts.items())
         best = row["images_per_second"] * step / max(step - parts[lost], 1e-9)
         even = "even " * (helps == PARTS["compute"][1])
-        second = (
-            f"{helps} would help: {even}without its largest loss, {lost}, a step would take {step - parts[lost]:.1f} ms"
-        )
-        second += f", {best:,.0f} images a second instead of {row['images_per_second']:,.0f}"
+        second = f"{helps} would help: {even}without its largest loss, {lost}, a step would take {step - parts[lost]:.1f} ms, "
+        second += f"{best:,.0f} images a second instead of {row['images_per_second']:,.0f}"
         rare = f"; pauses rarer than 1 in {len(self._samples)} steps could not have been seen"
         return f"{first}. {second}{rare * (len(self._samples) < MANY)}."
 
     def __str__(self) -> str:
-        columns = [
-            "devices",
-            "images_per_second",
-            "step_ms",
-            "efficiency",
-            "low",
-            "high",
-            *(f"{name}_ms" for name in PARTS),
-        ]
-        rows = [tuple(f"{row[name]:.2f}".removesuffix(".00") for name in columns) for row in self.rows]
-        return f"{tables.text([tuple(columns), *rows])}\n{self.verdict}"
+        names = list(self.rows[0])[: 6 + len(PARTS)]
+        rows = [[f"{row[name]:.2f}".removesuffix(".00") for name in names] for row in self.rows]
+        return f"{tables.text([names, *rows])}\n{self.verdict}"
 
     def measured(self) -> Measured:
         """Return what a prediction needs: the seconds of a step on each number of devices, and one device's single steps."""
@@ -171,14 +161,12 @@ class Report:
     def _differences(self, count: int, worker: int) -> dict[str, float]:
         """Return the seconds of a worker's own parts of a step: the median over the turns of each difference."""
 
-        def means(of: int, kind: str, process: int | None = None) -> np.ndarray:
-            return np.array(
-                [turn[slice(None) if process is None else process].mean() for turn in self._turns(of, kind)]
-            )
+        def means(of: int, kind: str, processes=slice(None)) -> np.ndarray:
+            return np.array([turn[processes].mean() for turn in self._turns(of, kind)])
 
         def own(kind: str) -> np.ndarray:
             waits = [turn[worker].mean() for turn in self._turns(count, kind, "waits")]
-            return means(count, kind) - np.array(waits) * (count > 1)
+            return means(count, kind) - np.array(waits)
 
         call = means(1, "constant") - means(1, "several")
         found = {"input": own("real") - own("constant"), "python": call * SEVERAL / (SEVERAL - 1)}

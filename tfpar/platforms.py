@@ -228,9 +228,9 @@ def draw(points: dict[str, tuple[float, float]]) -> Figure:
     """
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
-    for name, point in points.items():
+    for number, (name, point) in enumerate(points.items()):  # neighbors' names stand above and below
         axes.scatter(*point)
-        axes.annotate(name, point, xytext=(6, 4), textcoords="offset points")
+        axes.annotate(name, point, xytext=(6, (4, -12)[number % 2]), textcoords="offset points")
     axes.set(xscale="log", yscale="log", xlabel="latency of one image in seconds", ylabel="images a second, in batches")
     axes.margins(0.15)
     axes.grid(alpha=0.3)

@@ -17,7 +17,10 @@ from tfpar.scaling.report import PARTS
 
 FILES = [f"scaling.{end}" for end in ("csv", "json", "png", "txt")]
 SLEPT = 1000 * planted.SECONDS
-two_cores = pytest.mark.skipif(len(machine.cores()) < 2, reason="needs two cores, one for each of two workers")
+two_cores = pytest.mark.skipif(
+    len(machine.cores()) < 2 or "PYTEST_XDIST_WORKER" in os.environ,
+    reason="needs two cores for itself, one for each of two workers: pytest -m extra, without -n",
+)
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +42,8 @@ def parts_add_up(report):
 
 
 @two_cores
-@pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.extra
+@pytest.mark.timeout(600)
 def test_the_command_measures_writes_four_files_and_prints_the_verdict(data, tmp_path, capsys):
     """A worker that sleeps in each step: the others wait for it, and the measured numbers say so."""
     out = tmp_path / "out"
@@ -158,7 +161,8 @@ def test_more_devices_than_there_are_end_the_command_with_one_line(data, capsys)
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-@pytest.mark.slow
+@two_cores
+@pytest.mark.extra
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
 def test_a_killed_measurement_leaves_neither_files_nor_processes(data, tmp_path):
     out = tmp_path / "out"

@@ -69,6 +69,7 @@ def test_a_missing_simulator_is_one_line(monkeypatch, tmp_path, capsys):
 
 
 @pytest.mark.extra
+@pytest.mark.timeout(1200)  # two minutes of one core
 def test_all_logits_of_the_tiny_network_are_keras_down_to_the_cells(verilator, digits, tmp_path, capsys):
     place = tmp_path / "circuit"
     assert cli.main(["fpga", str(T), str(digits.directory), str(place)]) == 0
@@ -136,7 +137,7 @@ def test_fit_with_a_price_narrows_the_numbers(extra, digits):
     free, dear = (fpga.quantized(built) for _ in range(2))
     wide = fpga.fit(free, images, labels, epochs=0, beta=0)
     narrow = fpga.fit(dear, images, labels, epochs=10, beta=1e-3, learning_rate=0.1)
-    assert 0 < narrow < wide / 2
+    assert 0 < narrow < 0.8 * wide
 
 
 @pytest.mark.extra
@@ -187,7 +188,7 @@ def test_values_out_of_range_other_images_and_other_places_are_refused(extra, di
         (lambda: fpga.circuit(fresh, tmp_path / "new", images=images), "for an image: 0 .* Train it with fpga.fit"),
         (
             lambda: fpga.circuit(twin, tmp_path / "new", images=pictures(4, 9, 9, 1)),
-            r"\(4, 9, 9, 1\): give .*8, 8, 1\)",
+            r"images=uint8\[4, 9, 9, 1\]: give uint8\[N, 8, 8, 1\]",
         ),
         (lambda: fpga.circuit(twin, tmp_path / "new", images=images / 256.0), "uint8"),
         (lambda: fpga.circuit(twin, tmp_path / "new", images=images, levels_per_stage=0), "levels_per_stage=0"),

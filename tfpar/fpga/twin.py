@@ -119,9 +119,8 @@ def core(twin: keras.Model, images: np.ndarray) -> list[keras.Layer]:
 
     layers = _chain(twin, (QConv2D, QDense), "give a twin made by fpga.quantized")
     if images.shape[1:] != twin.input_shape[1:] or images.dtype != np.uint8:
-        validate.reject(
-            "images", f"{images.dtype}{images.shape}", f"uint8{('N', *twin.input_shape[1:])}, as the twin takes"
-        )
+        taken = f"uint8{['N', *twin.input_shape[1:]]}".replace("'", "")
+        raise errors.SettingsError(f"images={images.dtype}{[*images.shape]}: give {taken}, as the twin takes")
     return layers
 
 

@@ -102,7 +102,8 @@ def simulate(circuit: Circuit, images: np.ndarray, *, twin=None, netlist: bool =
     names = ["netlist.v"] if netlist else ["network.v", "top.v"]
     need(circuit, names[-1])
     if images.dtype != np.uint8 or np.prod(images.shape[1:]) != circuit.pixels:
-        validate.reject("images", f"{images.dtype}{images.shape}", f"uint8 images of {circuit.pixels} values each")
+        found = f"images={images.dtype}{[*images.shape]}"
+        raise errors.SettingsError(f"{found}: give uint8 images of {circuit.pixels} values each")
     sources = [HERE / "bench.cpp", HERE / "bench.v", *(circuit.directory.absolute() / name for name in names)]
     options = "--cc --exe --build -Wno-lint -Wno-style -Wno-fatal --top-module bench -MAKEFLAGS OPT_FAST=-O0"
     sizes = f"-DLOGITS={circuit.classes * circuit.logit_bits} -CFLAGS -DREST={circuit.stages + 2}"

@@ -1,6 +1,6 @@
 """How fast one machine answers with a model, in every way that people deploy it: from `predict` to LiteRT.
 
-Two numbers count, and they answer two questions: the **latency** of one image, and the **throughput** of batches.
+Each way is measured by two numbers: the **latency**, the time of one image, and the **throughput**, images per second in batches.
 Each way takes `uint8[batch, height, width, channels]` in NumPy's memory and returns logits `float32[batch, classes]`
 there, so the time to copy them in and out is part of both numbers.
 
@@ -35,8 +35,8 @@ Way = Callable[[np.ndarray], np.ndarray]
 
 
 class Row(NamedTuple):
-    """One way: seconds of an image, images a second, the largest difference from Keras' logits in parts of the largest
-    logit, and how many of the compared images are right."""
+    """One way: median (`p50`) and 99th percentile (`p99`) of the seconds of an image, images a second, the largest difference
+    from Keras' logits divided by the largest logit, and how many of the compared images are right."""
 
     way: str
     p50: float

@@ -1,6 +1,6 @@
 """A digit classifier as a circuit for a Lattice ECP5: accuracy, cells, clock, cycles, bitstream, and the seconds of each step.
 
-    python -m tests.benchmarks.fpga            the stored twin H of tests/fpga: six minutes
+    python -m tests.benchmarks.fpga            the stored twin H of tests/fpga: six minutes on a quiet core, 18 in the stored run
     python -m tests.benchmarks.fpga --train    trains the twins T and H anew, and stores them; other processors give other bits
 
 T is conv 4 with strides 2 and dense, H is conv 8, pooling, conv 16 and dense. The float models are trained with AdamW, 60 epochs, the

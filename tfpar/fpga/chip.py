@@ -21,7 +21,8 @@ def synthesize(circuit: Circuit) -> dict:
     """Turn the Verilog into cells of the ECP5 (`netlist.json`), and these into Verilog that can be simulated (`netlist.v`).
 
     Returns:
-        the cells: `lut4` (two for each carry), `carry`, `ff`, `dsp`, `bram`; and `seconds`.
+        the numbers of cells: `lut4` (tables of four inputs, with two for each carry), `carry` (cells that add two bits), `ff`
+        (flip-flops, registers of one bit), `dsp` (multipliers), `bram` (blocks of memory); and `seconds`.
 
     Raises:
         errors.InputNotFound: there is no Verilog in the circuit's directory.
@@ -49,15 +50,16 @@ def route(
 
     Args:
         circuit: after `synthesize`.
-        device: `"25k"`, `"45k"` or `"85k"` LUTs.
-        package: its housing, as nextpnr names it.
-        speed: the chip's speed grade: 6, 7 or 8.
-        megahertz: the clock that the router aims at; a slower result is reported, not refused.
-        seed: of the placement.
+        device: `"25k"`, `"45k"` or `"85k"`: about so many sites for a LUT4.
+        package: the chip's package with its pins, as nextpnr names it.
+        speed: the chip's speed grade: 6, 7 or 8; 8 is the fastest.
+        megahertz: the clock that the router aims at; a slower result raises no error.
+        seed: of the placement; another seed may give a faster clock.
 
     Returns:
-        `device`; `megahertz` from the router's timing analysis, with the delays of Project Trellis; `sites` for a LUT4 that the circuit
-        uses, `of` those of the device; `bitstream`, its bytes; and `seconds`.
+        `device`; `megahertz` from the router's timing analysis, with the delays of Project Trellis; `sites`, the places for a LUT4
+        that the circuit uses (in our circuits 27 to 32 % more than `synthesize` counts LUT4), and `of`, those of the device; `bitstream`, its size in bytes;
+        and `seconds`.
 
     Raises:
         errors.SettingsError: the circuit does not fit the device, or nextpnr does not know a value.

@@ -26,8 +26,8 @@ def quantized(model: keras.Model, *, weight_bits: int = 5, fraction_bits: int = 
 
     Args:
         model: a chain of `Rescaling(1/256)` and then Conv2D, MaxPooling2D, Flatten and Dense, with `activation="relu"` or none.
-        weight_bits: of each weight before training, without its sign.
-        fraction_bits: of each activation before training, after the binary point.
+        weight_bits: bits of each weight before training, without its sign.
+        fraction_bits: bits of each activation after the binary point, before training.
 
     Raises:
         errors.SettingsError: the model has another layer, or a layer with a setting that the circuit cannot have.
@@ -59,18 +59,20 @@ def quantized(model: keras.Model, *, weight_bits: int = 5, fraction_bits: int = 
 
 
 def fit(twin: keras.Model, images, labels, *, epochs: int, beta: float, learning_rate: float = 5e-3) -> int:
-    """Train a twin in which bits have a price, and return the effective bit operations of one image.
+    """Train a twin with `loss = crossentropy + beta * bit operations`, and return the effective bit operations of one image.
 
-    Adam, with a learning rate that falls as a cosine to 0. The price rises logarithmically from `beta / 100` to `beta` in the
-    first 60 % of the epochs, then it stays. At the end, each activation gets the integer bits that the images need. With
-    `epochs=0` nothing else happens: the weights are rounded, without training.
+    The bit operations of a product are the bits of its weight times the bits of its input. Adam trains the twin, with a learning
+    rate that falls as a cosine to 0. The price of a bit operation rises exponentially from `beta / 100` to `beta` in the first
+    60 % of the epochs, then it stays. At the end, each activation gets the integer bits that the images need. `epochs=0` does only
+    this last part: the weights are rounded, without training.
 
     Args:
         twin: made by `quantized`.
         images, labels: `uint8[N, height, width, channels]` and whole numbers `[N]`.
         epochs: passes over the images.
-        beta: the price of a bit operation, in units of the loss; 1e-6 to 1e-4 suit small networks.
-        learning_rate: the first one.
+        beta: the price of a bit operation, in units of the loss; 1e-6 to 1e-4 suit small networks. A larger price gives a
+            smaller circuit and a lower accuracy.
+        learning_rate: at the start.
 
     Raises:
         errors.SettingsError: a value is out of its range, or the images do not have the twin's shape.

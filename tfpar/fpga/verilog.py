@@ -1,7 +1,7 @@
 """The circuit of a twin in Verilog, and its simulation clock by clock.
 
 da4ml turns the twin into additions and shifts, and these into a pipeline. Around it stands a module of our own, `top.v`,
-which takes the pixels of an image one after the other: 512 bits of an image of 8x8 are more than a chip has pins.
+which takes the pixels of an image one after the other: an image of 8x8 has 512 bits, more than the chip has pins.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def circuit(model: keras.Model, directory, *, images: np.ndarray, levels_per_sta
         model: a twin, after `fit`.
         directory: where it goes; must be empty or not exist.
         images: `uint8[N, height, width, channels]` for the check.
-        levels_per_stage: additions, one after the other, between two registers. Fewer give a faster clock, and more stages.
+        levels_per_stage: successive additions between two registers. Fewer give a faster clock and more stages, so more cycles.
 
     Raises:
         errors.SettingsError: it is no twin, was never fitted, or is too large; the images have another shape.

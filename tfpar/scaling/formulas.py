@@ -1,8 +1,8 @@
 """The formulas of a prediction: the exchange, the slowest of N devices, and the epochs of a large batch.
 
-`N` devices stand in `k` machines of `g` devices each, `S` is the gradient in bytes, `C` the seconds of a step on one device. The
-batch of a device stays the same (weak scaling). A link carries 80 % of what its data sheet says, the middle of what measurements
-published for A100, H200 and B200 machines reach (73 to 82 %).
+`N` devices are in `k` machines of `g` devices each, `S` is the gradient in bytes, `C` the seconds of a step on one device, `inside`
+and `outside` are the bandwidths of `Machine` in bytes per second. The batch of a device stays the same (weak scaling). A link
+carries 80 % of the bandwidth in its data sheet; published measurements of A100, H200 and B200 machines reach 73 to 82 %.
 
 ```
 t(N)        = max(input, C (1 + jitter(N)) + exchange(N) + software)
@@ -18,7 +18,7 @@ epochs(B)   = E (1 + B / B_crit)
 knee        = the last doubling of the devices, from one on, that still saves a quarter of the time
 ```
 
-The ring sends each byte at most twice (Patarasuk and Yuan 2009). 14 us is NCCL's constant for a hop of the network
+The ring sends each byte at most twice (Patarasuk and Yuan 2009). 14 us is NCCL's constant for a hop between machines
 (`src/graph/tuning.cc`), 41 us the smallest all-reduce of 8 H200. In the exchange by pairs (`ordered`) each device sends its
 whole gradient in each of `log2 N` rounds, and the `g` devices of a machine share its link. The sum over the sorted samples is
 the mean of the largest of N draws from them; the largest of many draws grows with ln N (Gumbel 1958). `z` is from Blom 1958;
@@ -61,7 +61,7 @@ def exchange(devices, machine, gradient_bytes: float, *, all_reduce: str = "fast
 
 
 def jitter(devices, samples=()) -> np.ndarray:
-    """Return by which share the slowest of N devices is expected to be slower than the mean: `float64[N]`, 0 for one device.
+    """Return the expected time of the slowest of N devices over the mean, minus 1: `float64[N]`, 0 for one device.
 
     Args:
         devices: N, at least 1.

@@ -1,10 +1,10 @@
 """`scaling.measure`: 1, 2, 4 .. devices of this machine train for a while, and a report says where each step's time goes.
 
 On CPUs a device is a worker process with cores of its own, because the replicas of one process share its threads; on GPUs
-the devices belong to one process. All processes are alive together and take turns, so what disturbs the machine disturbs
-all. There are four kinds of turns on N devices: with the real data and the exchange (`real`), with one constant batch
-(`constant`), without the exchange (`alone`), and N processes that know nothing of each other (`apart`). Two more tell
-what Python and the input take: `several` steps in one call into TensorFlow, and the `input` without any training.
+the devices belong to one process. All processes are started together and measured in short turns, so another program on
+the machine slows all of them alike. There are four kinds of turns on N devices: with the real data and the exchange
+(`real`), with one constant batch (`constant`), without the exchange (`alone`), and N independent processes (`apart`). Two
+more measure Python and the input: `several` steps in one call into TensorFlow, and the `input` without any training.
 The batch of one device is the same on every number of devices (weak scaling).
 """
 
@@ -42,7 +42,7 @@ def measure(
     all_reduce: str = "ordered",
     seconds: float = 120,
 ) -> Report:
-    """Measure training on 1, 2, 4 .. devices of this machine, and say what each number of devices loses, and where.
+    """Measure training on 1, 2, 4 .. devices of this machine, and return how much time a step loses on each number, and to what.
 
     Args:
         model: a name for the command line, such as `"resnet20"`, or a function without arguments that builds and compiles the
@@ -52,10 +52,10 @@ def measure(
             `scaling.png` and `scaling.txt`, all at the end.
         devices: numbers of devices, 1 among them; None is 1, 2, 4 .. up to all GPUs, or else all cores. On CPUs each worker
             gets `cores // max(devices)` cores.
-        global_batch_size: images of a step on the largest number of devices, a multiple of it; None is 128, rounded up.
-            One device takes the same part of it on every number of devices.
-        all_reduce: `"ordered"` or `"fast"`.
-        seconds: shared by all turns after the start of the processes, and exceeded where fewer than 50 steps would fit.
+        global_batch_size: images of a step on the largest number of devices, a multiple of that number; None is 128, rounded
+            up. Each device gets the same number of images on every number of devices (weak scaling).
+        all_reduce: `"ordered"` (the same bits on any number of devices) or `"fast"` (a ring).
+        seconds: of all turns together, without the start of the processes; more if fewer than 50 steps of a kind would fit.
 
     Raises:
         errors.SettingsError: there are not so many devices, or an argument is out of its range.

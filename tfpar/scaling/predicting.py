@@ -1,7 +1,7 @@
-"""Predict the steps of many devices from the steps of few; `formulas` has the formulas and their sources.
+"""Predict the time of a step on many devices from its time on few; `formulas` has the formulas and their sources.
 
 Example:
-    >>> measured = scaling.Measured(0.3478, 128, 102.2e6, steps={8: 0.3546, 16: 0.3582})
+    >>> measured = scaling.Measured(0.3485, 128, 102.2e6, steps={8: 0.3546, 16: 0.3582})
     >>> table = scaling.predict(measured, "8xV100-EDR", [32, 64])
     >>> table["basis"][0].as_py(), round(table["efficiency"][0].as_py(), 2)
     ('two sizes, several machines', 0.96)
@@ -26,13 +26,13 @@ _QUARTER_SAVED = 0.75
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """A kind of machine, several of which stand in one network.
+    """A kind of machine, and the bandwidths inside it and between several of them.
 
     Args:
-        devices: of a machine.
-        inside: GB/s that one device sends to the others of its machine, in one direction; None where there is one device.
-        outside: GB/s that the whole machine sends to others, in one direction; None where there is one machine.
-        source: of the figures, in words.
+        devices: the number of devices in a machine.
+        inside: GB/s from one device to the others of its machine, in one direction; None where there is one device.
+        outside: GB/s from the whole machine to other machines, in one direction; None where there is one machine.
+        source: where the figures come from, in words.
 
     Raises:
         errors.SettingsError: a figure is missing or out of its range.
@@ -73,12 +73,13 @@ class Measured:
     Args:
         step_seconds: of a step on one device.
         batch: images of one device in a step.
-        gradient_bytes: which each device sends: 4 bytes for each weight that trains, in float32.
-        steps: seconds of a step, by the number of devices, each with that batch.
+        gradient_bytes: size of the gradient: 4 bytes for each trainable weight in float32.
+        steps: seconds of a step, by the number of devices, each with that batch. To predict several machines well, give one whole
+            machine and a larger number of machines.
         samples: seconds of single steps of one device, none or at least 30; they give the jitter.
-        input_images_per_second: which the input pipeline of one machine delivers; None where it never limits.
-        all_reduce: fast (a ring) or ordered (by pairs).
-        one_machine: whether all sizes stand in one machine, as those of a `Report` do.
+        input_images_per_second: images that the input pipeline of one machine delivers; None where it never limits.
+        all_reduce: "fast" (a ring) or "ordered" (by pairs, the default of `measure` and of training).
+        one_machine: whether all sizes were measured in one machine, as those of a `Report` are.
 
     Raises:
         errors.SettingsError: a value is out of its range.
@@ -113,19 +114,23 @@ def predict(
 ) -> pa.Table:  # fmt: skip
     """Return one row for each number of devices; the metadata of the schema holds the knee.
 
+    The knee is the last doubling of the devices that still saves a quarter of the time.
+
     Args:
-        measured: a `Measured`, or a `Report` of `measure`.
-        machine: a `Machine`, or a name in `MACHINES`. A machine of one device gets as many as `one_machine` measured.
+        measured: a `Measured`, or a `Report` of `measure`. Its step on one device is not converted to another kind of device.
+        machine: a `Machine`, or a name in `MACHINES`. If it has one device and `measured` has several sizes of one machine, each
+            machine gets the largest of them.
         devices: numbers of devices, each with the measured batch.
         price: of one device for one hour; needs `images` and `epochs`.
         images: of an epoch.
         epochs: which a small global batch needs; a batch of B needs `epochs (1 + B / critical_batch)`.
-        critical_batch: images; 46,000 is ResNet-50 on ImageNet.
+        critical_batch: global batch that needs twice the epochs of a small one; 46,000 is ResNet-50 on ImageNet.
 
     Returns:
         A table with the columns devices, step_ms, images_per_second, efficiency, low, high, basis, compute_ms, jitter_ms,
-        exchange_ms and software_ms; with `images` and `epochs` hours, with `price` cost. Between low and high lie 80 % of the
-        published points with the same basis. The four parts add up to the step, which is longer where the input limits it.
+        exchange_ms and software_ms; with `images` and `epochs` hours, with `price` cost. `efficiency` is images per second of a
+        device over those of one device alone; low and high are its band, which holds for 80 % of the published measurements with
+        the same basis. The four parts add up to the step, which is longer where the input limits it.
 
     Raises:
         errors.SettingsError: a value is out of its range, or a figure or a measured size is missing.

@@ -1,10 +1,10 @@
 """What was measured: the table, the parts of a step, the picture and the verdict.
 
-A step of the real data with the exchange is split for the worker that waits longest. Its own wait tells two parts: the
-exchange alone is the smallest wait among the workers, because the last one to be ready waits for nobody; the rest of the
-wait is for the slowest. What is left of the step is the worker's own, and differences between turns tell its parts:
-input (real - constant data), machine (independent processes at the same time - one alone), python (on one device, one
-step a call - several, times 8/7). Compute is the rest. Each difference is the median over the turns; below 0 it counts as 0.
+The report splits a step with real data and the exchange into parts, for the worker that waits longest. Its wait for the sum
+has two parts: `exchange` is the smallest wait among the workers, because the last one to be ready waits for nobody; `waiting`,
+the rest, is the wait for the slowest worker. Differences between turns give the other parts: `input` (real - constant data),
+`machine` (independent processes at the same time - one alone), `python` (on one device, one step a call - several, times 8/7).
+`compute` is the rest. Each difference is the median over the turns; below 0 it counts as 0.
 """
 
 import json

@@ -25,7 +25,7 @@ TESTS = {
     test.name: test for module in MODULES for test in doctest.DocTestFinder(recurse=True).find(module) if test.examples
 }
 TESTS_OF_FPGA = Path(__file__).parent / "fpga"
-MARKS = {"tfpar.workers.launcher": "by_hand", "tfpar.fpga": "extra"}
+MARKS = {"tfpar.workers.launcher": "by_hand", "tfpar.scaling.measuring.measure": "by_hand", "tfpar.fpga": "extra"}
 
 
 class SaysOrIsSilent(doctest.OutputChecker):

@@ -241,7 +241,7 @@ def _add_results(command) -> None:
     add = command(
         "platforms", "how fast this machine answers with the final model, from predict to LiteRT"
     ).add_argument
-    add("run", help="the directory of a finished run; gets platforms.json and platforms.png")
+    add("run", help="the directory of a finished run; gets platforms.png")
     most = validate.MOST_BATCH
     add("--batch", type=_whole(1, most), default=256, metavar="B", help="of the throughput; default 256")
 

@@ -6,11 +6,9 @@ Every prediction has a basis, which says what was measured, and a band. 80 % of 
 their bands. `formulas` has the formulas and their sources.
 
 `measure` trains on 1, 2, 4 .. devices in turns, and returns a report: how much time a step loses on each number of devices, and
-to what.
+to what. `predict` takes that report, or figures.
 
 Example:
-    >>> report = scaling.measure("resnet20", prepare.load("data/photos"), "runs/scaling", devices=[1, 2])    # two minutes
-    >>> scaling.predict(report, "cpu-1GbE", [4, 8])
     >>> measured = scaling.Measured(0.3485, 128, 102.2e6, steps={8: 0.3546})  # seconds, images, bytes
     >>> scaling.predict(measured, "8xV100-EDR", [8, 16, 64]).to_pylist()[2]["basis"]
     'two sizes, formula between machines'

@@ -63,8 +63,9 @@ def measure(
         errors.OutputError: the directory cannot be made.
 
     Example:
-        >>> report = scaling.measure("resnet20", prepare.load("data/photos"), "runs/scaling", devices=[1, 2])
+        >>> report = scaling.measure("small_cnn", prepare.load("data/digits"), "runs/scaling", devices=[1, 2])
         >>> print(report)
+        >>> table = scaling.predict(report, "cpu-1GbE", [4, 8])
     """
     if cluster():
         raise errors.SettingsError("scaling measures one machine: run it without TF_CONFIG and the TFPAR_ variables")

@@ -5,9 +5,10 @@ Each way takes `uint8[batch, height, width, channels]` in NumPy's memory and ret
 there, so the time to copy them in and out is part of both numbers.
 
 Example:
-    >>> print(platforms.table(platforms.compare("runs/digits")))
-    way             one image: median  99th percentile  a batch: images/s  difference     correct
-    predict                    ... us           ... us                ...       0e+00  175 of 179
+    >>> rows = platforms.compare("runs/digits")
+    >>> print(platforms.table(rows))
+    way ...         one image: median  99th percentile  a batch: images/s  difference     correct
+    predict ...                ... us           ... us                ...       0e+00  ... of 179
     ...
 """
 

@@ -12,8 +12,8 @@ Example:
     >>> measured = scaling.Measured(0.3485, 128, 102.2e6, steps={8: 0.3546})  # seconds, images, bytes
     >>> scaling.predict(measured, "8xV100-EDR", [8, 16, 64]).to_pylist()[2]["basis"]
     'two sizes, formula between machines'
-    >>> mine = scaling.Machine(devices=4, inside=31.5, outside=3.125)  # GB/s
-    >>> scaling.predict(measured, mine, [4, 8], price=1.5, images=1_281_167, epochs=35)["cost"]
+    >>> mine = scaling.Machine(devices=8, inside=31.5, outside=3.125)  # GB/s
+    >>> scaling.predict(measured, mine, [8, 16], price=1.5, images=1_281_167, epochs=35)["cost"]
 """
 
 from tfpar.scaling.measuring import measure

@@ -7,8 +7,8 @@ there, so the time to copy them in and out is part of both numbers.
 Example:
     >>> rows = platforms.compare("runs/digits")
     >>> print(platforms.table(rows))
-    way ...         one image: median  99th percentile  a batch: images/s  difference     correct
-    predict ...                ... us           ... us                ...       0e+00  ... of 179
+    way...          one image: median  99th percentile  a batch: images/s  difference     correct
+    predict                    ... us           ... us                ...       0e+00  ... of 179
     ...
 """
 

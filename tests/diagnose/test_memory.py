@@ -80,7 +80,9 @@ def test_numbers_of_the_run(digits):
     assert found.parts["weights"] == 4 * weights and found.parts["optimizer"] >= 4 * 70_000
     assert found.parts["input"] == memory.AHEAD * 128 * 64
     one = memory.estimate(compiled(digits), digits, STAGES, global_batch_size=128, shards=1)
-    assert 3 < one.parts["activations"] / found.parts["activations"] < 4.5  # those of one shard at a time
+    assert (
+        1.7 < one.parts["activations"] / found.parts["activations"] < 2.3
+    )  # those of two of the four shards at a time
     assert found.parts["gradients"] > one.parts["gradients"]
     assert found.largest_batch % 4 == 0 and "39 steps in all" in str(found)
 

@@ -41,7 +41,7 @@ def train_several(digits, *, replicas, shards, per_calls, count=7, optimizer=Non
     start = [({"shape": list(v.shape)}, np.asarray(v).tobytes()) for v in variables]
     for per_call in per_calls:
         checkpoint.restore(variables, start, strategy)
-        step.counts.step = 0
+        step.counts.step, step.last_rate = 0, None
         step.counts.restart()
         iterator = iter(
             engine.train_batches(
@@ -71,6 +71,12 @@ def train_several(digits, *, replicas, shards, per_calls, count=7, optimizer=Non
 )
 def test_replicas_and_steps_per_call_change_no_bit(digits, shards, replicas, per_call, oracle):
     assert train(digits, replicas=replicas, shards=shards, per_call=per_call) == oracle(shards)
+
+
+@pytest.mark.parametrize(("shards", "replicas", "at_once"), [(1, 1, 1), (4, 1, 2), (4, 2, 1)])
+def test_one_cpu_computes_two_shards_at_a_time(shards, replicas, at_once):
+    step = steps.Step(tiny(devices.strategy(simulate=replicas)), shards=shards)
+    assert step.shards_at_once == at_once
 
 
 @pytest.fixture(scope="module")

@@ -84,7 +84,7 @@ def estimate(model: keras.Model, data, stages: Sequence[Stage], **settings) -> E
         "weights": _bytes(model.variables),
         "gradients": step.exchange.holds * 4 * shard.vector.size,
         "optimizer": _bytes(model.optimizer.variables),
-        "activations": _peak_bytes(shard.function.graph),
+        "activations": step.shards_at_once * _peak_bytes(shard.function.graph),
         "input": AHEAD * local * image,
     }
     fixed = sum(parts[name] for name in ("weights", "gradients", "optimizer"))

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfpar import errors, validate
+from tfpar import devices, errors, validate
 from tfpar.settings import ALL_REDUCE, BATCH_NORM, MOST_STEPS_PER_CALL, multiple
 from tfpar.steps import accepted, objective, tensorflow_repairs
 from tfpar.steps.exchange import Exchange
@@ -47,6 +47,8 @@ class Step:
     Attributes:
         counts: steps done, and loss and correct answers of their images, added in the order of the steps.
         exchange: how the replicas exchange vectors.
+        shards_at_once: how many shards a replica computes at the same time, and holds in memory: two where one replica has all cores of
+            the process, because the operations of one small shard leave cores idle; otherwise one.
         loss: returns the loss of each image.
     """
 
@@ -80,6 +82,7 @@ class Step:
         self.learning_rate, self.counts = learning_rate, Counts(first_step)
         self.batch_norm = validate.choice("batch_norm", batch_norm, BATCH_NORM)
         self.exchange = _exchange(self.strategy, shards, all_reduce)
+        self.shards_at_once = min(self.exchange.shards_per_replica, 1 + (devices.names(self.strategy) == ["CPU:0"]))
         self.loss = objective.build(model)
         metrics = [metric.name for metric in model._compile_metrics.metrics] if model._compile_metrics else []
         self.more_metrics = metrics not in ([], ["accuracy"])  # besides those that the step counts itself
@@ -201,12 +204,13 @@ class Step:
         return losses, tf.argmax(logits, axis=1, output_type=tf.int32) == labels, labels
 
     def _compute_shards(self, context, batch, number: tf.Tensor):
-        """Compute this replica's shards one after the other; return their vectors, and all rows of losses and logits."""
+        """Compute this replica's shards, `shards_at_once` at a time; return their vectors, and all rows of losses and logits."""
         count, values = self.exchange.shards_per_replica, self.shard.values()
         batches = zip(*(tf.split(member, count) for member in batch), strict=True)
         vectors, rows = [], []
         for k, shard_batch in enumerate(batches):
-            with tf.control_dependencies(vectors[-1:]):  # so the memory holds one shard's activations
+            # so the memory holds the activations of no more shards
+            with tf.control_dependencies(vectors[: k + 1 - self.shards_at_once][-1:]):
                 vector, row = self.shard(values, shard_batch, number, context.replica_id_in_sync_group * count + k)
             vectors.append(vector)
             rows.append(row)

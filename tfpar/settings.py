@@ -88,7 +88,7 @@ class Settings:
     class_weights: Sequence[float] | None = _setting(None, "of each class in the loss; default: all 1")
     scale_learning_rate: bool = _setting(True, "rates of sgd are for a batch of 256; default")
     warmup_epochs: float | None = _setting(None, "epochs of rising rate; default a tenth of stage 1", within=(0, 1e6))
-    all_reduce: str = _setting("ordered", "default ordered; fast: less to send, no promise of bits", choices=ALL_REDUCE)
+    all_reduce: str = _setting("ordered", "default ordered; fast: sends less, other bits", choices=ALL_REDUCE)
     batch_norm: str | None = _setting(None, "default fused; keras: slower, as Keras computes it", choices=BATCH_NORM)
     weights: str = _setting("none", check=_check_weights)
     steps_per_call: int | str = _setting("auto", "default auto: 0.25 s a call", bits=False, check=_check_steps_per_call)

@@ -169,15 +169,15 @@ def _add_train(command) -> None:
     _add_setting(add, "augment")
     _add_setting(add, "class_weights", type=_class_weights, metavar="balanced|W,W,...")
     precisions = ("float32", "mixed_bfloat16", "mixed_float16")
-    add("--precision", choices=precisions, default="float32", help="of the computing")
+    add("--precision", choices=precisions, default="float32", help="dtype of the computation; default float32")
     _add_caffe(add)
     _add_how(add)
 
 
 def _add_caffe(add) -> None:
     add("--caffe-scale", type=_number(-1e30, 1e30), metavar="S", help="factor on the pixels of caffe:FILE")
-    add("--caffe-mean", metavar="M|M,M,M|FILE", help="subtracted before; in the order of the network")
-    add("--caffe-order", choices=("bgr", "rgb"), help="of the channels; default bgr")
+    add("--caffe-mean", metavar="M|M,M,M|FILE", help="subtracted from the pixels first; in the order of the network")
+    add("--caffe-order", choices=("bgr", "rgb"), help="order of the color channels; default bgr")
     add("--solver", metavar="FILE", help="optimizer, rates, batch, decay and end from a Caffe solver")
 
 

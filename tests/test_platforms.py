@@ -162,7 +162,7 @@ def test_bad_input_is_one_line(run, tmp_path, monkeypatch, capsys):
     facts = json.loads((run.directory / "run.json").read_text())
     for change, code, said in (
         ({"finished": False}, 66, "the run is not finished"),
-        ({"data": facts["data"] | {"fingerprint": "0"}}, 78, "prepared anew since the run"),
+        ({"data": facts["data"] | {"fingerprint": "0"}}, 78, "prepared again since the run"),
         ({"data": facts["data"] | {"directory": str(tmp_path / "gone")}}, 66, "no such directory"),
     ):
         (changed / "run.json").write_text(json.dumps(facts | change))

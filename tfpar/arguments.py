@@ -16,9 +16,9 @@ from tfpar import __version__, errors, schedule, validate
 from tfpar.settings import FIELDS, MOST_STEPS_PER_CALL
 
 SETTINGS = FIELDS.keys() - {"stages", "weights", "verbose"}  # that are options of `train` under their own names
-EXIT_CODES = """exit codes: 0 done, 2 wrong use, 42 stopped with its state saved, 65 data damaged, 66 input not there,
-69 something needed not there, 70 a defect of tfpar, 73 output cannot be made, 74 reading or writing failed,
-75 another worker was lost, 78 settings contradict what is there"""
+EXIT_CODES = """exit codes: 0 done, 2 wrong use, 42 stopped with its state saved, 65 data damaged, 66 input not found,
+69 a service or package is missing, 70 an internal error, 73 output cannot be created, 74 reading or writing failed,
+75 another worker was lost, 78 settings contradict each other, the data or the run"""
 
 
 def _whole(lowest: int, highest: int):
@@ -169,15 +169,15 @@ def _add_train(command) -> None:
     _add_setting(add, "augment")
     _add_setting(add, "class_weights", type=_class_weights, metavar="balanced|W,W,...")
     precisions = ("float32", "mixed_bfloat16", "mixed_float16")
-    add("--precision", choices=precisions, default="float32", help="of the computing")
+    add("--precision", choices=precisions, default="float32", help="dtype of the computation; default float32")
     _add_caffe(add)
     _add_how(add)
 
 
 def _add_caffe(add) -> None:
     add("--caffe-scale", type=_number(-1e30, 1e30), metavar="S", help="factor on the pixels of caffe:FILE")
-    add("--caffe-mean", metavar="M|M,M,M|FILE", help="subtracted before; in the order of the network")
-    add("--caffe-order", choices=("bgr", "rgb"), help="of the channels; default bgr")
+    add("--caffe-mean", metavar="M|M,M,M|FILE", help="subtracted from the pixels first; in the order of the network")
+    add("--caffe-order", choices=("bgr", "rgb"), help="order of the color channels; default bgr")
     add("--solver", metavar="FILE", help="optimizer, rates, batch, decay and end from a Caffe solver")
 
 
@@ -211,12 +211,12 @@ def _add_how(add) -> None:
     _add_setting(add, "shards", metavar="V")
     _add_setting(add, "all_reduce")
     _add_setting(add, "batch_norm")
-    add("--xla", action="store_true", help="compile each shard by XLA; it pays on GPUs")
+    add("--xla", action="store_true", help="compile each shard with XLA; it pays on GPUs")
     add("--deterministic", action="store_true", help="deterministic operations on GPUs; slower")
     _add_setting(add, "steps_per_call", metavar="auto|K", type=_steps_per_call)
     _add_setting(add, "checkpoint_seconds", metavar="S")
-    add("--dry-run", action="store_true", help="say what it would take, memory too, and train nothing")
-    add("--profile", action="store_true", help="say where a step's time goes, and train nothing")
+    add("--dry-run", action="store_true", help="print steps, memory and time, and train nothing")
+    add("--profile", action="store_true", help="print where a step's time goes, and train nothing")
     _add_setting(add, "fresh", action="store_true")
 
 
@@ -234,7 +234,7 @@ def _add_results(command) -> None:
     add("--data", metavar="DIR", help="default: the data it was trained on")
     add("--split", choices=("validation", "test"), default="validation")
 
-    add = command("compare", "in which settings and results runs differ, and a page with their curves").add_argument
+    add = command("compare", "compare settings and results of runs, and draw their curves").add_argument
     add("runs", nargs="+", metavar="run", help="each is compared with the first")
     add("--out", default=".", metavar="PAGE", help="a file or a folder; default: compare.html here")
 

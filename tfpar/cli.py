@@ -56,7 +56,7 @@ def _code_of(given) -> int:
         to_nowhere(sys.stdout)  # who read our output has gone
         if given.command not in _WRITING:
             return 0
-        say("tfpar: nobody reads the output any more; send it to a file, and run the same command again")
+        say("tfpar: standard output was closed (broken pipe); redirect it to a file, and run the same command again")
         return errors.InputOutputFailed.exit_code
     except OSError as error:
         place = error.filename or "reading or writing"
@@ -68,7 +68,7 @@ def _code_of(given) -> int:
             say(f"tfpar: out of memory; {todo}")
             return errors.Unavailable.exit_code
         said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        say(f"tfpar: a defect of tfpar ({said}); please report it with {_trace_file()}")
+        say(f"tfpar: internal error ({said}); please report it with {_trace_file()}")
         return 70
 
 

@@ -84,7 +84,7 @@ def data_of(run: results.Run) -> prepare.Dataset:
     data = prepare.load(run.facts["data"]["directory"])
     if data.fingerprint != run.facts["data"]["fingerprint"]:
         raise errors.SettingsError(
-            f"{data.directory}: prepared anew since the run, so its answers cannot be compared; train again"
+            f"{data.directory}: prepared again since the run, so its answers cannot be compared; train again"
         )
     return data
 

@@ -161,7 +161,7 @@ def locked(path: str | os.PathLike, owner: str) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise errors.OutputError(f"{place}: {owner} is at work here; wait for it or stop it") from error
+            raise errors.OutputError(f"{place}: {owner} is using this directory; wait for it or stop it") from error
         except OSError as error:
             if error.errno not in UNSUPPORTED:
                 raise

@@ -153,7 +153,7 @@ def test_what_cannot_be_used_gets_a_line(photos, tmp_path, capsys):
     data = prepare.dataset(photos, tmp_path / "d", image_size=8)
     skipped = csv.DictReader((data.directory / "skipped.csv").read_text().splitlines())
     assert {row["source"]: row["reason"] for row in skipped} == {
-        "cat/text.jpg": "text, not a picture", "picture.jpg": "not inside a class folder", "readme.txt": "hidden, or of a kind that lies beside pictures",
+        "cat/text.jpg": "text, not a picture", "picture.jpg": "not inside a class folder", "readme.txt": "hidden, or of a file type that is not a picture",
     }  # fmt: skip
     assert data.class_names == ["%FFox", "cat", "dog"] and "empty folder" in capsys.readouterr().out
     names = data.train.sources + data.validation.sources

@@ -296,7 +296,7 @@ def test_foreign_files_and_spellings_do_not_matter(tmp_path, capsys):
     assert "one class" in capsys.readouterr().out
     with open(data.directory / "skipped.csv", newline="") as file:
         reasons = {row["reason"] for row in csv.DictReader(file)}
-    assert reasons == {"hidden, or of a kind that lies beside pictures"}
+    assert reasons == {"hidden, or of a file type that is not a picture"}
 
 
 def test_a_level_of_folders_too_few_or_too_many_is_explained(tmp_path):

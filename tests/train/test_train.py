@@ -218,14 +218,14 @@ def test_a_second_run_on_the_same_directory_is_refused(small, tmp_path):
     (tmp_path / "r").mkdir()
     with (
         files.locked(tmp_path / "r" / ".lock", "the test"),
-        pytest.raises(errors.OutputError, match="another run is at work here"),
+        pytest.raises(errors.OutputError, match="another run is using this directory"),
     ):
         run(small, tmp_path / "r")
 
 
 def test_a_directory_with_something_else_is_left_alone(small, tmp_path):
     (tmp_path / "mine").write_text("x")
-    with pytest.raises(errors.OutputError, match="something else lies there"):
+    with pytest.raises(errors.OutputError, match="exists and is not a"):
         run(small, tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["mine"]
 
@@ -317,7 +317,7 @@ def test_another_environment_is_named_item_by_item(small, tmp_path, capsys):
     del facts["environment"]["arithmetic"], facts["environment"]["oneDNN"]  # as an earlier version wrote it
     (tmp_path / "r" / "run.json").write_text(json.dumps(facts))
     run(small, tmp_path / "r")
-    line = next(line for line in capsys.readouterr().out.splitlines() if "another environment" in line)
+    line = next(line for line in capsys.readouterr().out.splitlines() if "environment changed" in line)
     for item in (
         "cores 999 -> ",
         "intra_op_threads 998 -> ",

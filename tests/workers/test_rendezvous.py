@@ -68,13 +68,13 @@ def test_a_worker_that_never_comes_is_named_by_the_others():
     assert time.monotonic() - started < 10
     assert all(isinstance(error, errors.Unavailable) for error in found)
     assert {str(error) for error in found} == {
-        f"worker 2 ({everybody[2]}) did not come within 1 seconds; start all workers"
+        f"worker 2 ({everybody[2]}) did not connect within 1 s; start all workers"
     }
 
 
 def test_a_chief_that_never_comes():
     everybody = addresses(2)
-    with pytest.raises(errors.Unavailable, match=rf"worker 0 \({everybody[0]}\) did not come within 0.5 seconds"):
+    with pytest.raises(errors.Unavailable, match=rf"worker 0 \({everybody[0]}\) did not connect within 0.5 s"):
         rendezvous.meet(everybody, 1, same={}, seconds=0.5)
 
 
@@ -87,7 +87,11 @@ def test_other_lists_and_other_commands_end_all_with_the_same_message():
     ):
         found = met(lists, sames)
         assert all(isinstance(error, errors.SettingsError) for error in found)
-        assert str(found[0]) == str(found[1]) and said in str(found[0]) and "start all workers alike" in str(found[0])
+        assert (
+            str(found[0]) == str(found[1])
+            and said in str(found[0])
+            and "with the same command and versions" in str(found[0])
+        )
 
 
 def test_a_taken_port():

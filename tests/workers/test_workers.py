@@ -78,7 +78,7 @@ def test_two_workers_of_which_the_chief_is_killed_give_the_bits_of_one_process(d
     gang.send(signal.SIGKILL, 0)
     assert gang.end() == 0, "".join(gang.lines)
     assert gang.known()["restarts"] == 1
-    assert any("worker 0 was killed by SIGKILL; all start again (1 of 10)" in line for line in gang.lines)
+    assert any("worker 0 was killed by SIGKILL; all workers restart (1 of 10)" in line for line in gang.lines)
     assert any("continuing after step" in line for line in gang.lines)
     assert not any(line.startswith("[1]") and "Epoch" in line for line in gang.lines)  # the chief speaks for all
     assert "Epoch 2/" in (tmp_path / "run" / "workers" / "0.log").read_text()
@@ -162,7 +162,7 @@ def test_ten_kills_at_random(digits, tmp_path):
         pid = gang.known()["workers"][victim]["pid"]
         assert alive(pid), "the run was over before ten kills"
         os.kill(pid, signal.SIGKILL)
-        gang.wait_for(f"worker {victim} was killed by SIGKILL; all start again ({hit + 1} of 20)")
+        gang.wait_for(f"worker {victim} was killed by SIGKILL; all workers restart ({hit + 1} of 20)")
     assert gang.end() == 0, "".join(gang.lines)
     assert gang.known()["restarts"] == 10
     assert any("continuing after step" in line for line in gang.lines)

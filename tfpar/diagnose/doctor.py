@@ -257,6 +257,6 @@ def _gpus(told: dict, stderr: str) -> Iterator[Finding]:
         yield Finding("note", "GPUs", "this TensorFlow is built without CUDA", 'pip install "tensorflow[and-cuda]"')
     else:
         lines = [line for line in stderr.splitlines() if "dlopen" in line or "failed call to cuInit" in line]
-        reason = lines[0].split("] ")[-1][:200] if lines else "it says no reason"
+        reason = lines[0].split("] ")[-1][:200] if lines else "it gives no reason"
         found = f"a driver is there, TensorFlow sees none ({reason})"
         yield Finding("note", "GPUs", found, 'pip install "tensorflow[and-cuda]", and check nvidia-smi')

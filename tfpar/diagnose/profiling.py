@@ -245,9 +245,9 @@ def _advice(parts: dict[str, float], operations: dict[str, float], step: Step) -
     if share["waiting for input"] > 0.1:
         return "The step waits for its images: prepare them smaller, augment less, or put the data on a faster disk."
     if share["Python"] > 0.1:
-        return "Python takes its time between short steps: give more --steps-per-call, or a larger batch."
+        return "Python's overhead is large for steps as short as these: give more --steps-per-call, or a larger batch."
     if share["all-reduce"] > 0.2:
-        return f"The exchange of {step.exchange.replicas} replicas is long: give a larger global batch, or --all-reduce fast."
+        return f"The exchange of {step.exchange.replicas} replicas takes long: give a larger global batch, or --all-reduce fast."
     computes = f"The step computes, most of all {next(iter(operations), 'operations without a name')}"
     on_cpu = not tf.config.list_logical_devices("GPU")
     if on_cpu and os.environ.get("TF_ENABLE_ONEDNN_OPTS") != "1":

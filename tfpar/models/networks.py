@@ -284,7 +284,7 @@ def _find_backbone(name: str):
     known = {key: value for key, value in vars(keras.applications).items() if key[:1].isupper() and callable(value)}
     if not isinstance(name, str) or name not in known:
         near, names = errors.nearest(str(name), [*OWN, *known]), ", ".join([*OWN, *sorted(known)])
-        raise errors.SettingsError(f"model {reprlib.repr(name)}: there is none of that name; {near}give {names}")
+        raise errors.SettingsError(f"model {reprlib.repr(name)} is unknown; {near}give {names}")
     return known[name]
 
 

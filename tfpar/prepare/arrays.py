@@ -32,7 +32,7 @@ from tfpar import errors, files, validate
 from tfpar.prepare.inputs import BESIDE, Input
 
 FORMAT = 1
-OTHER_CHECKSUM = "damaged, its checksum is not the one that was written"
+OTHER_CHECKSUM = "damaged: its checksum differs from the one in dataset.json"
 _HEADER = 128  # bytes before the pixels in an .npy file; NumPy pads it, so that the number of images may grow
 
 

@@ -102,7 +102,7 @@ def _write(source: Source, directory: Path, size, on_bad_image: str, settings: d
     """Write the directory; after an error nothing of it is left."""
     new, work = not directory.exists(), directory / _AT_WORK
     if not new and not work.is_dir() and (not directory.is_dir() or set(os.listdir(directory)) - {_AT_WORK}):
-        raise errors.OutputError(f"{directory}: something else lies there; name a new or empty directory")
+        raise errors.OutputError(f"{directory}: exists and is not a prepared directory; name a new or empty one")
     with contextlib.ExitStack() as spare:
         for _ in range(_SPARE):
             spare.callback(os.close, os.open(os.devnull, os.O_RDONLY))

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-BESIDE = "hidden, or of a kind that lies beside pictures"  # why a file is skipped without counting as a bad picture
+BESIDE = "hidden, or of a file type that is not a picture"  # why a file is skipped without counting as a bad picture
 
 
 class Input(NamedTuple):

@@ -25,7 +25,7 @@ def check(directory: Path, source, settings: dict, size: tuple[int, int] | None)
     differing = [f"{key} is {has.get(key)}, asked for {wanted[key]}" for key in wanted if wanted[key] != has.get(key)]
     if differing:
         todo = "Name another directory, prepare it again with --fresh, or remove it"
-        raise errors.SettingsError(f"{directory}: prepared otherwise: {'; '.join(differing)}. {todo}")
+        raise errors.SettingsError(f"{directory}: prepared with other settings: {'; '.join(differing)}. {todo}")
 
 
 def _is_of(there: dict, directory: Path, source, identity: str) -> bool:

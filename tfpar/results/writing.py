@@ -20,7 +20,7 @@ def claim_directory(directory: Path) -> Path:
     """
     there = {path.name for path in directory.iterdir() if not files.is_leftover(path)} if directory.is_dir() else set()
     if "run.json" not in there and there - {".lock", "workers"}:
-        raise errors.OutputError(f"{directory}: something else lies there; name another --run")
+        raise errors.OutputError(f"{directory}: exists and is not a run; name another --run")
     return files.make_directory(directory)
 
 

@@ -51,7 +51,7 @@ from tfpar.steps import tensorflow_repairs
 REPLACED = ("train_step", "compute_loss", "stateless_compute_loss", "compute_metrics", "make_train_function")
 REPLACED_BY_A_RUN = ("test_step", "make_test_function", "predict_step", "make_predict_function")
 REFUSED_OF_OPTIMIZERS = {
-    "gradient_accumulation_steps": "leave that out and take more shards: they are computed one after the other, at the memory of one",
+    "gradient_accumulation_steps": "leave that out and take more shards: they are computed one after the other, with the memory of one",
     "use_ema": "leave it out: it changes the weights when fit ends, or fails under a strategy",
     "loss_scale_factor": "leave it out, or use mixed_float16, which scales the loss itself",
 }
@@ -96,7 +96,7 @@ def refusals_of_graph(function, *, xla: bool) -> Iterator[str]:
         names = ", ".join(sorted(variable.name.split(":")[0] for variable in function.graph.variables)[:3])
         why = "they belong to no layer or to a metric, or a tf.function inside reads them"
         todo = "Create them with add_weight of a layer, seed generators as attributes of a layer, and leave @tf.function out"
-        yield f"the model reads variables past the step ({names}): {why}. {todo}"
+        yield f"the model reads variables outside of the step ({names}): {why}. {todo}"
     operations = {node.op for node in tensorflow_repairs.nodes_of(function)}
     if xla and is_op_determinism_enabled() and operations & {"MaxPoolGrad", "MaxPoolGradV2", "MaxPool3DGrad"}:
         why = "XLA has no deterministic gradient of max pooling"

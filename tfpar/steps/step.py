@@ -157,7 +157,7 @@ class Step:
     def _refused_members(self, batch: list[tf.TensorSpec]) -> Iterator[str]:
         (given, *others), image = [tuple(member.shape[1:]) for member in batch], tuple(self.model.inputs[0].shape[1:])
         if given != image or len(others) not in (1, 2) or others[1:] not in ([], [()]):
-            yield f"batches hold members {[given, *others]}; give images {image}, labels, and if you like one weight for each image"
+            yield f"batches hold members {[given, *others]}; give images {image}, labels, and optionally one weight for each image"
         if self.more_metrics and batch[1].shape.rank == 2:
             yield "metrics besides accuracy need integer labels [batch]; give the batches those"
 

@@ -44,7 +44,7 @@ def restore(callbacks: Sequence[keras.callbacks.Callback], earlier: dict, *, chi
         if hasattr(callback, "set_state") and str(i) in earlier:
             callback.set_state(keras.saving.deserialize_keras_object(earlier[str(i)]))
         elif chief:
-            print(f"callback {type(callback).__name__} has no get_state and set_state: it starts anew")
+            print(f"callback {type(callback).__name__} has no get_state and set_state: it starts without state")
 
 
 @contextlib.contextmanager

@@ -123,7 +123,7 @@ def tell_changes(earlier: dict, now: dict) -> None:
     if computed:
         changed.append(f"a test computation gives other bits: {', '.join(computed)}")
     if changed:
-        print(f"this run began in another environment ({'; '.join(changed)}): from here on its last bits may differ")
+        print(f"environment changed since this run began ({'; '.join(changed)}): the last bits may differ from now on")
 
 
 def _threads(configured: int, variable: str, cores: int) -> int:

@@ -80,7 +80,7 @@ def launch(
                 print(f"{processes.cause} while all were told to stop; the same command continues", flush=True)
                 return code
             if restart < restarts:
-                again = f"{processes.cause}; all start again ({restart + 1} of {restarts})"
+                again = f"{processes.cause}; all workers restart ({restart + 1} of {restarts})"
                 _pause(min(2.0**restart, LONGEST_PAUSE), again, stop)
         print(f"{processes.cause}; it was started {restarts + 1} times, the same command continues", flush=True)
     return code
@@ -216,7 +216,7 @@ def cores_of_workers(workers: int, cores_per_worker: int | None) -> list[set[int
 
 
 def _pause(seconds: float, line: str, stop: StopSignal) -> None:
-    print(f"{line} in {seconds:g} seconds", flush=True)
+    print(f"{line} in {seconds:g} s", flush=True)
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if stop.requested:

@@ -123,7 +123,7 @@ def _join(addresses: Sequence[str], hello: dict, deadline: float, seconds: float
         if answer is not None:
             return
         time.sleep(PAUSE)
-    missing = f"worker 0 ({addresses[0]}) did not come within {seconds:g} seconds ({why})"
+    missing = f"worker 0 ({addresses[0]}) did not connect within {seconds:g} s ({why})"
     raise errors.Unavailable(f"{missing}; start all workers")
 
 
@@ -137,7 +137,7 @@ def _gather(listener: socket.socket, addresses: Sequence[str], hello: dict, dead
             while missing := [i for i in range(1, len(addresses)) if i not in lines]:
                 if time.monotonic() > deadline:
                     named = ", ".join(f"worker {i} ({addresses[i]})" for i in missing)
-                    raise errors.Unavailable(f"{named} did not come within {seconds:g} seconds; start all workers")
+                    raise errors.Unavailable(f"{named} did not connect within {seconds:g} s; start all workers")
                 with contextlib.suppress(OSError):  # nobody came, or has gone again
                     # In a thread of its own, so that a stranger who says nothing holds up nobody.
                     threading.Thread(target=_hear, args=(*listener.accept(), arrivals), daemon=True).start()
@@ -205,7 +205,7 @@ def _compare(own: dict, said: dict) -> None:
         theirs = said["same"].get(key)
         if mine != theirs:
             both = f"{json.dumps(mine)} for worker 0 and {json.dumps(theirs)} for worker {said['index']}"
-            raise errors.SettingsError(f"{key} is {both}; start all workers alike")
+            raise errors.SettingsError(f"{key} is {both}; start all workers with the same command and versions")
 
 
 def _tell(lines: dict[int, socket.socket], message: dict) -> None:

@@ -92,7 +92,7 @@ def load(
 
     Args:
         net, weights, image_shape, phase: as for `network`.
-        num_classes: length of the logits: where the last layer with weights has others, it gets as many outputs and begins anew. None
+        num_classes: length of the logits: where the last layer with weights has others, it gets as many outputs and is initialized. None
             leaves it as it is.
         scale: factor on the pixels; None is what a data layer of the file states, else 1.
         mean: subtracted first: a number, one for each channel in the network's order, or a `.binaryproto`; None as for `scale`, else 0.
@@ -184,7 +184,7 @@ def _build(selection: Selection, x, weights, needed: list, *, head=None, is_new:
     xavier = {name: f"{name} (by xavier, the file has no weight_filler)" for name in built.unfilled}
     for what, names in (
         (f"weights of {weights} that no layer takes", [name for name in blobs if name not in built.made]),
-        ("without weights, so filled anew", [xavier.get(name, name) for name in filled]),
+        ("without weights, so initialized", [xavier.get(name, name) for name in filled]),
         ("frozen by lr_mult 0", frozen),
     ):
         if names:

@@ -107,7 +107,7 @@ class Selection:
         parameters = getattr(head, WEIGHTED[head.type])
         before, parameters.num_output = parameters.num_output, num_classes
         if before != num_classes:
-            self.notes.append(f"layer {head.name} gets {num_classes} outputs instead of {before}, and begins anew")
+            self.notes.append(f"layer {head.name} gets {num_classes} outputs instead of {before}, and is initialized")
         return head, before != num_classes
 
     def preprocessing(self, scale: float | None, mean, order: str, *, trained: bool) -> tuple[float, np.ndarray]:

@@ -3,7 +3,9 @@
 What does not fit into a row of `keras_rows`: runs, the learning rate, sources, signals.
 """
 
+import contextlib
 import csv
+import functools
 import os
 import signal
 import unicodedata
@@ -13,13 +15,14 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from keras_rows import Penalized, compiled, network, without_decay
+from keras_rows import Largest, Penalized, compiled, network, without_decay
 from networks import LOSS
 from PIL import Image
 
 from tfpar import devices, engine, errors, prepare, results, signals, steps, train
+from tfpar.results.reading import HISTORY
 from tfpar.settings import Settings
-from tfpar.steps import accepted
+from tfpar.steps import accepted, objective
 from tfpar.train import callbacks as callbacks_of
 from tfpar.train import identity
 
@@ -314,6 +317,41 @@ def test_a_lambda_without_its_source_is_refused_before_the_first_step(digits):
     """Keras shows the source in a warning, and fails where it is not there, as in `python -c`."""
     with pytest.raises(errors.SettingsError, match="write it as a function, with def"):
         with_lambdas(digits, "<stdin>", LAMBDAS.replace("FACTOR", "2.0"))
+
+
+class Callable:
+    def __call__(self, y_true, y_pred):
+        return keras.losses.sparse_categorical_crossentropy(y_true, y_pred, from_logits=True)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"loss": functools.partial(keras.losses.sparse_categorical_crossentropy, from_logits=True)},
+        {"loss": Callable()},
+        {"metrics": ["accuracy", functools.partial(keras.metrics.sparse_top_k_categorical_accuracy, k=2)]},
+        {"metrics": [Callable()]},
+    ],
+)
+def test_what_could_not_be_saved_at_the_end_of_a_stage_is_refused_at_the_start(digits, tmp_path, options):
+    with pytest.raises(errors.SettingsError, match=r"cannot be saved.*functions written with def"):
+        trained(digits, tmp_path / "run", model=compiled(network(), **options))
+
+
+@pytest.mark.parametrize(
+    ("metric", "refused"),
+    [
+        (keras.metrics.SparseTopKCategoricalAccuracy(5, name="accuracy"), True),
+        (keras.metrics.SparseTopKCategoricalAccuracy(5, name="step"), True),
+        (keras.metrics.SparseCategoricalAccuracy(name="val_loss"), True),
+        (keras.metrics.SparseCategoricalAccuracy(name="accuracy"), False), ("accuracy", False), (Largest(), False),
+    ],
+)  # fmt: skip
+def test_a_metric_with_the_name_of_another_column_is_refused(metric, refused):
+    model = compiled(network(), metrics=[metric])
+    objective.build(model)
+    with pytest.raises(errors.SettingsError, match="name of a column") if refused else contextlib.nullcontext():
+        objective.check_names(model, HISTORY)
 
 
 def test_a_run_with_an_own_layer_says_which_class_it_needs(digits, tmp_path):

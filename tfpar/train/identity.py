@@ -36,6 +36,9 @@ WORDS = {
 @mock.patch.object(python_utils, "func_dump", lambda function: _without_lines(function))
 def fingerprint(model: keras.Model, data: Dataset, settings: Settings) -> dict:
     """Return what a continued run must have again, as plain JSON values: model, data and settings."""
+    why = f"what was given to compile cannot be saved: {errors.REASON}; give functions written with def, and classes with get_config"
+    with errors.translated((TypeError, NotImplementedError), errors.SettingsError, why):
+        model.get_compile_config()
     values = {
         "model": _without_count(model),
         "model_config": _model_fingerprint(model),

@@ -315,7 +315,7 @@ def test_a_lambda_is_the_same_in_another_line_of_another_file_and_another_when_i
 
 def test_a_lambda_without_its_source_is_refused_before_the_first_step(digits):
     """Keras shows the source in a warning, and fails where it is not there, as in `python -c`."""
-    with pytest.raises(errors.SettingsError, match="write it as a function, with def"):
+    with pytest.raises(errors.SettingsError, match="write functions with def"):
         with_lambdas(digits, "<stdin>", LAMBDAS.replace("FACTOR", "2.0"))
 
 
@@ -334,7 +334,7 @@ class Callable:
     ],
 )
 def test_what_could_not_be_saved_at_the_end_of_a_stage_is_refused_at_the_start(digits, tmp_path, options):
-    with pytest.raises(errors.SettingsError, match=r"cannot be saved.*functions written with def"):
+    with pytest.raises(errors.SettingsError, match=r"cannot be saved.*write functions with def"):
         trained(digits, tmp_path / "run", model=compiled(network(), **options))
 
 

@@ -178,14 +178,12 @@ def check_names(model: keras.Model, taken: Collection[str]) -> None:
     Raises:
         errors.SettingsError: with the remedy.
     """
+    of_keras = (keras.metrics.sparse_categorical_accuracy, keras.metrics.categorical_accuracy)
     for metric in model._compile_metrics.metrics if model._compile_metrics else ():
-        accuracy = getattr(metric, "_fn", None) in (
-            keras.metrics.sparse_categorical_accuracy,
-            keras.metrics.categorical_accuracy,
-        )
-        if metric.name in taken and not (metric.name == "accuracy" and accuracy):
-            todo = "give it another, such as name='top5'"
-            raise errors.SettingsError(f"metric {metric.name} has the name of a column of history.csv; {todo}")
+        accuracy = metric.name == "accuracy" and getattr(metric, "_fn", None) in of_keras
+        if metric.name in taken and not accuracy:
+            why = f"metric {metric.name} has the name of a column of history.csv"
+            raise errors.SettingsError(f"{why}; give it another, such as name='top5'")
 
 
 def metrics_of(model: keras.Model, labels: np.ndarray, logits: np.ndarray) -> dict:

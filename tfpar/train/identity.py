@@ -30,15 +30,9 @@ WORDS = {
 }  # fmt: skip
 
 
-@errors.translated(
-    OSError, errors.SettingsError, f"a lambda cannot be saved ({errors.REASON}); write it as a function, with def"
-)
 @mock.patch.object(python_utils, "func_dump", lambda function: _without_lines(function))
 def fingerprint(model: keras.Model, data: Dataset, settings: Settings) -> dict:
     """Return what a continued run must have again, as plain JSON values: model, data and settings."""
-    why = f"what was given to compile cannot be saved: {errors.REASON}; give functions written with def, and classes with get_config"
-    with errors.translated((TypeError, NotImplementedError), errors.SettingsError, why):
-        model.get_compile_config()
     values = {
         "model": _without_count(model),
         "model_config": _model_fingerprint(model),
@@ -175,9 +169,10 @@ def _test_computation() -> dict[str, str]:
 
 def _model_fingerprint(model: keras.Model, *, counted: bool = False) -> str:
     """Return a hash of what a model is made of; the names Keras counts up within a process do not matter."""
-    why = f"model {model.name} cannot be saved: {errors.REASON}; add get_config to its class"
-    with errors.translated(NotImplementedError, errors.SettingsError, why):
+    why = f"model {model.name} cannot be saved: {errors.REASON}; write functions with def, and get_config for classes"
+    with errors.translated((NotImplementedError, OSError, TypeError), errors.SettingsError, why):
         config = model.get_config()
+        model.get_compile_config()  # a loss or a metric that Keras could not write at the end of the stage
     text = _numbered(config | ({} if counted else {"name": _without_count(model)}), _operation_names(model))
     if not counted:
         text = re.sub(r'"input_layer_\d+"', '"input_layer"', text)  # of a Sequential, whose list of layers lacks it
@@ -191,13 +186,10 @@ def _inside_own_layers(model: keras.Model) -> str:
     own = [layer for layer in model._flatten_layers() if not type(layer).__module__.startswith("keras.")]
     inside, configs = [layer for outer in own for layer in outer._flatten_layers(include_self=False)], []
     for layer in inside:
-        with contextlib.suppress(NotImplementedError):  # it has no get_config, and its own layers follow
+        with contextlib.suppress(NotImplementedError, OSError):  # its own layers follow
             configs.append(layer.get_config())
-    return (
-        hashlib.sha256(_numbered(configs, (layer.name for layer in inside)).encode()).hexdigest()[:16]
-        if configs
-        else ""
-    )
+    text = _numbered(configs, (layer.name for layer in inside))
+    return hashlib.sha256(text.encode()).hexdigest()[:16] if configs else ""
 
 
 def _without_lines(function) -> tuple:

@@ -107,5 +107,11 @@ def test_a_stage_that_contradicts_itself_is_refused(given, said):
         schedule.checked(Stage(1, 0.1, **given))
 
 
+@pytest.mark.parametrize(("epochs", "steps", "said"), [(1, 13, "1 epoch of 13 steps"), (2, 1, "2 epochs of 1 step")])
+def test_one_epoch_is_singular(epochs, steps, said):
+    described = schedule.describe(Stage(epochs, 0.1), epoch_steps=steps, factor=1, global_batch_size=256)
+    assert described.startswith(f"{said}, learning rate 0.1")
+
+
 def test_a_stage_of_an_earlier_version_is_written_as_it_was():
     assert schedule.plain(Stage(5, 0.1)) == [5, 0.1, None] and schedule.checked([5, 0.1, None]) == Stage(5, 0.1)

@@ -215,7 +215,8 @@ def describe(stage: Stage, *, epoch_steps: int, factor: float, global_batch_size
     """Return the line about a stage: its epochs, its steps, its rates."""
     scaled = "" if factor == 1 else f" x {factor:g} for a batch of {global_batch_size}"
     trains = "" if stage.trainable is None else f"; trains {trained(stage.trainable)}"
-    return f"{stage.epochs} epochs of {epoch_steps} steps, learning rate {rates(stage)}{scaled}{trains}"
+    counted = f"{stage.epochs} epoch{'s'[: stage.epochs > 1]} of {epoch_steps} step{'s'[: epoch_steps > 1]}"
+    return f"{counted}, learning rate {rates(stage)}{scaled}{trains}"
 
 
 def rates(stage: Stage) -> str:

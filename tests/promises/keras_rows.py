@@ -5,6 +5,7 @@ A row begins with what it is about: `Class.attribute`, `compile(argument)`, `fit
 """
 
 import keras
+import numpy as np
 import tensorflow as tf
 from networks import LOSS
 
@@ -257,10 +258,10 @@ def low_rank():
     return compiled(model)
 
 
-def rows_as_a_sequence():
-    inputs = keras.Input((8, 8, 1), dtype="uint8")
+def rows_as_a_sequence(batch_shape=(None, 8, 8, 1), **options):
+    inputs = keras.Input(batch_shape=batch_shape, dtype="uint8")
     x = layers.Masking()(layers.Reshape((8, 8))(layers.Rescaling(1 / 255)(inputs)))
-    return compiled(keras.Model(inputs, layers.Dense(10)(layers.LSTM(6)(x))))
+    return compiled(keras.Model(inputs, layers.Dense(10)(layers.LSTM(6, **options)(x))))
 
 
 def half(**options):
@@ -448,6 +449,8 @@ REFUSED = {
         made(lambda: layers.SpectralNormalization(layers.Dense(4))), "its layer assigns it",
     ),
     "Layer.call, random numbers of TensorFlow": (made(lambda: OfTensorFlow(lambda x: tf.random.normal(tf.shape(x)))), "RandomStandardNormal"),
+    "Layer.call, a function of Python": (made(lambda: OfTensorFlow(lambda x: tf.ensure_shape(tf.numpy_function(np.ones_like, [x], x.dtype), x.shape))), "calls Python within the step"),
+    "layer, stateful=True": (lambda: rows_as_a_sequence(batch_shape=(64, 8, 8, 1), stateful=True), "leave stateful=True out"),
     "Layer.call, a generator of TensorFlow": (
         made(lambda: OfTensorFlow(lambda x: GENERATOR[0].normal(tf.shape(x)))), "past the step",
     ),

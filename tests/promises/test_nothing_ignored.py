@@ -3,7 +3,9 @@
 What does not fit into a row of `keras_rows`: runs, the learning rate, sources, signals.
 """
 
+import contextlib
 import csv
+import functools
 import os
 import signal
 import unicodedata
@@ -13,13 +15,16 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from keras_rows import Penalized, compiled, network, without_decay
+from keras_rows import Largest, Penalized, compiled, network, without_decay
 from networks import LOSS
 from PIL import Image
 
 from tfpar import devices, engine, errors, prepare, results, signals, steps, train
-from tfpar.steps import accepted
+from tfpar.results.reading import HISTORY
+from tfpar.settings import Settings
+from tfpar.steps import accepted, objective
 from tfpar.train import callbacks as callbacks_of
+from tfpar.train import identity
 
 layers = keras.layers
 
@@ -229,6 +234,126 @@ def test_state_that_does_not_serialize_is_a_setting_too(digits, tmp_path):
         )
 
 
+class Block(layers.Layer):
+    """Its configuration says nothing of the layers inside, of which the last has no configuration."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.inner = keras.Sequential([layers.Dense(6, kernel_regularizer=keras.regularizers.L2(factor))])
+
+    def call(self, x):
+        return self.inner(x)
+
+
+class Around(layers.Layer):
+    def __init__(self, factor, **options):
+        super().__init__(**options)
+        self.block = Block(factor)
+
+    def call(self, x):
+        return self.block(x)
+
+    def get_config(self):
+        return super().get_config()
+
+
+class Within(keras.Model):
+    def __init__(self, factor, **options):
+        super().__init__(**options)
+        self.dense = layers.Dense(6, kernel_regularizer=keras.regularizers.L2(factor))
+
+    def call(self, x):
+        return self.dense(x)
+
+    def get_config(self):
+        return {}
+
+
+@pytest.mark.parametrize("kind", [Around, Within])
+def test_what_own_layers_have_inside_is_a_setting_too(digits, kind):
+    first, again, other = (given_to_a_run(digits, network(kind(factor))) for factor in (0.1, 0.1, 0.2))
+    identity.agree(first, again, network())
+    with pytest.raises(errors.SettingsError, match="what the layers inside your own layers are made of"):
+        identity.agree(first, other, network())
+    earlier = {key: value for key, value in first.items() if key != "inside_own_layers"}
+    identity.agree(earlier, first, network())  # a run of an earlier version
+    plain = network(keras.Sequential([layers.Dense(3), layers.Dense(4)]))
+    assert "inside_own_layers" not in given_to_a_run(digits, plain)
+
+
+def given_to_a_run(data, model, **options):
+    return identity.fingerprint(
+        compiled(model, **options), data, Settings(stages=[train.Stage(1, 0.1)]).resolved(1, None)
+    )
+
+
+LAMBDAS = """
+activation = lambda x: [2 * each for each in (x,)][0]
+layer = layers.Lambda(lambda x: FACTOR * x)
+loss = lambda y, z: keras.losses.sparse_categorical_crossentropy(y, FACTOR * z, from_logits=True)
+"""
+
+
+def with_lambdas(data, file, text):
+    """Return what a run remembers of a program with lambdas; `file` need not exist."""
+    found = {"keras": keras, "layers": layers, "__name__": "own"}
+    exec(compile(text, str(file), "exec"), found)
+    model = network(found["layer"], layers.Dense(5, activation=found["activation"]))
+    return given_to_a_run(data, model, loss=found["loss"])
+
+
+def test_a_lambda_is_the_same_in_another_line_of_another_file_and_another_when_it_computes_otherwise(digits, tmp_path):
+    def of(text, name):
+        (tmp_path / name).write_text(text)
+        return with_lambdas(digits, tmp_path / name, text)
+
+    two, three = (LAMBDAS.replace("FACTOR", factor) for factor in ("2.0", "3.0"))
+    first, later, other = of(two, "1.py"), of(f"# a comment{two}", "2.py"), of(three, "3.py")
+    assert first == later
+    assert first["model_config"] != other["model_config"] and first["loss"] != other["loss"]
+
+
+def test_a_lambda_without_its_source_is_refused_before_the_first_step(digits):
+    """Keras shows the source in a warning, and fails where it is not there, as in `python -c`."""
+    with pytest.raises(errors.SettingsError, match="write functions with def"):
+        with_lambdas(digits, "<stdin>", LAMBDAS.replace("FACTOR", "2.0"))
+
+
+class Callable:
+    def __call__(self, y_true, y_pred):
+        return keras.losses.sparse_categorical_crossentropy(y_true, y_pred, from_logits=True)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"loss": functools.partial(keras.losses.sparse_categorical_crossentropy, from_logits=True)},
+        {"loss": Callable()},
+        {"metrics": ["accuracy", functools.partial(keras.metrics.sparse_top_k_categorical_accuracy, k=2)]},
+        {"metrics": [Callable()]},
+    ],
+)
+def test_what_could_not_be_saved_at_the_end_of_a_stage_is_refused_at_the_start(digits, tmp_path, options):
+    with pytest.raises(errors.SettingsError, match=r"cannot be saved.*write functions with def"):
+        trained(digits, tmp_path / "run", model=compiled(network(), **options))
+
+
+@pytest.mark.parametrize(
+    ("metric", "refused"),
+    [
+        (keras.metrics.SparseTopKCategoricalAccuracy(5, name="accuracy"), True),
+        (keras.metrics.SparseTopKCategoricalAccuracy(5, name="step"), True),
+        (keras.metrics.SparseCategoricalAccuracy(name="val_loss"), True),
+        (keras.metrics.SparseCategoricalAccuracy(name="accuracy"), False), ("accuracy", False), (Largest(), False),
+    ],
+)  # fmt: skip
+def test_a_metric_with_the_name_of_another_column_is_refused(metric, refused):
+    model = compiled(network(), metrics=[metric])
+    objective.build(model)
+    with pytest.raises(errors.SettingsError, match="name of a column") if refused else contextlib.nullcontext():
+        objective.check_names(model, HISTORY)
+
+
 def test_a_run_with_an_own_layer_says_which_class_it_needs(digits, tmp_path):
     run = trained(digits, tmp_path / "run", model=compiled(network(Penalized())))
     with pytest.raises(errors.SettingsError, match=r"Penalized.*custom_objects"):
@@ -282,6 +407,24 @@ def test_doubtful_folders_are_refused_and_both_answers_work(tmp_path):
         prepare.dataset(tmp_path / "vehicles", tmp_path / "c", splits=True)
 
 
+@pytest.mark.parametrize(
+    ("names", "are_classes"),
+    [
+        (("training_set", "test_set"), False), (("train2017", "val2017"), False), (("Train images", "Dev images"), False),
+        (("freight_train", "passenger_train"), True), (("train_station", "valley"), True), (("car_test", "dog"), True),
+    ],
+)  # fmt: skip
+def test_folders_whose_names_hold_the_word_of_a_split_are_not_taken_for_classes(tmp_path, names, are_classes):
+    for number, name in enumerate(names):
+        for kind in ("cat", "dog"):
+            pictures(tmp_path / "in" / name / kind, shade=number)
+    if not are_classes:
+        with pytest.raises(errors.DataError, match=r"read like splits\. Rename them train.*--no-splits"):
+            prepare.dataset(tmp_path / "in", tmp_path / "out")
+    data = prepare.dataset(tmp_path / "in", tmp_path / "out", splits=None if are_classes else False)
+    assert data.class_names == sorted(names)
+
+
 def test_foreign_files_and_spellings_do_not_matter(tmp_path, capsys):
     pictures(tmp_path / "in" / "train" / unicodedata.normalize("NFC", "crème"))
     pictures(tmp_path / "in" / "val" / unicodedata.normalize("NFD", "crème"))
@@ -307,6 +450,9 @@ def test_a_level_of_folders_too_few_or_too_many_is_explained(tmp_path):
         pictures(tmp_path / "deep" / "images" / name)
     with pytest.raises(errors.DataError, match=r"holds cat, dog: give .*deep/images"):
         prepare.dataset(tmp_path / "deep", tmp_path / "b")
+    with pytest.raises(errors.DataError, match=r"holds cat, dog: give .*further/deep/images"):
+        (tmp_path / "further").mkdir()
+        prepare.dataset((tmp_path / "deep").rename(tmp_path / "further" / "deep").parent, tmp_path / "b")
 
 
 def test_a_source_that_changed_moved_or_went_away(tmp_path, monkeypatch):

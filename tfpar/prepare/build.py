@@ -205,15 +205,18 @@ def _fill(writer: SplitWriter, source: Source, split: str, on_bad_image: str) ->
 
 
 def _common_size(source: Source) -> tuple[int, int]:
-    sizes = set()
+    sizes, first = set(), ""
     for item in itertools.chain.from_iterable(inputs() for inputs in source.splits.values()):
         if not item.reason:
-            with contextlib.suppress(pictures.BadPicture):  # it gets its line in skipped.csv when it is decoded
+            try:
                 sizes.add(pictures.size(item.picture))
+            except pictures.BadPicture as reason:  # it gets its line in skipped.csv when it is decoded
+                first = first or f" ({item.source}: {reason})"
         if len(sizes) > 1:
             return MIXED_SIZE
     if not sizes:
-        raise errors.DataError(f"{source.name}: none of its files is a picture that can be read")
+        todo = "give pictures; the paths of a table are relative to the table"
+        raise errors.DataError(f"{source.name}: none of its files is a picture that can be read{first}; {todo}")
     return sizes.pop()
 
 

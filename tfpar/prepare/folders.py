@@ -53,7 +53,8 @@ def source(root: Path, splits: bool | None, group: re.Pattern | None) -> Source:
 def _find(root: Path, splits: bool | None) -> tuple[list[str], dict[str, list[tuple[str | None, Path]]]]:
     """Return the names of the classes, and for each split (class or None, file) of every file, in a fixed order."""
     if not root.is_dir():
-        raise errors.InputNotFound(f"{files.printable(root)}: not a folder; give one with a folder per class inside")
+        todo = "give one with a folder per class inside, or a table, .csv or .parquet"
+        raise errors.InputNotFound(f"{files.printable(root)}: not a folder; {todo}")
     roots = _roots(root, _folders(root), splits)
     listed = {split: list(_walk(path)) for split, path in roots.items()}
     pictures = {split: [each for each in found if not foreign(each[1].name)] for split, found in listed.items()}
@@ -104,6 +105,9 @@ def _roots(root: Path, folders: list[str], splits: bool | None) -> dict[str, Pat
     for name in folders:
         if name.lower() in TRAIN + HELD_OUT:
             by_name.setdefault("train" if name.lower() in TRAIN else name.lower(), []).append(name)
+    if splits is None and not by_name and _read_like_splits(folders):
+        why = f"{files.printable(root)}: {', '.join(map(files.printable, folders))} read like splits"
+        raise errors.DataError(f"{why}. Rename them train, val and test, or say --no-splits (splits=False)")
     if splits is False or (splits is None and not by_name):
         return {"train": root}
     twice = next((names for names in by_name.values() if len(names) > 1), None)
@@ -123,6 +127,13 @@ def _roots(root: Path, folders: list[str], splits: bool | None) -> dict[str, Pat
     if left := ", ".join(files.printable(name) for name in folders if root / name not in found.values()):
         print(f"{files.printable(root)}: {left} left out; validation is {found['validation'].name}")
     return found
+
+
+def _read_like_splits(folders: list[str]) -> bool:
+    """Tell whether each name has a word of a split in it, such as training_set and test_set, or train2017 and val2017."""
+    found = [{*re.findall("[a-z]+", name.lower())} & {*TRAIN, *HELD_OUT} for name in folders]
+    every = set().union(*found)
+    return all(found) and bool(every & {*TRAIN} and every & {*HELD_OUT})
 
 
 def pictures(root: str) -> list[str]:
@@ -152,6 +163,8 @@ def _superfluous(root: Path) -> str:
         if len(inside) > 1:
             shown = ", ".join(map(files.printable, inside[:3]))
             return f" Its folder {files.printable(name)} holds {shown}: give {files.printable(root / name)} if those are the classes."
+        if deeper := _superfluous(root / name):
+            return deeper
     return ""
 
 

@@ -26,6 +26,7 @@ Refused, because the step would ignore it or its result would depend on the numb
 | layers that assign their trained weights (`SpectralNormalization`) | other layers |
 | state of layers that is not float, variables of no layer | float state created with `add_weight` |
 | random operations of TensorFlow (`tf.random.uniform`) | `keras.random`, `tf.random.stateless_uniform` |
+| Python in the graph (`tf.py_function`); recurrent layers with `stateful=True` | `keras.ops`; the default |
 | variables in float64 | float32 |
 | `BatchNormalization(synchronized=True)`, layers that look across replicas | the layer's own shard |
 | batches that are not images, integer labels `[batch]` and perhaps weights `[batch]` | `engine.train_batches` |
@@ -101,6 +102,8 @@ def refusals_of_graph(function, *, xla: bool) -> Iterator[str]:
     if xla and is_op_determinism_enabled() and operations & {"MaxPoolGrad", "MaxPoolGradV2", "MaxPool3DGrad"}:
         why = "XLA has no deterministic gradient of max pooling"
         yield f"{why}; leave out --xla (jit_compile) or --deterministic, or take a network without it, such as resnet20"
+    if called := operations & {"PyFunc", "PyFuncStateless", "EagerPyFunc"}:
+        yield f"{min(called)} calls Python within the step, which may give another value each time; use keras.ops instead"
     if drawn := operations & STATEFUL_RANDOM:
         yield f"{', '.join(sorted(drawn))} of TensorFlow cannot repeat a step; use keras.random with a SeedGenerator"
     if not xla and (unordered := tensorflow_repairs.unordered_sums(function)):
@@ -155,6 +158,8 @@ def _refused_layers(model: keras.Model) -> Iterator[str]:
     for layer in model._flatten_layers(include_self=True, recursive=True):
         if isinstance(layer, keras.layers.BatchNormalization) and layer.synchronized:
             yield f"layer {layer.name} has synchronized=True, which ties the shards together; build it with synchronized=False"
+        if getattr(layer, "stateful", False):
+            yield f"layer {layer.name} is stateful, so an image would depend on the batch before; leave stateful=True out"
         if metrics := layer.__dict__.get("_metrics"):
             yield f"layer {layer.name} has a metric of its own ({metrics[0].name}); give it to compile(metrics=[...])"
     for variable in model.variables:

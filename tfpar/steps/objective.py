@@ -2,7 +2,7 @@
 
 import inspect
 import reprlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 import keras
@@ -170,6 +170,20 @@ def _build_metrics(model: keras.Model, one_hot: bool, integers, logits) -> None:
         why = f"metric {metric.name} does not take labels and logits {logits.shape} ({errors.REASON}); leave it out"
         with errors.translated((ValueError, TypeError, tf.errors.InvalidArgumentError), errors.SettingsError, why):
             keras_backend.compute_output_spec(metric.update_state, labels[takes_one_hot(metric)], logits)
+
+
+def check_names(model: keras.Model, taken: Collection[str]) -> None:
+    """Refuse a compiled metric with a name that means something else, such as a top-5 accuracy with the name `accuracy`.
+
+    Raises:
+        errors.SettingsError: with the remedy.
+    """
+    of_keras = (keras.metrics.sparse_categorical_accuracy, keras.metrics.categorical_accuracy)
+    for metric in model._compile_metrics.metrics if model._compile_metrics else ():
+        accuracy = metric.name == "accuracy" and getattr(metric, "_fn", None) in of_keras
+        if metric.name in taken and not accuracy:
+            why = f"metric {metric.name} has the name of a column of history.csv"
+            raise errors.SettingsError(f"{why}; give it another, such as name='top5'")
 
 
 def metrics_of(model: keras.Model, labels: np.ndarray, logits: np.ndarray) -> dict:

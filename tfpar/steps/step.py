@@ -261,7 +261,7 @@ def _of_one_shard(spec, count: int) -> tf.TensorSpec:
     rows = getattr(spec, "shape", [None])[0]
     if rows is None or rows % count:
         why = f"batches of {rows or 'an unknown number of'} images per replica cannot be cut into {count} equal shards"
-        raise errors.SettingsError(f"{why}; give batches from engine.train_batches")
+        raise errors.SettingsError(f"{why}; give batches from engine.train_batches, or batch(B, drop_remainder=True)")
     return tf.TensorSpec([rows // count, *spec.shape[1:]], spec.dtype)
 
 

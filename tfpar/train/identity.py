@@ -1,14 +1,19 @@
 """What decides whether a run may continue: its settings, model and data must agree; a changed environment is reported."""
 
+import contextlib
 import hashlib
 import json
 import os
 import platform
 import re
+import types
+from collections.abc import Iterable
+from unittest import mock
 
 import keras
 import numpy as np
 import tensorflow as tf
+from keras.src.utils import python_utils
 from tensorflow.python.framework.config import is_op_determinism_enabled
 from tensorflow.python.util import _pywrap_util_port
 
@@ -20,9 +25,12 @@ from tfpar.steps.shard import is_compiled_by_xla
 
 # Of the step and of inference; a change of their bits counts it up. 2: sums of three and more in a fixed order.
 ARITHMETIC = 2
-WORDS = {"data": "the data's fingerprint", "jit_compile": "XLA"}
+WORDS = {
+    "data": "the data's fingerprint", "jit_compile": "XLA", "inside_own_layers": "what the layers inside your own layers are made of",
+}  # fmt: skip
 
 
+@mock.patch.object(python_utils, "func_dump", lambda function: _without_lines(function))
 def fingerprint(model: keras.Model, data: Dataset, settings: Settings) -> dict:
     """Return what a continued run must have again, as plain JSON values: model, data and settings."""
     values = {
@@ -42,6 +50,8 @@ def fingerprint(model: keras.Model, data: Dataset, settings: Settings) -> dict:
     inner = getattr(model.optimizer, "inner_optimizer", model.optimizer)
     if rates := getattr(inner, "lr_mult", None):  # of caffe.solver; no configuration holds them
         values["lr_mult"] = dict(rates)
+    if inside := _inside_own_layers(model):
+        values["inside_own_layers"] = inside
     return json.loads(json.dumps(values, default=_number))
 
 
@@ -159,16 +169,47 @@ def _test_computation() -> dict[str, str]:
 
 def _model_fingerprint(model: keras.Model, *, counted: bool = False) -> str:
     """Return a hash of what a model is made of; the names Keras counts up within a process do not matter."""
-    why = f"model {model.name} cannot be saved: {errors.REASON}; add get_config to its class"
-    with errors.translated(NotImplementedError, errors.SettingsError, why):
+    why = f"model {model.name} cannot be saved: {errors.REASON}; write functions with def, and get_config for classes"
+    with errors.translated((NotImplementedError, OSError, TypeError), errors.SettingsError, why):
         config = model.get_config()
-    text = json.dumps(config | ({} if counted else {"name": _without_count(model)}), sort_keys=True, default=_number)
-    for number, name in enumerate(dict.fromkeys(_operation_names(model))):
-        text = text.replace(json.dumps(name), f'"#{number}"')
+        model.get_compile_config()  # a loss or a metric that Keras could not write at the end of the stage
+    text = _numbered(config | ({} if counted else {"name": _without_count(model)}), _operation_names(model))
     if not counted:
         text = re.sub(r'"input_layer_\d+"', '"input_layer"', text)  # of a Sequential, whose list of layers lacks it
     weights = [[list(v.shape), v.dtype, v.trainable] for v in model.variables]
     return hashlib.sha256((text + json.dumps(weights)).encode()).hexdigest()[:16]
+
+
+def _inside_own_layers(model: keras.Model) -> str:
+    """Return a hash of the layers inside layers or models of the user's own, empty where there are none: the configuration of the
+    outer one need not hold what they are made of, such as their regularizers."""
+    own = [layer for layer in model._flatten_layers() if not type(layer).__module__.startswith("keras.")]
+    inside, configs = [layer for outer in own for layer in outer._flatten_layers(include_self=False)], []
+    for layer in inside:
+        with contextlib.suppress(NotImplementedError, OSError):  # its own layers follow
+            configs.append(layer.get_config())
+    text = _numbered(configs, (layer.name for layer in inside))
+    return hashlib.sha256(text.encode()).hexdigest()[:16] if configs else ""
+
+
+def _without_lines(function) -> tuple:
+    """Stand in for how Keras writes a lambda, whose file and line count there: a comment above it, or another start of a notebook,
+    would make another model."""
+
+    def plain(code):
+        inside = [plain(each) if isinstance(each, types.CodeType) else repr(each) for each in code.co_consts]
+        return [code.co_code.hex(), code.co_names, inside]
+
+    closure = [cell.cell_contents for cell in function.__closure__ or ()]
+    return plain(function.__code__), function.__defaults__, closure
+
+
+def _numbered(config, names: Iterable[str]) -> str:
+    """Return a configuration as text, with numbers in place of these names."""
+    text = json.dumps(config, sort_keys=True, default=_number)
+    for number, name in enumerate(dict.fromkeys(names)):
+        text = text.replace(json.dumps(name), f'"#{number}"')
+    return text
 
 
 def _without_count(model: keras.Model) -> str:

@@ -98,6 +98,7 @@ class Training:
         self.factor = schedule.scale(model.optimizer, batch, scale_learning_rate=settings.scale_learning_rate)
         with freezing.at_most(model, settings.stages):
             self.step = Step(model, learning_rate=self.rate, **settings.of_the_step())
+        objective.check_names(model, HISTORY)
         self.inference = Inference(model, loss=self.step.loss, batch_norm=settings.batch_norm)
         self.variables, self.given_weights = checkpoint.variables_of(model), freezing.count(model)
         self.progress = Progress(self.step.counts)

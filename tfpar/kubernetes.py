@@ -12,12 +12,14 @@ Example:
 """
 
 import argparse
-import copy
 import importlib.metadata
+import json
 import posixpath
 import re
+import string
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from tfpar import errors, files, validate
 from tfpar.arguments import parser
@@ -33,11 +35,8 @@ IMAGE = rf"([\w.-]+(:\d+)?/)?{SUBDOMAIN}([_/]+{SUBDOMAIN})*(:\w[\w.-]{{0,127}})?
 UNITS = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 QUANTITY = rf"(\d{{1,15}}(?:\.\d{{1,9}})?)({'|'.join(UNITS)})"
 PLACE = "/tfpar"  # where the command runs; the claims are mounted below it
-USER = 1000
 RESTARTS = 10  # failures that count; as `tfpar launch`
-# Kubernetes pauses up to ten minutes between the pods of a failing Job; the other pods must wait longer than that.
-WAIT_SECONDS = 1200
-SAVE_SECONDS = 120  # after SIGTERM, for a checkpoint
+FILE = Path(__file__)  # beside it lie the manifests and the Dockerfile
 
 
 def manifests(
@@ -79,35 +78,51 @@ def manifests(
         ['Service', 'Job', 'NetworkPolicy']
     """
     workers, gpus = validate.integer("workers", workers, 1, 256), validate.integer("gpus", gpus, 0, 64)
-    target = validate.choice("target", target, ("job", "jobset"))
+    in_set = validate.choice("target", target, ("job", "jobset")) == "jobset"
     name = _job_name(name, workers, target)
     port, deadline = validate.integer("port", port, 1024, 65535), validate.integer("deadline", deadline, 60, 2**31 - 1)
-    pod = _pod(
-        _words(command, replicas=workers * max(gpus, 1)),
-        image=_matching("image", image, IMAGE, 255, "the name of an image, such as registry.example/tfpar:1"),
-        environment={
-            "TFPAR_NUM_WORKERS": str(workers),
-            "TFPAR_HOST_TEMPLATE": f"{name if target == 'job' else f'{name}-workers-0'}-{{i}}.{name}",
-            "TFPAR_PORT": str(port),
-            "TFPAR_WAIT_SECONDS": str(WAIT_SECONDS),
-        },
+    rule = "small letters, digits and - (at most 63)"
+    of_job = "jobset.sigs.k8s.io/jobset-name" if in_set else "batch.kubernetes.io/job-name"
+    _check_memory(shm, memory)
+    found = _filled(
+        name=name,
+        workers=workers,
         port=port,
-        resources=_resources(cpus, memory, shm, gpus),
-        volumes=_volumes(_name("data_claim", data_claim, 253), _name("run_claim", run_claim, 253), shm),
+        deadline=deadline,
+        namespace=None if namespace is None else _matching("namespace", namespace, LABEL, 63, rule),
+        queue=None if queue is None else _name("queue", queue, 63),
+        image=_matching("image", image, IMAGE, 255, "the name of an image, such as registry.example/tfpar:1"),
+        command=_words(command, replicas=workers * max(gpus, 1)),
+        cpus=validate.integer("cpus", cpus, 1, 1024),
+        memory=memory,
+        shm=shm,
+        data_claim=_name("data_claim", data_claim, 253),
+        run_claim=_name("run_claim", run_claim, 253),
+        host_template=f"{name}-workers-0-{{i}}.{name}" if in_set else f"{name}-{{i}}.{name}",
+        subdomain=None if in_set else name,
+        gpus=str(gpus) if gpus else None,
+        tolerations=[{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}] if gpus else None,
+        ports=None if gpus else [{"protocol": "TCP", "port": port}],
+        own_pods={of_job: name},
+        restarts=RESTARTS,
+        restarts_of_job=0 if in_set else RESTARTS,
+        when_saved="FailJob" if in_set else "Ignore",
+        final=errors.FINAL,
+        worker_lost=errors.WorkerLost.exit_code,
+        interrupted=Interrupted.exit_code,
     )
-    meta = {"name": name, "labels": {"app.kubernetes.io/name": "tfpar"}}
-    if namespace is not None:
-        meta["namespace"] = _matching("namespace", namespace, LABEL, 63, "small letters, digits and - (at most 63)")
-    queued = {"kueue.x-k8s.io/queue-name": _name("queue", queue, 63)} if queue is not None else {}
-    own = meta | {"labels": meta["labels"] | queued}
-    if target == "job":
-        spec = _job(workers, deadline, pod | {"subdomain": name}, saved="Ignore", restarts=RESTARTS)
-        job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": own, "spec": spec}
-        return [_service(meta, port), job, _policy(meta, {"batch.kubernetes.io/job-name": name}, port, gpus)]
-    # The first failure that counts ends the child Job, and with it the gang: JobSet starts all of them again.
-    spec = _job(workers, deadline, pod, saved="FailJob", restarts=0)
-    jobset = {"apiVersion": "jobset.x-k8s.io/v1alpha2", "kind": "JobSet", "metadata": own, "spec": _set(name, spec)}
-    return [jobset, _policy(meta, {"jobset.sigs.k8s.io/jobset-name": name}, port, gpus)]
+    if not in_set:
+        return [found["Service"], found["Job"], found["NetworkPolicy"]]
+    found["JobSet"]["spec"]["replicatedJobs"][0]["template"]["spec"] = found["Job"]["spec"]
+    return [found["JobSet"], found["NetworkPolicy"]]
+
+
+def _filled(**values) -> dict[str, dict]:
+    """Return the manifests by their kinds, with these values in `kubernetes.jsonc`."""
+    without_comments = re.sub(r"(?m)^ *//.*$", "", FILE.with_suffix(".jsonc").read_text(encoding="utf-8"))
+    written = {name: json.dumps(value) for name, value in values.items()}
+    filled = string.Template(without_comments).substitute(written)
+    return json.loads(filled, object_hook=lambda found: {k: v for k, v in found.items() if v is not None})
 
 
 def dockerfile() -> str:
@@ -115,17 +130,9 @@ def dockerfile() -> str:
     needed = [line for line in importlib.metadata.requires("tfpar") if "extra ==" not in line]
     packages = sorted(re.match(r"[\w.-]+", line)[0] for line in needed)
     pins = " \\\n    ".join(f'"{package}=={importlib.metadata.version(package)}"' for package in packages)
-    return f"""# In a checkout of tfpar: tfpar kubernetes --dockerfile > Dockerfile; docker build -t registry.example/tfpar:1 .
-FROM python:{sys.version_info.major}.{sys.version_info.minor}-slim
-COPY . /opt/tfpar
-# and-cuda brings the libraries for NVIDIA GPUs, some gigabytes; without it the image is for CPUs.
-RUN pip install --no-cache-dir "/opt/tfpar[and-cuda]" \\
-    {pins}
-RUN useradd --uid {USER} --create-home tfpar && mkdir {PLACE} && chown {USER}:{USER} {PLACE}
-USER {USER}:{USER}
-WORKDIR {PLACE}
-CMD ["tfpar", "doctor"]
-"""
+    python = "{}.{}".format(*sys.version_info)
+    template = string.Template(FILE.with_suffix(".Dockerfile").read_text(encoding="utf-8"))
+    return template.substitute(python=python, pins=pins)
 
 
 # ---- what a user gives
@@ -194,11 +201,9 @@ def _job_name(name, workers: int, target: str) -> str:
     return _matching("name", name, rf"(?=[a-z]){LABEL}", 63 - behind, rule)
 
 
-def _resources(cpus, memory, shm, gpus: int) -> dict:
+def _check_memory(shm, memory) -> None:
     if _memory("shm", shm) > _memory("memory", memory):
         raise errors.SettingsError(f"shm={shm}, memory={memory}: what processes share counts as memory; give less shm")
-    each = {"cpu": str(validate.integer("cpus", cpus, 1, 1024)), "memory": memory}
-    return each | ({"nvidia.com/gpu": str(gpus)} if gpus else {})
 
 
 def _memory(kind: str, value) -> float:
@@ -207,119 +212,3 @@ def _memory(kind: str, value) -> float:
     number, unit = re.fullmatch(QUANTITY, _matching(kind, value, QUANTITY, 30, rule)).groups()
     size = float(number) * UNITS[unit]
     return size if size >= 64 * 2**20 else validate.reject(kind, value, rule)
-
-
-# ---- the parts of a manifest
-
-
-def _service(meta: dict, port: int) -> dict:
-    """Return the headless Service that gives every pod a host name, also before the pod is ready."""
-    spec = {
-        "clusterIP": "None",
-        "publishNotReadyAddresses": True,
-        "selector": {"batch.kubernetes.io/job-name": meta["name"]},
-        "ports": [{"name": "tensorflow", "port": port, "protocol": "TCP"}],
-    }
-    return {"apiVersion": "v1", "kind": "Service", "metadata": meta, "spec": spec}
-
-
-def _policy(meta: dict, pods: dict, port: int, gpus: int) -> dict:
-    """Return the NetworkPolicy: only pods of the same job may connect, because TensorFlow's server has no password.
-
-    On CPUs the workers use one port; on GPUs NCCL opens others as it needs them.
-    """
-    ports = {} if gpus else {"ports": [{"protocol": "TCP", "port": port}]}
-    allowed = {"from": [{"podSelector": {"matchLabels": {**pods}}}], **ports}
-    spec = {"podSelector": {"matchLabels": pods}, "policyTypes": ["Ingress"], "ingress": [allowed]}
-    kind = {"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy"}
-    return kind | {"metadata": copy.deepcopy(meta), "spec": spec}
-
-
-def _job(workers: int, deadline: int, pod: dict, *, saved: str, restarts: int) -> dict:
-    """Return the spec of a Job; `saved` is the action that follows when a worker was stopped and its state is saved."""
-
-    def rule(action: str, *codes: int) -> dict:
-        return {"action": action, "onExitCodes": {"containerName": "tfpar", "operator": "In", "values": [*codes]}}
-
-    rules = [
-        rule("FailJob", *errors.FINAL),
-        rule("Ignore", errors.WorkerLost.exit_code),  # the worker that was lost is counted
-        rule(saved, Interrupted.exit_code),
-        {"action": saved, "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
-    ]
-    return {
-        "completionMode": "Indexed",
-        "completions": workers,
-        "parallelism": workers,
-        "backoffLimit": restarts,
-        "activeDeadlineSeconds": deadline,
-        "podReplacementPolicy": "Failed",  # two pods of one index would write into one run
-        "podFailurePolicy": {"rules": rules},
-        "template": {"metadata": {"labels": {"app.kubernetes.io/name": "tfpar"}}, "spec": pod},
-    }
-
-
-def _set(name: str, job: dict) -> dict:
-    """Return the spec of a JobSet. Its rules read reason and message of a failed Job; an unknown message ends the set."""
-    rules = [
-        {
-            "name": "saved",
-            "action": "RestartJobSetAndIgnoreMaxRestarts",
-            "onJobFailureReasons": ["PodFailurePolicy"],
-            "onJobFailureMessagePatterns": [
-                f"exit code {Interrupted.exit_code} matching", "condition DisruptionTarget matching"
-            ],
-        },
-        {"name": "final", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy", "DeadlineExceeded"]},
-    ]  # fmt: skip
-    return {
-        "failurePolicy": {"maxRestarts": RESTARTS, "restartStrategy": "BlockingRecreate", "rules": rules},
-        "network": {"enableDNSHostnames": True, "publishNotReadyAddresses": True, "subdomain": name},
-        "replicatedJobs": [{"name": "workers", "replicas": 1, "template": {"spec": job}}],
-    }
-
-
-def _pod(words: list[str], *, image: str, environment: dict, port: int, resources: dict, volumes: tuple) -> dict:
-    # TensorFlow counts the cores of the node, not those of the container; and bits depend on the number of threads.
-    environment = {"HOME": "/tmp", "PYTHONUNBUFFERED": "1", "TF_NUM_INTRAOP_THREADS": resources["cpu"]} | environment
-    container = {
-        "name": "tfpar",
-        "image": image,
-        "command": words,
-        "workingDir": PLACE,
-        "env": [{"name": key, "value": value} for key, value in environment.items()],
-        "ports": [{"containerPort": port, "protocol": "TCP"}],
-        "resources": {"requests": {**resources}, "limits": {**resources}},
-        "securityContext": {
-            "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}
-        },
-        "volumeMounts": volumes[1],
-    }  # fmt: skip
-    tolerated = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
-    return {
-        "restartPolicy": "Never",
-        "terminationGracePeriodSeconds": SAVE_SECONDS,
-        "automountServiceAccountToken": False,
-        "enableServiceLinks": False,
-        "securityContext": {
-            "runAsNonRoot": True, "runAsUser": USER, "runAsGroup": USER, "fsGroup": USER,
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
-        **({"tolerations": tolerated} if "nvidia.com/gpu" in resources else {}),
-        "containers": [container],
-        "volumes": volumes[0],
-    }  # fmt: skip
-
-
-def _volumes(data_claim: str, run_claim: str, shm: str) -> tuple[list[dict], list[dict]]:
-    """Return the volumes, and where they are mounted."""
-    table = (
-        ("data", {"persistentVolumeClaim": {"claimName": data_claim, "readOnly": True}}, f"{PLACE}/data"),
-        ("runs", {"persistentVolumeClaim": {"claimName": run_claim}}, f"{PLACE}/runs"),
-        # NCCL needs more than the 64 MiB there are.
-        ("shm", {"emptyDir": {"medium": "Memory", "sizeLimit": shm}}, "/dev/shm"),
-        ("tmp", {"emptyDir": {}}, "/tmp"),
-    )
-    mounts = [{"name": name, "mountPath": path} for name, _, path in table]
-    mounts[0]["readOnly"] = True
-    return [{"name": name} | volume for name, volume, _ in table], mounts

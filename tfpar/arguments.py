@@ -7,8 +7,6 @@ Example:
     4
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Callable, Mapping
 

@@ -1,7 +1,5 @@
 """The commands: each checks what it was given, calls the library, and prints what follows."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os

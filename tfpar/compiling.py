@@ -1,7 +1,5 @@
 """From the words of `tfpar train` to a compiled model and its stages."""
 
-from __future__ import annotations
-
 import contextlib
 
 from tfpar import errors, files, schedule

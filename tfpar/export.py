@@ -8,8 +8,6 @@ Example:
     PosixPath('runs/digits/export/saved_model')
 """
 
-from __future__ import annotations
-
 import importlib
 import os
 from collections.abc import Callable

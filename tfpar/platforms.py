@@ -12,8 +12,6 @@ Example:
     ...
 """
 
-from __future__ import annotations
-
 import itertools
 import tempfile
 import time

@@ -1,7 +1,5 @@
 """A converted network beside OpenCV's reading of the same files, layer by layer."""
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """From Verilog to a bitstream for a Lattice ECP5, with Yosys and nextpnr, which pip installs as WebAssembly."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import shutil

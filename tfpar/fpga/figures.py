@@ -1,7 +1,5 @@
 """All figures of a twin as a circuit, and the table that says how each of them was obtained."""
 
-from __future__ import annotations
-
 import tempfile
 from pathlib import Path
 

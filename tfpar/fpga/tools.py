@@ -1,7 +1,5 @@
 """The packages and programs behind a circuit: whether they are there, and how to run one."""
 
-from __future__ import annotations
-
 import importlib.util
 import shutil
 import subprocess

@@ -3,8 +3,6 @@
 Source of the method: Sun et al., HGQ: High Granularity Quantization, arXiv:2405.00645. The layers are those of HGQ2.
 """
 
-from __future__ import annotations
-
 import os
 
 import keras

@@ -4,8 +4,6 @@ da4ml turns the twin into additions and shifts, and these into a pipeline. Aroun
 which takes the pixels of an image one after the other: an image of 8x8 has 512 bits, more than the chip has pins.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import tempfile

@@ -20,8 +20,6 @@ Example:
     7
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 import keras

@@ -1,7 +1,5 @@
 """Image classifiers of Keras layers."""
 
-from __future__ import annotations
-
 import collections
 import functools
 import os

@@ -32,8 +32,6 @@ Example:
     array([ 1.531..., 16.88...])
 """
 
-from __future__ import annotations
-
 import math
 from statistics import NormalDist
 

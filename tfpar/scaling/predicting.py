@@ -7,8 +7,6 @@ Example:
     ('two sizes, several machines', 0.96)
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence

@@ -6,8 +6,6 @@ Example:
     2
 """
 
-from __future__ import annotations
-
 import contextlib
 import fnmatch
 import math

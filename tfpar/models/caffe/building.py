@@ -1,7 +1,5 @@
 """A network while it is built: its blobs, and the weights of its layers."""
 
-from __future__ import annotations
-
 import functools
 import math
 import re

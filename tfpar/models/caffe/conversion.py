@@ -1,7 +1,5 @@
 """From Caffe's files to Keras models."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re

@@ -9,8 +9,6 @@ Example:
     ['Input', 'Convolution', 'Pooling']
 """
 
-from __future__ import annotations
-
 import configparser
 import functools
 import itertools

@@ -4,8 +4,6 @@ The rules come from BVLC/caffe@9b89154, src/caffe/layers. A blob of Caffe `[batc
 `[batch, height, width, channels]` here; other blobs keep their axes.
 """
 
-from __future__ import annotations
-
 import contextlib
 import math
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Which layers of a prototxt are built, on what input, and which preprocessing it states."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """A solver of Caffe as an optimizer, regularizers and one stage."""
 
-from __future__ import annotations
-
 import functools
 import math
 import os

@@ -202,18 +202,6 @@ def test_xla_is_a_setting_of_the_run(tfpar):
     assert code == 78 and "XLA is true in the run, false now" in err
 
 
-@pytest.mark.parametrize("needed", [True, False])
-def test_no_bars_of_tensorflow_datasets_in_a_log(monkeypatch, needed):
-    import tensorflow_datasets as tfds
-
-    asked = []
-    monkeypatch.setattr(tfds, "disable_progress_bar", lambda: asked.append(1))
-    commands._bars_on_a_terminal(needed)
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    commands._bars_on_a_terminal(needed)
-    assert len(asked) == needed
-
-
 def test_prepare(tfpar, place):
     assert tfpar("prepare", "digits", "other", "--image-size", "16x12")[:2] == (
         0, "other: 1,618 train and 179 validation images 16x12x1, 10 classes\n",

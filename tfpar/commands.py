@@ -18,11 +18,9 @@ PREDICTED_TOGETHER = 64  # pictures
 def _prepare(given) -> None:
     from tfpar import prepare
 
-    by_name = given.source != "digits" and not Path(given.source).exists()
-    if by_name:
+    if given.source != "digits" and not Path(given.source).exists():
         _import_tensorflow(given)  # TensorFlow Datasets will
     with stderr_silenced(not given.verbose, but_python=True):  # libtiff tells of damaged pictures in its own words
-        _bars_on_a_terminal(by_name)
         data = prepare.dataset(**_options(given))
     _print_data(data)
 
@@ -178,10 +176,7 @@ def _caffe_check(given) -> int:
 def _fpga(given) -> None:
     _import_tensorflow(given)
     from tfpar import fpga
-    from tfpar.fpga import tools
     from tfpar.results import tables
-
-    tools.require(simulation=True)
 
     with stderr_silenced(not given.verbose, but_python=True):
         twin, data = fpga.load(given.twin), _data(given.data, {})
@@ -313,17 +308,7 @@ def _data(source: str, known: dict):
 
     if (Path(source) / "dataset.json").exists():
         return prepare.load(source, known=known)
-    target = Path("data") / files.name_of(source)
-    _bars_on_a_terminal(source != "digits" and not Path(source).exists() and not target.exists())
-    return prepare.dataset(source, target, known=known)
-
-
-def _bars_on_a_terminal(needed: bool) -> None:
-    """Where TensorFlow Datasets is needed, let it draw progress bars on a terminal alone: a log would fill with them."""
-    if needed and not sys.stderr.isatty():
-        import tensorflow_datasets as tfds
-
-        tfds.disable_progress_bar()
+    return prepare.dataset(source, Path("data") / files.name_of(source), known=known)
 
 
 def _print_data(data) -> None:

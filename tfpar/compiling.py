@@ -13,9 +13,8 @@ def stages(given) -> list:
     stages = given.stage or [schedule.parse(text) for text in DEFAULT_STAGES[given.optimizer or "sgd"]]
     named = [stage.trainable for stage in stages if stage.trainable]
     if given.freeze and named:
-        raise errors.SettingsError(
-            f"--freeze together with /{named[0]} of a stage: --freeze is /head on every stage; give one of them"
-        )
+        both = f"--freeze together with /{named[0]} of a stage"
+        raise errors.SettingsError(f"{both}: --freeze is /head on every stage; give one of them")
     if given.freeze and not _built_frozen(given):
         return [stage._replace(trainable="head") for stage in stages]
     return stages
@@ -39,9 +38,8 @@ def compiled(given, data) -> tuple:
     if given.model.startswith(CAFFE):
         model = _caffe(given, data)
     else:
-        model = models.build(
-            given.model, data.image_shape, data.num_classes, weights=given.weights, freeze=_built_frozen(given)
-        )
+        start = {"weights": given.weights, "freeze": _built_frozen(given)}
+        model = models.build(given.model, data.image_shape, data.num_classes, **start)
     if given.weight_decay_kind == "l2":
         decay.add_l2(model, _weight_decay(given), exclude=given.weight_decay_exclude or ())
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -68,9 +66,8 @@ def _check_caffe_options(given) -> None:
 def _refuse_beside(given, there: str, names: tuple[str, ...]) -> None:
     for name in names:
         if (value := getattr(given, name)) is not None and value is not False:
-            raise errors.SettingsError(
-                f"--{name.replace('_', '-')} beside {there}: they contradict each other; leave one out"
-            )
+            both = f"--{name.replace('_', '-')} beside {there}"
+            raise errors.SettingsError(f"{both}: they contradict each other; leave one out")
 
 
 def _caffe(given, data):

@@ -53,17 +53,17 @@ def write(run: str | os.PathLike, to: str, out: str | os.PathLike | None = None)
     images, stored = data.validation.images[:IMAGES], predictions.probabilities_of(run.predictions())[:IMAGES]
     here = predictions.softmax(np.asarray(model(images)))
     if (apart := np.abs(here - stored).max()) > most:
-        print(
-            f"the run's own probabilities are {apart:.0e} from those of its model on this machine; the file is compared with these"
-        )
+        both = f"the run's own probabilities are {apart:.0e} from those of its model on this machine"
+        print(f"{both}; the file is compared with these")
     files.make_directory(target.parent)
     unfinished = target.with_name(f".{target.name}{Path(name).suffix}")  # Keras looks at the suffix
     files.remove(unfinished)
     try:
         difference = np.abs(predictions.softmax(convert(model, unfinished, to)(images)) - here).max()
         if not difference <= most:
-            why = f"its probabilities differ from the model's by {difference:.1e}"
-            raise RuntimeError(f"{target}: {why}; it is not kept")
+            raise RuntimeError(
+                f"{target}: its probabilities differ from the model's by {difference:.1e}; it is not kept"
+            )
         unfinished.rename(target)
     finally:
         files.remove(unfinished)
@@ -81,9 +81,8 @@ def data_of(run: results.Run) -> prepare.Dataset:
         raise errors.InputNotFound(f"{run.directory}: the run is not finished; run the command that trains it again")
     data = prepare.load(run.facts["data"]["directory"])
     if data.fingerprint != run.facts["data"]["fingerprint"]:
-        raise errors.SettingsError(
-            f"{data.directory}: prepared again since the run, so its answers cannot be compared; train again"
-        )
+        why = "prepared again since the run, so its answers cannot be compared"
+        raise errors.SettingsError(f"{data.directory}: {why}; train again")
     return data
 
 

@@ -138,9 +138,8 @@ def set_aside(path: str | os.PathLike) -> str:
     """
     whole = Path(os.path.abspath(path))  # also where it was given as .
     number = next(n for n in itertools.count(1) if not whole.with_name(f"{whole.name}.{n}").exists())
-    with errors.translated(
-        OSError, errors.OutputError, f"{path}: cannot be renamed ({errors.REASON}); name another place"
-    ):
+    failed = f"{path}: cannot be renamed ({errors.REASON}); name another place"
+    with errors.translated(OSError, errors.OutputError, failed):
         whole.rename(whole.with_name(f"{whole.name}.{number}"))
     return f"{path}.{number}"
 
@@ -152,9 +151,8 @@ def locked(path: str | os.PathLike, owner: str) -> Iterator[None]:
     Raises:
         errors.OutputError: another process holds it. `owner` says in the message what it is.
     """
-    with errors.translated(
-        OSError, errors.OutputError, f"{path}: cannot be written ({errors.REASON}); name another place"
-    ):
+    failed = f"{path}: cannot be written ({errors.REASON}); name another place"
+    with errors.translated(OSError, errors.OutputError, failed):
         file = open(path, "ab")  # noqa: SIM115 - closed below
     place = Path(path).parent
     with file:

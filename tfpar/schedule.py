@@ -104,10 +104,8 @@ def parse(text: str) -> Stage:
         >>> schedule.parse("10@0.1:0~cosine/head,block5_*").trainable
         ('head', 'block5_*')
     """
-    form = "EPOCHS@RATE[:FINAL][~SCHEDULE][/TRAINABLE], as 10@0.2:0.02 or 5@0.1:0~cosine/head"
-    with errors.translated(
-        (AttributeError, TypeError, ValueError), errors.SettingsError, f"stage {text!r}: write {form}"
-    ):
+    wrong = f"stage {text!r}: write EPOCHS@RATE[:FINAL][~SCHEDULE][/TRAINABLE], as 10@0.2:0.02 or 5@0.1:0~cosine/head"
+    with errors.translated((AttributeError, TypeError, ValueError), errors.SettingsError, wrong):
         epochs, rate, final, policy, trainable = re.fullmatch(FORM, text).groups()
         names = tuple(trainable.split(",")) if trainable and "," in trainable else trainable
         stage = Stage(int(epochs), float(rate), final and float(final), names, policy)

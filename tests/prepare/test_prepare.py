@@ -7,6 +7,8 @@ import json
 import multiprocessing
 import os
 import re
+import sys
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -323,6 +325,17 @@ def test_name_of():
     assert files.name_of("../a/photos/") == "photos"
     assert files.name_of("tfds:fashion_mnist") == "fashion_mnist"
     assert files.name_of("../..") == "data"
+
+
+@pytest.mark.parametrize("on_a_terminal", [True, False])
+def test_no_bars_of_tensorflow_datasets_in_a_log(monkeypatch, on_a_terminal):
+    import tensorflow_datasets as tfds
+
+    asked = []
+    monkeypatch.setattr(tfds, "disable_progress_bar", lambda: asked.append(1))
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: on_a_terminal)
+    sources._download(mock.Mock(), "name", None)
+    assert len(asked) == (not on_a_terminal)
 
 
 @pytest.mark.by_hand

@@ -55,13 +55,11 @@ def _input(shape: tuple[int, int, int], image) -> np.ndarray:
 
 def _by_opencv(net, weights, x: np.ndarray, names: list[str]) -> dict[str, np.ndarray]:
     install = "Type: pip install 'opencv-python-headless>=4.8,<5'"
-    with errors.translated(
-        ImportError, errors.Unavailable, f"nothing was compared: OpenCV is not installed. {install}"
-    ):
+    missing = f"nothing was compared: OpenCV is not installed. {install}"
+    with errors.translated(ImportError, errors.Unavailable, missing):
         import cv2
     if not hasattr(cv2.dnn, "readNetFromCaffe"):
-        why = f"nothing was compared: OpenCV {cv2.__version__} no longer reads Caffe"
-        raise errors.Unavailable(f"{why}. {install}")
+        raise errors.Unavailable(f"nothing was compared: OpenCV {cv2.__version__} no longer reads Caffe. {install}")
     why = f"nothing was compared: OpenCV cannot read {net}: {errors.REASON}"
     with errors.translated(cv2.error, errors.Unavailable, why):
         there = cv2.dnn.readNetFromCaffe(os.fspath(net), os.fspath(weights))

@@ -13,6 +13,7 @@
 
 import os
 import re
+import sys
 from pathlib import Path
 
 from tfpar import errors, files, validate
@@ -161,11 +162,13 @@ def _tfds_splits(name: str, there) -> dict[str, str]:
 def _download(builder, name: str, manual_dir: str | None) -> None:
     import tensorflow_datasets as tfds
 
+    if not sys.stderr.isatty():  # a log would fill with its progress bars
+        tfds.disable_progress_bar()
     if manual_dir is not None and not validate.path("tfds_manual_dir", manual_dir).is_dir():
         raise errors.InputNotFound(f"{manual_dir}: no such folder (--tfds-manual-dir)")
     try:
         builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=manual_dir))
     except Exception as error:
-        why = f"tfds:{name}: could not be downloaded or prepared ({' '.join(str(error).split())[:200]})"
+        why = f"could not be downloaded or prepared ({' '.join(str(error).split())[:200]})"
         todo = "Connect to a network, or name a folder with its files with --tfds-manual-dir"
-        raise errors.Unavailable(f"{why}. {todo}") from error
+        raise errors.Unavailable(f"tfds:{name}: {why}. {todo}") from error

@@ -11,8 +11,8 @@
 The order of the rows does not matter: examples come in the order of a folder with the same pictures.
 """
 
+import contextlib
 import csv
-import math
 import os
 from pathlib import Path, PurePosixPath
 
@@ -106,11 +106,9 @@ def _row(table: Path, number: int, row: dict, with_splits: bool, group_by: str) 
         reject(f"has the split {split}. Give one of {', '.join(folders.TRAIN + folders.HELD_OUT)}")
     weight = None
     if "weight" in row:
-        try:
+        with contextlib.suppress(TypeError, ValueError):
             weight = float(row["weight"])
-        except (TypeError, ValueError):
-            weight = math.nan
-        if not 0 <= weight < 1e9:
+        if weight is None or not 0 <= weight < 1e9:
             reject(f"has the weight {row['weight']}. Give a number from 0 to 1e9")
     split = "train" if split in folders.TRAIN else split
     group = _text(row[group_by]) if group_by in row else None

@@ -73,9 +73,8 @@ def _facts(run: reading.Run) -> str:
 
 
 def _curves(runs: Mapping[str, reading.Run]) -> str:
-    return (
-        "<div class=curves>" + "".join(_image(panel(runs, each), f"{each[0]} by epoch") for each in PANELS) + "</div>"
-    )
+    drawn = [_image(panel(runs, names), f"{names[0]} by epoch") for names in PANELS]
+    return f"<div class=curves>{''.join(drawn)}</div>"
 
 
 def panel(runs: Mapping[str, reading.Run], names: tuple[str, ...]) -> Figure:

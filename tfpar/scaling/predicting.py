@@ -7,9 +7,11 @@ Example:
     ('two sizes, several machines', 0.96)
 """
 
+import csv
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -49,19 +51,11 @@ class Machine:
             validate.number("GB/s outside the machine", self.outside, 1e-6, 1e6)
 
 
-MACHINES: dict[str, Machine] = {
-    "8xH200-NDR": Machine(8, 450, 400, "NVLink 4: 900 GB/s in both directions; 8 ports of 400 Gb/s InfiniBand NDR"),
-    "8xH100-NDR": Machine(8, 450, 400, "NVLink 4: 900 GB/s in both directions; 8 ports of 400 Gb/s InfiniBand NDR"),
-    "8xB200-EFA": Machine(8, 900, 400, "NVLink 5: 1,800 GB/s in both directions; 3,200 Gb/s EFA"),
-    "8xA100-HDR": Machine(8, 300, 200, "NVLink 3: 600 GB/s in both directions; 8 ports of 200 Gb/s InfiniBand HDR"),
-    "8xV100-EDR": Machine(8, 150, 12.5, "NVLink 2: 300 GB/s in both directions; 1 port of 100 Gb/s InfiniBand EDR"),
-    "16xV100-DGX2": Machine(16, 150, 100, "NVLink 2: 300 GB/s in both directions; 8 ports of 100 Gb/s InfiniBand EDR"),
-    "4xA100-PCIe-EDR": Machine(4, 31.5, 12.5, "PCIe 4.0 x16; 1 port of 100 Gb/s InfiniBand EDR"),
-    "4xL40S-25GbE": Machine(4, 31.5, 3.125, "PCIe 4.0 x16; 25 Gb/s Ethernet"),
-    "4xT4-10GbE": Machine(4, 15.75, 1.25, "PCIe 3.0 x16; 10 Gb/s Ethernet"),
-    "cpu-1GbE": Machine(1, 10, 0.125, "as many workers as were measured on one; 1 Gb/s Ethernet"),
-    "cpu-10GbE": Machine(1, 10, 1.25, "as many workers as were measured on one; 10 Gb/s Ethernet"),
-}
+with open(Path(__file__).with_name("machines.csv"), newline="", encoding="utf-8") as _file:
+    MACHINES: dict[str, Machine] = {
+        name: Machine(int(devices), float(inside), float(outside), source)
+        for name, devices, inside, outside, source in list(csv.reader(_file))[1:]
+    }
 
 
 @dataclasses.dataclass(frozen=True)

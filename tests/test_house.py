@@ -18,7 +18,7 @@ WRITTEN_OUT = {"run", "manifests"}  # signatures that help and completion show
 # Each imports only what stands on earlier lines; what stands on one line may share a package, but is not one circle.
 LEVELS = [
     {"errors", "signals"},
-    {"validate", "files", "machine", "yaml", "screen"},
+    {"validate", "files", "machine", "screen"},
     {"schedule"},
     {"settings"},
     {"arguments", "workers", "prepare", "models", "results"},

@@ -25,9 +25,6 @@ from tfpar import errors, files, validate
 from tfpar.arguments import parser
 from tfpar.settings import Settings
 from tfpar.signals import Interrupted
-from tfpar.yaml import text
-
-__all__ = ["dockerfile", "manifests", "text"]
 
 LABEL = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
 SUBDOMAIN = rf"{LABEL}(\.{LABEL})*"
@@ -36,6 +33,9 @@ UNITS = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "Ki": 2**10, "Mi": 2**2
 QUANTITY = rf"(\d{{1,15}}(?:\.\d{{1,9}})?)({'|'.join(UNITS)})"
 PLACE = "/tfpar"  # where the command runs; the claims are mounted below it
 RESTARTS = 10  # failures that count; as `tfpar launch`
+# Texts that YAML reads as such without quotes.
+_PLAIN = re.compile(r"[A-Za-z/_][A-Za-z0-9/_.@:-]*(?<!:)", re.ASCII)
+_WORDS_OF_YAML = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}
 FILE = Path(__file__)  # beside it lie the manifests and the Dockerfile
 
 
@@ -212,3 +212,51 @@ def _memory(kind: str, value) -> float:
     number, unit = re.fullmatch(QUANTITY, _matching(kind, value, QUANTITY, 30, rule)).groups()
     size = float(number) * UNITS[unit]
     return size if size >= 64 * 2**20 else validate.reject(kind, value, rule)
+
+
+# ---- YAML
+
+
+def text(documents: Sequence[dict]) -> str:
+    """Return documents as YAML, the same text for the same documents.
+
+    Raises:
+        TypeError: there is something else in them than dictionaries, lists, texts, whole numbers and truth values.
+
+    Example:
+        >>> kubernetes.text([{"kind": "Job", "args": ["1", 1, True]}])
+        'kind: Job\\nargs:\\n  - "1"\\n  - 1\\n  - true\\n'
+    """
+    return "---\n".join("\n".join(_lines(document)) + "\n" for document in documents)
+
+
+def _lines(value) -> list[str]:
+    if isinstance(value, dict) and value:
+        lines = []
+        for key, item in value.items():
+            below = _lines(item)
+            if isinstance(item, (dict, list)) and item:
+                lines += [f"{_scalar(key)}:", *(f"  {line}" for line in below)]
+            else:
+                lines.append(f"{_scalar(key)}: {below[0]}")
+        return lines
+    if isinstance(value, list) and value:
+        blocks = [_lines(item) for item in value]
+        return [line for block in blocks for line in (f"- {block[0]}", *(f"  {more}" for more in block[1:]))]
+    return [_scalar(value)]
+
+
+def _scalar(value) -> str:
+    if isinstance(value, (bool, int, dict, list)):  # dictionaries and lists that are empty
+        return json.dumps(value)
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r}: a manifest holds dictionaries, lists, texts, whole numbers and truth values")
+    if _PLAIN.fullmatch(value) and value.lower() not in _WORDS_OF_YAML:
+        return value
+    return '"' + "".join(map(_escaped, value)) + '"'
+
+
+def _escaped(character: str) -> str:
+    if character in '"\\':
+        return f"\\{character}"
+    return character if character.isprintable() else f"\\U{ord(character):08x}"

@@ -86,7 +86,12 @@ def translated(kinds: type | tuple[type, ...], into: type, message: str) -> Iter
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """Return a question that names the nearest of some names, whatever their case; empty where none is near."""
+    """Return a question that names the nearest of some names, whatever their case; empty where none is near.
+
+    Example:
+        >>> errors.nearest("resnet50", ["ResNet50", "VGG16"])
+        'did you mean ResNet50? '
+    """
     found = difflib.get_close_matches(name.lower(), known := {each.lower(): each for each in names}, 1)
     return f"did you mean {known[found[0]]}? " if found else ""
 

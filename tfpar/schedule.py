@@ -218,7 +218,14 @@ def describe(stage: Stage, *, epoch_steps: int, factor: float, global_batch_size
 
 
 def rates(stage: Stage) -> str:
-    """Return the rates of a stage in words, such as `0.2 to 0.02`."""
+    """Return the rates of a stage in words.
+
+    Example:
+        >>> schedule.rates(Stage(10, 0.2, 0, schedule="cosine"))
+        '0.2 to 0, cosine'
+        >>> schedule.rates(Stage(10, 0.01, schedule=Schedule("inv", gamma=0.0001, power=0.75)))
+        '0.01, inv gamma=0.0001 power=0.75'
+    """
     text = f"{stage.learning_rate:g}"
     if stage.final_learning_rate is not None:
         text += f" to {stage.final_learning_rate:g}"

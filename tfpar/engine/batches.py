@@ -16,6 +16,10 @@ def steps_per_epoch(split, *, global_batch_size: int) -> int:
 
     Raises:
         errors.SettingsError: the split is none, or the batch no whole number of at least 1.
+
+    Example:
+        >>> engine.steps_per_epoch(data.train, global_batch_size=256)  # of 1,618 images: 7 x 256 are 1,792
+        7
     """
     batch = validate.integer("global_batch_size", global_batch_size, 1, validate.MOST_BATCH)
     return -(-len(validate.split(split, one_hot=True)[0]) // batch)

@@ -91,7 +91,14 @@ def _hidden(name: str) -> bool:
 
 
 def roles(names: Collection[str]) -> dict[str, str]:
-    """Return which of these names of splits becomes train, which validation, and which test."""
+    """Return which of these names of splits becomes train, which validation, and which test.
+
+    Example:
+        >>> folders.roles({"train", "dev", "test"})
+        {'train': 'train', 'validation': 'dev', 'test': 'test'}
+        >>> folders.roles({"train", "test"})
+        {'train': 'train', 'validation': 'test'}
+    """
     held_out = [name for name in HELD_OUT if name in names]
     found = {"train": "train"} if "train" in names else {}
     if held_out:

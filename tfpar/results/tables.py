@@ -58,7 +58,12 @@ def of_runs(runs: Mapping[str, reading.Run]) -> list[tuple]:
 
 
 def flat(settings: dict) -> dict[str, str]:
-    """Return settings as text; a setting inside another has the names of both."""
+    """Return settings as text; a setting inside another has the names of both.
+
+    Example:
+        >>> tables.flat({"seed": 0, "optimizer": {"class": "SGD", "momentum": 0.9}})
+        {'seed': '0', 'optimizer class': 'SGD', 'optimizer momentum': '0.9'}
+    """
     found = {}
     for name, value in settings.items():
         if isinstance(value, dict):
@@ -82,7 +87,14 @@ def speed(run: reading.Run) -> dict[str, str]:
 
 
 def text(table: list[tuple]) -> str:
-    """Return a table for the screen; of a cell its first 40 characters."""
+    """Return a table for the screen; of a cell its first 40 characters.
+
+    Example:
+        >>> print(tables.text([("class", "images"), ("cat", 12), ("dog", 7)]))
+        class  images
+        cat        12
+        dog         7
+    """
     rows = [[f"{cell!s:.40}" for cell in row] for row in table]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     form = "  ".join(f"{{:{'>' if number else '<'}{width}}}" for number, width in enumerate(widths))

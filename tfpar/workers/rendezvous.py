@@ -79,7 +79,12 @@ def meet(addresses: Sequence[str], index: int, *, same: dict, seconds: float) ->
 
 
 def place_of(address: str) -> tuple[str, int]:
-    """Return host and port of `host:port`."""
+    """Return host and port of `host:port`.
+
+    Example:
+        >>> rendezvous.place_of("train-0.train:12345"), rendezvous.place_of("[::1]:12345")
+        (('train-0.train', 12345), ('::1', 12345))
+    """
     host, _, port = address.rpartition(":")
     return host.strip("[]"), int(port)
 

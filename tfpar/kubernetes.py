@@ -32,7 +32,6 @@ IMAGE = rf"([\w.-]+(:\d+)?/)?{SUBDOMAIN}([_/]+{SUBDOMAIN})*(:\w[\w.-]{{0,127}})?
 UNITS = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 QUANTITY = rf"(\d{{1,15}}(?:\.\d{{1,9}})?)({'|'.join(UNITS)})"
 PLACE = "/tfpar"  # where the command runs; the claims are mounted below it
-RESTARTS = 10  # failures that count; as `tfpar launch`
 # Texts that YAML reads as such without quotes.
 _PLAIN = re.compile(r"[A-Za-z/_][A-Za-z0-9/_.@:-]*(?<!:)", re.ASCII)
 _WORDS_OF_YAML = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}
@@ -104,8 +103,7 @@ def manifests(
         tolerations=[{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}] if gpus else None,
         ports=None if gpus else [{"protocol": "TCP", "port": port}],
         own_pods={of_job: name},
-        restarts=RESTARTS,
-        restarts_of_job=0 if in_set else RESTARTS,
+        restarts_of_job=0 if in_set else 10,
         when_saved="FailJob" if in_set else "Ignore",
         final=errors.FINAL,
         worker_lost=errors.WorkerLost.exit_code,

@@ -42,10 +42,9 @@ def _is_of(there: dict, directory: Path, source, identity: str) -> bool:
     said = inputs.changes(found, there["source_files"], arrays.names_of(directory, there), moved_away=moved_away)
     if said and not moved_away:
         place = files.printable(source)
-        why = f"{directory} is older than its source {place}: {said}"
-        again = f"{_command(there, place, directory)} (the old one is kept beside, for earlier runs)"
-        use = f"use what is there by its name: tfpar train {directory}"
-        raise errors.SettingsError(f"{why}. Prepare it again: {again}, or {use}")
+        again = f"Prepare it again: {_command(there, place, directory)} (the old one is kept beside, for earlier runs)"
+        todo = f"{again}, or use what is there by its name: tfpar train {directory}"
+        raise errors.SettingsError(f"{directory} is older than its source {place}: {said}. {todo}")
     return not said
 
 

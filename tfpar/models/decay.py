@@ -67,9 +67,8 @@ def add_l2(model: keras.Model, weight_decay: float, *, exclude: Sequence[str] = 
     for layer, variable in _weights(model):
         if id(variable) not in left_out:
             if variable.regularizer:
-                raise errors.SettingsError(
-                    f"{variable.name} of layer {layer.name} has a regularizer already; {OTHERWISE}"
-                )
+                why = f"{variable.name} of layer {layer.name} has a regularizer already"
+                raise errors.SettingsError(f"{why}; {OTHERWISE}")
             regularize(layer, variable, regularizer)
 
 

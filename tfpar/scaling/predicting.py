@@ -197,9 +197,8 @@ def _band(efficiency: np.ndarray, basis: np.ndarray, unseen: np.ndarray) -> tupl
     low = np.where(wide, 1 / (1 + _LOSS[0] * loss), np.maximum(efficiency - _POINTS, 1e-6))
     high = np.where(wide, 1 / (1 + _LOSS[1] * loss), efficiency + _POINTS)
     low, high = 1 / (1 / low + unseen), np.maximum(1 / np.maximum(1 / high - unseen, 1), efficiency)
-    return tuple(
-        np.where(basis == formulas.MEASURED, efficiency, bound) for bound in (np.minimum(low, efficiency), high)
-    )
+    bounds = np.minimum(low, efficiency), high
+    return tuple(np.where(basis == formulas.MEASURED, efficiency, bound) for bound in bounds)
 
 
 def _knee(measured: Measured, machine: Machine, critical_batch: float) -> int:

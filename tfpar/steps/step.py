@@ -108,9 +108,8 @@ class Step:
             rates[:count] = [self.learning_rate(first + k) for k in range(count)]
             self.last_rate = rates[count - 1]
         with all_reduce_left_to_the_step(self.model.optimizer), tensorflow_repairs.fixed_order():
-            losses, correct, labels = self.run(
-                iterator, tf.constant(first, tf.int64), tf.constant(count), tf.constant(rates)
-            )
+            numbers = tf.constant(first, tf.int64), tf.constant(count), tf.constant(rates)
+            losses, correct, labels = self.run(iterator, *numbers)
         _check_labels(labels.numpy(), self.model.outputs[0].shape[-1])
         for step_losses, step_correct in zip(losses.numpy(), correct.numpy(), strict=True):
             self.counts.losses += math.fsum(step_losses.tolist())
@@ -185,9 +184,7 @@ class Step:
             number = first + tf.cast(i, tf.int64)
             # data-parallel: every replica runs the same step on its own rows of the global batch.
             per_image = self.strategy.run(self._replica_step, args=(next(iterator), number))
-            loss, right, label = tf.nest.map_structure(
-                lambda v: self.strategy.experimental_local_results(v)[0], per_image
-            )
+            loss, right, label = [self.strategy.experimental_local_results(v)[0] for v in per_image]
             losses, correct, labels = losses.write(i, loss), correct.write(i, right), labels.write(i, label)
         return losses.stack(), correct.stack(), labels.stack()
 
@@ -241,10 +238,8 @@ def _check_labels(labels: np.ndarray, classes: int) -> None:
     """Refuse labels without a logit, which a loss answers with NaN on a GPU and an error of its own on a CPU (see `objective.labels_for`)."""
     outside = labels[(labels < 0) | (labels >= classes)]
     if outside.size:
-        todo = "number the classes from 0, or build the model with more logits"
-        raise errors.SettingsError(
-            f"label {outside[0]}: the model has {classes} logits, so labels are 0 to {classes - 1}; {todo}"
-        )
+        why = f"label {outside[0]}: the model has {classes} logits, so labels are 0 to {classes - 1}"
+        raise errors.SettingsError(f"{why}; number the classes from 0, or build the model with more logits")
 
 
 def _exchange(strategy: tf.distribute.Strategy, shards: int | None, all_reduce: str) -> Exchange:

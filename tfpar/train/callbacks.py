@@ -54,16 +54,13 @@ def rows_kept(callbacks: Sequence[keras.callbacks.Callback], epochs: int, *, chi
     One that the user gave `append=True` is left alone: its file holds other runs too.
     """
     loggers = [each for each in callbacks if isinstance(each, keras.callbacks.CSVLogger) and not each.append]
-    for logger in loggers if epochs else ():
-        logger.append = True
-        log = Path(logger.filename)
-        if chief and log.exists():  # a killed run may have logged an epoch too many
-            files.write(log, "".join(log.read_text(encoding="utf-8").splitlines(keepends=True)[: epochs + 1]))
-    try:
+    with contextlib.ExitStack() as patches:
+        for logger in loggers if epochs else ():
+            patches.enter_context(mock.patch.object(logger, "append", True))
+            log = Path(logger.filename)
+            if chief and log.exists():  # a killed run may have logged an epoch too many
+                files.write(log, "".join(log.read_text(encoding="utf-8").splitlines(keepends=True)[: epochs + 1]))
         yield
-    finally:
-        for logger in loggers:
-            logger.append = False
 
 
 @contextlib.contextmanager

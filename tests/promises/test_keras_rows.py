@@ -35,14 +35,14 @@ def outcome(model, batches, **options):
     return {name: values[-1] for name, values in history.items()}, [np.asarray(w) for w in model.get_weights()]
 
 
-def same(ours, theirs):
+def same(ours, theirs, atol=2e-6):
     """Compare two outcomes."""
     (logs, weights), (expected_logs, expected) = ours, theirs
     assert set(logs) == set(expected_logs)
     for key, value in expected_logs.items():
         assert logs[key] == pytest.approx(value, rel=1e-4, abs=1e-6), key
     for found, plain in zip(weights, expected, strict=True):
-        np.testing.assert_allclose(found, plain, rtol=1e-4, atol=2e-6)
+        np.testing.assert_allclose(found, plain, rtol=1e-4, atol=atol)
 
 
 @pytest.mark.slow
@@ -57,7 +57,7 @@ def test_honoured_with_the_numbers_of_keras(digits, batches, name):
         found.append(outcome(model, batches, **({"validation_data": split} if name in WHOLE else {})))
         if name in WHOLE:
             found[-1][1].append(model.predict(split[0], verbose=0))
-    same(*found)
+    same(*found, atol=1e-4 if name == "Layer.dtype" else 2e-6)  # 16-bit products are rounded as the processor does it
 
 
 def refused(said, attempt):

@@ -143,11 +143,10 @@ def _batch_norm(weigh, p, name, x):
 
 
 def _prelu(weigh, p, name, x):
-    shared = range(1, len(x.shape) if p.channel_shared else len(x.shape) - 1)
-    made = layers.PReLU(shared_axes=[*shared] or None, name=name)
-    count = 1 if p.channel_shared else _channels(x)
+    sides = [1 if p.channel_shared or axis != _axis(x, 1) else x.shape[axis] for axis in range(1, len(x.shape))]
+    made = layers.PReLU(shared_axes=[axis for axis, side in enumerate(sides, 1) if side == 1] or None, name=name)
     filler = p.filler if p.HasField("filler") else 0.25
-    return weigh(made, x, [(count,)], [filler], lambda alpha: [alpha.reshape([1] * (len(x.shape) - 2) + [count])])
+    return weigh(made, x, [(math.prod(sides),)], [filler], lambda alpha: [alpha.reshape(sides)])
 
 
 # ---- layers without weights
@@ -241,7 +240,7 @@ def _slice(parts: int, p, name, x):
     rising = [0, *points, size] == sorted({0, *points, size})
     even = p.slice_point or size % parts == 0
     Unsupported.where(len(points) != parts - 1 or not even or not rising, f"{size} values cut at {points} into {parts}")
-    return [*ops.split(x, points, axis=axis)]
+    return [*ops.split(x, points, axis=axis)] if points else [x]
 
 
 def _flatten(p, name, x):

@@ -14,6 +14,7 @@ DATA = ("Data", "ImageData", "MemoryData", "HDF5Data", "WindowData", "DummyData"
 WEIGHTED = {"Convolution": "convolution_param", "InnerProduct": "inner_product_param"}
 OF_SEVERAL = ("Concat", "Eltwise", "Slice", "Reshape")  # their outputs are not those of one layer before
 PHASES = ("TRAIN", "TEST")
+SIDES = ("channels", "height", "width")
 
 
 class Selection:
@@ -73,6 +74,9 @@ class Selection:
             if len(losses) == 1 and [*loss.loss_weight, 1.0][0] != 1:
                 self.notes.append(f"loss_weight {loss.loss_weight[0]:g} is not used; multiply the learning rate by it")
             return number, loss.bottom[0]
+        others = {layer.type for layer in self.layers if layer.type.endswith("Loss")} - {"MultinomialLogisticLoss"}
+        if others:
+            self.notes.append(f"{', '.join(sorted(others))} is not used; tfpar trains with the cross-entropy")
         number, blob = self.last()
         if accuracies:
             end, blob = accuracies[0][0], accuracies[0][1].bottom[0]
@@ -173,9 +177,10 @@ class Selection:
             number = next((n for n, shape in enumerate(shapes) if len(shape) == 4), 0)
             name, dims = message.input[number], shapes[number] if shapes else message.input_dim[:4]
         elif source and source.top:
-            name, memory = source.top[0], source.memory_data_param
-            shapes = source.input_param.shape or source.dummy_data_param.shape
-            dims = shapes[0].dim if shapes else [1, memory.channels, memory.height, memory.width]
+            name, dummy = source.top[0], source.dummy_data_param
+            shapes = source.input_param.shape or dummy.shape
+            sides = [[*getattr(dummy, side), getattr(source.memory_data_param, side)] for side in SIDES]
+            dims = shapes[0].dim if shapes else [1, *(side[0] for side in sides)]
         else:
             raise errors.DataError(f"{self.net.path}: neither an input nor a data layer; add `input` and `input_shape`")
         stated = (*dims[2:], dims[1]) if len(dims) == 4 and min(dims[1:]) > 0 else None

@@ -55,8 +55,9 @@ class Network:
         if layer.type not in TABLE:
             raise errors.DataError(f"{self.where(layer)} is not supported; supported are {', '.join(TABLE)}")
         if missing := [name for name in layer.bottom if name not in self.blobs]:
-            why = "which no layer before it gives (a network has one input here)"
-            raise errors.DataError(f"{self.where(layer)} reads {missing[0]}, {why}; correct the file")
+            raise errors.DataError(
+                f"{self.where(layer)} reads {missing[0]}, which no layer gives; one input is possible"
+            )
         function, parameters = TABLE[layer.type]
         inputs, name = [self.blobs[blob] for blob in layer.bottom], self._free_name(layer)
         try:

@@ -125,18 +125,15 @@ class Selection:
             The mean as one number, one for each channel, or a picture `[height, width, channels]`.
         """
         states = self.source is not None and self.source.type != "Input"  # a data layer without a scale means 1
-        stated, assumed = self.source.transform_param if states else None, []
-        if scale is None:
-            scale = stated.scale if stated else 1.0
-            assumed += [] if stated else ["scale 1"]
-        if mean is None and stated and stated.mean_file and not stated.mean_value:
+        stated = (self.source or self.net.layers[0]).transform_param  # of other layers it is empty, which means 1 and 0
+        assumed = [] if states else [word for word, value in (("scale 1", scale), ("mean 0", mean)) if value is None]
+        scale = stated.scale if scale is None else scale
+        if mean is None and stated.mean_file and not stated.mean_value:
             mean = self._beside(stated.mean_file, trained)
-        if mean is None:
-            mean = [*stated.mean_value] if stated and stated.mean_value else 0.0
-            assumed += [] if stated else ["mean 0"]
+        mean = [*stated.mean_value] or 0.0 if mean is None else mean
         if self.image_shape[2] == 3 and order == "bgr":
             assumed.append("channels in the order bgr")
-        if stated and (stated.mirror or stated.crop_size):
+        if stated.mirror or stated.crop_size:
             self.notes.append("mirror and crop_size of the data layer are not used; see --augment and --image-size")
         if assumed:
             found = f"no file states the preprocessing, {', '.join(assumed)} assumed"

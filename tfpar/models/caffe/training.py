@@ -87,7 +87,7 @@ def solver(file: str | os.PathLike, model: keras.Model, *, examples: int) -> Sol
     facts, given = conversion.facts(model), files.read_solver(file)
     numbers = [number for _, multipliers in facts.multipliers for both in multipliers for number in both]
     if not all(0 <= number < math.inf for number in numbers):
-        raise errors.DataError(f"model {model.name}: a lr_mult or decay_mult below 0 or not finite; correct its prototxt")
+        raise errors.DataError(f"model {model.name}: lr_mult and decay_mult must be from 0; correct its prototxt")
     examples = validate.integer("examples", examples, 1, validate.MOST_POSITION)
     kind = [*OPTIMIZERS][given.solver_type] if given.HasField("solver_type") else given.type
     policy, regularizer = given.lr_policy, given.regularization_type

@@ -158,7 +158,7 @@ def _platforms(given) -> None:
     print(f"{platforms.table(rows)}\ntheir picture: {Path(given.run) / 'platforms.png'}")
 
 
-def _caffe_check(given) -> int:
+def _caffe_check(given) -> None:
     _import_tensorflow(given)
     from tfpar.diagnose import caffe_check
 
@@ -170,7 +170,6 @@ def _caffe_check(given) -> int:
     if first:
         raise errors.DataError(f"layer {first} is the first that differs from OpenCV by more than {bound}")
     print(f"every layer equals OpenCV's to {bound} of its largest value")
-    return 0
 
 
 def _fpga(given) -> None:

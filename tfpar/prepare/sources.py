@@ -166,9 +166,7 @@ def _download(builder, name: str, manual_dir: str | None) -> None:
         tfds.disable_progress_bar()
     if manual_dir is not None and not validate.path("tfds_manual_dir", manual_dir).is_dir():
         raise errors.InputNotFound(f"{manual_dir}: no such folder (--tfds-manual-dir)")
-    try:
+    todo = "Connect to a network, or name a folder with its files with --tfds-manual-dir"
+    failed = f"tfds:{name}: could not be downloaded or prepared ({errors.REASON}). {todo}"
+    with errors.translated(Exception, errors.Unavailable, failed):
         builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=manual_dir))
-    except Exception as error:
-        why = f"could not be downloaded or prepared ({' '.join(str(error).split())[:200]})"
-        todo = "Connect to a network, or name a folder with its files with --tfds-manual-dir"
-        raise errors.Unavailable(f"tfds:{name}: {why}. {todo}") from error

@@ -5,6 +5,7 @@ Example:
     '...'
 """
 
+import contextlib
 import os
 import platform
 import shlex
@@ -61,8 +62,6 @@ def command() -> str | None:
 
 
 def _first(path: str, key: str) -> str:
-    try:
-        with open(path, encoding="utf-8") as file:
-            return next((line.split(":", 1)[1].strip() for line in file if line.split(":")[0].strip() == key), "")
-    except OSError:
-        return ""
+    with contextlib.suppress(OSError), open(path, encoding="utf-8") as file:
+        return next((line.split(":", 1)[1].strip() for line in file if line.split(":")[0].strip() == key), "")
+    return ""

@@ -104,15 +104,12 @@ def _counts(devices: Sequence[int] | None, there: int, what: str) -> list[int]:
 
 def _pickled(model: str | Callable) -> bytes:
     """Return the model's name, or where its function lies, for another process."""
-    try:
+    found = b""
+    with contextlib.suppress(pickle.PicklingError, AttributeError, TypeError):  # a lambda, or a function inside another
         found = pickle.dumps(model)
-    except (pickle.PicklingError, AttributeError, TypeError):  # a lambda, or a function inside another
-        found = b""
     if not found or b"__main__" in found or not (isinstance(model, str) or callable(model)):
-        rule = (
-            "the name of a model, or a function of a module that can be imported (in a notebook: %%writefile mine.py)"
-        )
-        validate.reject("model", model, rule)
+        importable = "a function of a module that can be imported (in a notebook: %%writefile mine.py)"
+        validate.reject("model", model, f"the name of a model, or {importable}")
     return found
 
 

@@ -110,6 +110,23 @@ def test_a_gradient_at_96_px_is_the_same_each_time_on_a_busy_machine(repeats):
     assert check.same_gradient(compiled("resnet20", 96), *batch_of((96, 96, 3), 16), repeats=repeats)
 
 
+@pytest.mark.slow
+@pytest.mark.arithmetic
+@pytest.mark.parametrize("repeats", [5, pytest.param(40, marks=pytest.mark.by_hand)])
+def test_a_step_of_four_shards_is_the_same_each_time_on_a_busy_machine(repeats):
+    """Two of the four shards are computed at the same time, and share TensorFlow's threads."""
+    model = compiled("resnet20", 96)
+    step, batches = steps.Step(model, shards=4), iter(tf.data.Dataset.from_tensors(batch_of((96, 96, 3), 32)).repeat())
+    assert step.shards_at_once == 2
+    start, found = model.get_weights(), set()
+    with check._busy():
+        for _ in range(repeats):
+            model.set_weights(start)
+            step(batches, 1)
+            found.add(b"".join(weight.tobytes() for weight in model.get_weights()))
+    assert len(found) == 1
+
+
 @pytest.mark.by_hand
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("jit_compile", [False, True], ids=["plain", "xla"])

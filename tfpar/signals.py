@@ -48,10 +48,15 @@ class StopSignal:
 
     def __exit__(self, *_exception) -> None:
         for number, handler in self.earlier.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not Python's own
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not Python's own
 
-    def _request(self, _number, _frame) -> None:
+    def _request(self, number, _frame) -> None:
         self.requested = True
+        if (
+            number == signal.SIGXCPU
+        ):  # the kernel sends it again every second, which would end a process that is saving its state
+            signal.signal(number, signal.SIG_IGN)
         if not self.deferred:
             raise Interrupted()
 

@@ -497,9 +497,27 @@ def test_a_source_that_is_gone_is_no_obstacle(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGUSR1", "SIGXCPU"])
 def test_signals_of_batch_systems_ask_for_the_end(name):
-    with signals.StopSignal(deferred=True) as stop:
-        signal.raise_signal(getattr(signal, name))
-    assert stop.requested
+    try:
+        with signals.StopSignal(deferred=True) as stop:
+            signal.raise_signal(getattr(signal, name))
+        assert stop.requested
+    finally:
+        signal.signal(getattr(signal, name), signal.SIG_DFL)
+
+
+def test_a_limit_of_cpu_time_is_told_again_and_again_and_the_state_is_saved_once():
+    try:
+        with signals.StopSignal(), signals.StopSignal(deferred=True) as stop:
+            os.kill(os.getpid(), signal.SIGXCPU)
+        os.kill(os.getpid(), signal.SIGXCPU)  # as the kernel does every second; it would end this process
+        assert stop.requested
+    finally:
+        signal.signal(signal.SIGXCPU, signal.SIG_DFL)
+
+
+@pytest.mark.parametrize("given", [None, keras.callbacks.TerminateOnNaN(), [], [keras.callbacks.TerminateOnNaN()]])
+def test_callbacks_are_given_as_to_fit(given):
+    assert len(callbacks_of.checked(given)) == len(given if isinstance(given, list) else [given] * (given is not None))
 
 
 def test_a_signal_that_is_ignored_stays_ignored():

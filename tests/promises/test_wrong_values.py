@@ -217,7 +217,7 @@ def test_stages(value):
 TRAIN = {
     "global_batch_size": BATCHES.filter(lambda v: v is not None), "shards": whole(1, 4096).filter(lambda v: v is not None), "seed": SEEDS,
     "augment": things, "all_reduce": things, "class_weights": weights, "warmup_epochs": number(0, 999_999).filter(lambda v: v is not None),
-    "steps_per_call": whole(1, 512), "checkpoint_seconds": number(0, 1e9), "callbacks": things.filter(lambda v: not isinstance(v, list) or len(v)),
+    "steps_per_call": whole(1, 512), "checkpoint_seconds": number(0, 1e9), "callbacks": things.filter(lambda v: v is not None and (not isinstance(v, list) or len(v))),
     "weights": things.filter(lambda v: not isinstance(v, str)), "stages": st.one_of(things, st.lists(wrong_stages, min_size=1, max_size=2)),
 }  # fmt: skip
 

@@ -115,11 +115,13 @@ def _image_loss(model: keras.Model, integers, logits, classes: int) -> ImageLoss
     function = getattr(loss, "fn", None)  # of a loss that wraps a function, as all that Keras names do
     if _takes_probabilities(function, getattr(loss, "_fn_kwargs", {})):
         raise errors.SettingsError(f"loss {loss.name} takes probabilities; {_PROBABILITIES}")
+    reasons = []
     for one_hot in [True] if function and _is_one_hot(function) else [False, True]:
         found = ImageLoss(loss, one_hot, 1.0 if weight is None else float(weight))
-        why, cause = _why_not_per_image(found, classes)
-        if not why:
+        reasons.append(_why_not_per_image(found, classes))
+        if not reasons[-1][0]:
             return found
+    why, cause = min(reasons, key=lambda reason: reason[1] is not None)  # a wrong value says more than an exception
     raise errors.SettingsError(f"loss {loss.name} {why}; {_PROBABILITIES}") from cause
 
 

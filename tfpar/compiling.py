@@ -16,7 +16,10 @@ def stages(given) -> list:
         both = f"--freeze together with /{named[0]} of a stage"
         raise errors.SettingsError(f"{both}: --freeze is /head on every stage; give one of them")
     if given.freeze and not _built_frozen(given):
-        return [stage._replace(trainable="head") for stage in stages]
+        stages = [stage._replace(trainable="head") for stage in stages]
+    if not given.weights and all(stage.trainable == "head" for stage in stages):
+        why = "only the head would train, on a network of random weights"
+        raise errors.SettingsError(f"{why}; give --weights, or leave out {'--freeze' if given.freeze else '/head'}")
     return stages
 
 

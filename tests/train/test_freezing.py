@@ -239,16 +239,16 @@ def test_an_optimizer_that_knows_too_few_weights_is_refused(data, tmp_path):
 def test_the_command_line_freezes_every_network(data, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     words = ["train", str(data.directory), "--global-batch-size", "30"]
-    assert (
-        cli.main(
-            [*words, "--run", "a", "--freeze", "--stage", "1@0.1", "--warmup-epochs", "0", "--no-scale-learning-rate"]
-        )
-        == 0
-    )
-    assert "learning rate 0.1; trains head" in capsys.readouterr().out
-    assert results.Run("a").settings["stages"] == [[1, 0.1, None, "head"]]
+    for head_alone in (["--freeze", "--stage", "1@0.1"], ["--stage", "1@0.1/head", "--stage", "1@0.01/head"]):
+        assert cli.main([*words, "--run", "c", *head_alone]) == 78
+        assert "only the head would train, on a network of random weights; give --weights" in capsys.readouterr().err
     assert cli.main([*words, "--run", "b", "--stage", "1@0.1/head", "--stage", "1@0.1:0~cosine/all"]) == 0
     assert "learning rate 0.1 to 0, cosine x 0.117188 for a batch of 30; trains all" in capsys.readouterr().out
+    words += ["--stage", "1@0.1", "--warmup-epochs", "0", "--no-scale-learning-rate"]
+    assert cli.main([*words, "--run", "a", "--freeze", "--weights", "b"]) == 0
+    assert "learning rate 0.1; trains head" in capsys.readouterr().out
+    assert results.Run("a").settings["stages"] == [[1, 0.1, None, "head"]]
+    words = words[:4]
     assert cli.main([*words, "--run", "c", "--freeze", "--stage", "1@0.1/all"]) == 78
     assert "--freeze is /head on every stage" in capsys.readouterr().err
     assert cli.main([*words, "--run", "c", "--stage", "1@0.1/block5_*"]) == 78

@@ -18,8 +18,7 @@ def stages(given) -> list:
     if given.freeze and not _built_frozen(given):
         stages = [stage._replace(trainable="head") for stage in stages]
     if not given.weights and all(stage.trainable == "head" for stage in stages):
-        why = "only the head would train, on a network of random weights"
-        raise errors.SettingsError(f"{why}; give --weights, or leave out {'--freeze' if given.freeze else '/head'}")
+        raise errors.SettingsError("only the head would train, on random weights; give --weights, or train more layers")
     return stages
 
 

@@ -53,9 +53,7 @@ class StopSignal:
 
     def _request(self, number, _frame) -> None:
         self.requested = True
-        if (
-            number == signal.SIGXCPU
-        ):  # the kernel sends it again every second, which would end a process that is saving its state
+        if number == signal.SIGXCPU:  # the kernel repeats it every second, and would end a process that saves its state
             signal.signal(number, signal.SIG_IGN)
         if not self.deferred:
             raise Interrupted()

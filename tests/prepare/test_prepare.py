@@ -181,7 +181,7 @@ def test_on_bad_image_fail_stops_and_leaves_nothing(photos, tmp_path):
     [
         (lambda p: None, errors.InputNotFound, "no such folder"),
         (lambda p: p.mkdir(), errors.DataError, "no pictures"),
-        (lambda p: p.write_text("x"), errors.InputNotFound, r"not a folder; .* or a table, \.csv or \.parquet"),
+        (lambda p: p.write_text("x"), errors.InputNotFound, r"not a folder; .* or a \.csv or \.parquet"),
         (lambda p: write_pictures(p / "cat", 3), errors.DataError, "at least two"),
         (lambda p: [write_pictures(p / name, 1) for name in "ab"], errors.DataError, "no image is left for validation"),
         (lambda p: [write_pictures(p / "train" / n, 2) for n in "ab"] + [write_pictures(p / "val" / "c", 2)], errors.DataError, "class c is in validation"),

@@ -273,7 +273,7 @@ class Within(keras.Model):
 def test_what_own_layers_have_inside_is_a_setting_too(digits, kind):
     first, again, other = (given_to_a_run(digits, network(kind(factor))) for factor in (0.1, 0.1, 0.2))
     identity.agree(first, again, network())
-    with pytest.raises(errors.SettingsError, match="what the layers inside your own layers are made of"):
+    with pytest.raises(errors.SettingsError, match="the inside of your layers"):
         identity.agree(first, other, network())
     earlier = {key: value for key, value in first.items() if key != "inside_own_layers"}
     identity.agree(earlier, first, network())  # a run of an earlier version

@@ -241,7 +241,7 @@ def test_the_command_line_freezes_every_network(data, tmp_path, monkeypatch, cap
     words = ["train", str(data.directory), "--global-batch-size", "30"]
     for head_alone in (["--freeze", "--stage", "1@0.1"], ["--stage", "1@0.1/head", "--stage", "1@0.01/head"]):
         assert cli.main([*words, "--run", "c", *head_alone]) == 78
-        assert "only the head would train, on a network of random weights; give --weights" in capsys.readouterr().err
+        assert "only the head would train, on random weights; give --weights" in capsys.readouterr().err
     assert cli.main([*words, "--run", "b", "--stage", "1@0.1/head", "--stage", "1@0.1:0~cosine/all"]) == 0
     assert "learning rate 0.1 to 0, cosine x 0.117188 for a batch of 30; trains all" in capsys.readouterr().out
     words += ["--stage", "1@0.1", "--warmup-epochs", "0", "--no-scale-learning-rate"]

@@ -53,8 +53,7 @@ def source(root: Path, splits: bool | None, group: re.Pattern | None) -> Source:
 def _find(root: Path, splits: bool | None) -> tuple[list[str], dict[str, list[tuple[str | None, Path]]]]:
     """Return the names of the classes, and for each split (class or None, file) of every file, in a fixed order."""
     if not root.is_dir():
-        todo = "give one with a folder per class inside, or a table, .csv or .parquet"
-        raise errors.InputNotFound(f"{files.printable(root)}: not a folder; {todo}")
+        raise errors.InputNotFound(f"{files.printable(root)}: not a folder; give class folders, or a .csv or .parquet")
     roots = _roots(root, _folders(root), splits)
     listed = {split: list(_walk(path)) for split, path in roots.items()}
     pictures = {split: [each for each in found if not foreign(each[1].name)] for split, found in listed.items()}

@@ -71,7 +71,7 @@ def _given(source) -> list[tuple[np.ndarray, ...]]:
     tuples = list(source) if source and isinstance(source[0], (tuple, list)) else [source]
     if not 1 <= len(tuples) <= 2 or not all(isinstance(one, (tuple, list)) and len(one) in (2, 3) for one in tuples):
         raise errors.DataError(
-            "arrays: give NumPy arrays (images, labels) or (images, labels, weights), or two of these: train, validation"
+            "give NumPy arrays (images, labels) or (images, labels, weights), or train and validation"
         )
     uneven = f"arrays: {errors.REASON}; give (images, labels) as NumPy arrays"
     with errors.translated((TypeError, ValueError), errors.DataError, uneven):  # rows of different lengths

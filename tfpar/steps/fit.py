@@ -45,6 +45,7 @@ def install(
     Raises:
         errors.SettingsError: the model, its loss, its optimizer, the shards or the numbers break the law; the message
             says how.
+            `fit` raises it too. A label without a logit is noticed after its step, which the model then holds.
 
     Example:
         >>> steps.install(model, shards=4, steps_per_call=4, steps_per_epoch=10)    # calls of 4, 4 and 2 steps

@@ -22,9 +22,8 @@ def checked(callbacks) -> list[keras.callbacks.Callback]:
         errors.SettingsError: they are something else, or a callback does what only the run may do.
     """
     kind = keras.callbacks.Callback
-    callbacks = (
-        [] if callbacks is None else [callbacks] if isinstance(callbacks, kind) else callbacks
-    )  # as fit takes them
+    # As fit takes them.
+    callbacks = [] if callbacks is None else [callbacks] if isinstance(callbacks, kind) else callbacks
     if not isinstance(callbacks, (list, tuple)) or not all(isinstance(callback, kind) for callback in callbacks):
         validate.reject("callbacks", callbacks, "a list of keras.callbacks.Callback")
     for callback in callbacks:

@@ -112,9 +112,7 @@ def restore(variables: list[keras.Variable], values: list, strategy: tf.distribu
         errors.SettingsError: they are the variables of another model or optimizer.
     """
     if [list(v.shape) for v in variables] != [entry["shape"] for entry, _ in values]:
-        raise errors.SettingsError(
-            "the checkpoint is of another model, optimizer or metrics; give the same, or start over with --fresh"
-        )
+        raise errors.SettingsError("the checkpoint is of another model, optimizer or metrics; start over with --fresh")
     arrays = [
         np.frombuffer(content, keras.ops.convert_to_numpy(variable).dtype).reshape(entry["shape"])
         for variable, (entry, content) in zip(variables, values, strict=True)

@@ -25,9 +25,7 @@ from tfpar.steps.shard import is_compiled_by_xla
 
 # Of the step and of inference; a change of their bits counts it up. 2: sums of three and more in a fixed order.
 ARITHMETIC = 2
-WORDS = {
-    "data": "the data's fingerprint", "jit_compile": "XLA", "inside_own_layers": "what the layers inside your own layers are made of",
-}  # fmt: skip
+WORDS = {"data": "the data's fingerprint", "jit_compile": "XLA", "inside_own_layers": "the inside of your layers"}
 
 
 @mock.patch.object(python_utils, "func_dump", lambda function: _without_lines(function))
@@ -200,8 +198,7 @@ def _without_lines(function) -> tuple:
         inside = [plain(each) if isinstance(each, types.CodeType) else repr(each) for each in code.co_consts]
         return [code.co_code.hex(), code.co_names, inside]
 
-    closure = [cell.cell_contents for cell in function.__closure__ or ()]
-    return plain(function.__code__), function.__defaults__, closure
+    return plain(function.__code__), function.__defaults__, [cell.cell_contents for cell in function.__closure__ or ()]
 
 
 def _numbered(config, names: Iterable[str]) -> str:

@@ -147,6 +147,8 @@ CASES = {
     "prelu": net(conv(), layer("PReLU")),
     "prelu, one slope": net(conv(), layer("PReLU", channel_shared=True)),
     "prelu after inner product": net(dense(), layer("PReLU")),
+    "prelu of three axes": net(layer("Reshape", shape={"dim": [0, 3, -1]}), layer("PReLU"), dense()),
+    "batch norm of three axes": net(layer("Reshape", shape={"dim": [0, 3, -1]}), layer("BatchNorm"), dense()),
     "prelu, one slope, after inner product": net(dense(), layer("PReLU", channel_shared=True)),
     "elu": net(layer("ELU")),
     "elu, alpha 0.3": net(layer("ELU", alpha=0.3)),
@@ -259,6 +261,10 @@ CASES = {
     ),
     "slice at one point": net(
         conv(6), layer("Slice", top=["a", "b"], slice_point=2), conv(3, bottom="a", top="c"), dense(bottom="b", top="d")
+    ),
+    "slice into one part": net(conv(), layer("Slice", top=["a"]), relu()),
+    "the first axis from behind": net(
+        conv(axis=-3), layer("Scale", axis=-3, bias_term=True), layer("Flatten", axis=-3), dense(axis=-1)
     ),
     "slice on axis 2": net(
         layer("Slice", top=["a", "b"], axis=2, slice_point=3), layer("Concat", ["b", "a"], axis=2), dense()

@@ -232,6 +232,39 @@ def test_an_unsupported_layer_is_named_with_its_line(kind, tmp_path):
     assert line - 7 <= int(found[1]) <= line, message  # a line of the layer
 
 
+# Of each type that BVLC's Caffe has and Keras has not, a parameter; of some types of its forks, too.
+PARAMETERS = {
+    "Bias": "bias_param { axis: 1 }", "Clip": "clip_param { min: 0 max: 6 }", "Crop": "crop_param { axis: 2 offset: 19 offset: 1 }",
+    "Embed": "embed_param { input_dim: 5 }", "LSTM": "recurrent_param { num_output: 5 }", "Log": "log_param { base: 2 }",
+    "MVN": "mvn_param { across_channels: true }", "ArgMax": "argmax_param { top_k: 5 }", "Parameter": "parameter_param { shape { dim: 3 } }",
+    "Reduction": "reduction_param { operation: MEAN }", "SPP": "spp_param { pyramid_height: 3 }", "Swish": "swish_param { beta: 1 }",
+    "Threshold": "threshold_param { threshold: 0.5 }", "Tile": "tile_param { tiles: 3 }",
+}  # fmt: skip
+OF_FORKS = {
+    "Permute": "permute_param { order: 0 }",
+    "Normalize": "norm_param { }",
+    "Dropout": "dropout_param { scale_train: false }",
+}
+
+
+@pytest.mark.parametrize("kind", [*PARAMETERS, *OF_FORKS])
+def test_an_unsupported_layer_with_its_parameters(kind, tmp_path):
+    path, parameters = tmp_path / "net.prototxt", (PARAMETERS | OF_FORKS)[kind]
+    layer = f'layer {{ name: "odd" type: "{kind}" bottom: "data" top: "x" {parameters} }}\n'
+    path.write_text(f'input: "data" input_dim: [1, 3, 8, 8]\n{layer}')
+    words = f"layer odd of type {kind} is not supported; supported are"
+    if kind in OF_FORKS:
+        words = rf"no field named \S+ \(in layer odd of type {kind}\); .*fields of Caffe's forks are unknown"
+    with pytest.raises(errors.DataError, match=rf"net\.prototxt:2:.*{words}") as error:
+        caffe.network(path)
+    one_line(error)
+
+
+def test_a_comment_in_another_encoding_and_a_byte_order_mark(tmp_path):
+    (tmp_path / "net.prototxt").write_bytes(b"\xef\xbb\xbf# \xbe\xed\xbb\xfd\n" + GOOD.encode())
+    assert caffe.network(tmp_path / "net.prototxt").output_shape == (None, 5)
+
+
 @pytest.mark.parametrize("kind", ["DECONVOLUTION", "MVN", "ARGMAX"])
 def test_an_unsupported_layer_of_v1(kind, tmp_path):
     path = tmp_path / "net.prototxt"

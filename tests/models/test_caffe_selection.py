@@ -57,6 +57,34 @@ def test_a_misspelt_blob_of_the_loss_is_an_error(load):
         load(INPUT + FIRST + LAST + layer("SoftmaxWithLoss", "lost label", "loss"))
 
 
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        "".join(f'input: "{name}" input_dim: [1, 1, 8, 8] ' for name in ("data", "other")),
+        "".join(f'layer {{ name: "{name}" type: "Input" top: "{name}" input_param {{ shape {{ dim: [1, 1, 8, 8] }} }} }}\n'
+                for name in ("data", "other")),
+    ],
+)  # fmt: skip
+def test_a_second_input_is_an_error(inputs, load):
+    with pytest.raises(
+        errors.DataError, match="x of type Eltwise reads other, which no layer gives; one input is possible"
+    ):
+        load(inputs + layer("Eltwise", "data other", "x"))
+
+
+def test_a_name_of_weights_that_no_other_layer_has_shares_nothing(load):
+    named = FIRST.replace("inner_product_param", 'param { name: "w" } inner_product_param')
+    assert last_layer(load(INPUT + named + LAST)) == "last"
+    again = named.replace('name: "ip"', 'name: "again"').replace('top: "ip"', 'top: "other"')
+    with pytest.raises(errors.DataError, match=r"again .* some weights are shared \(w\); share all of them or none"):
+        load(INPUT + named + again + layer("Eltwise", "ip other", "x"))
+
+
+def test_the_old_form_of_dummy_data_states_the_shape(load):
+    sides = "dummy_data_param { num: 9 num: 9 channels: 2 channels: 1 height: 8 height: 1 width: 6 width: 1 }"
+    assert load(layer("DummyData", "", "data label", sides, "d") + FIRST).input_shape == (None, 8, 6, 2)
+
+
 def test_a_head_of_several_layers_is_not_given_other_outputs(load):
     both = FIRST + LAST + layer("Concat", "ip last", "both")
     assert load(INPUT + both, num_classes=10).output_shape == (None, 10)
@@ -121,6 +149,9 @@ def test_what_is_not_used_is_said(load, capsys):
     load(data + FIRST + layer("SoftmaxWithLoss", "ip label", "loss", "loss_weight: 0.5"), image_shape=(8, 8, 1))
     said = capsys.readouterr().out
     assert "loss_weight 0.5 is not used" in said and "mirror and crop_size of the data layer are not used" in said
+    assert "is not used; tfpar trains" not in said
+    load(INPUT + FIRST + layer("HingeLoss", "ip label", "loss"))
+    assert "HingeLoss is not used; tfpar trains with the cross-entropy" in capsys.readouterr().out
     assert "assumed" not in said  # the data layer states the preprocessing of gray images
 
 
@@ -171,3 +202,39 @@ def test_a_solver_that_says_too_little_or_nonsense_is_refused(solver, words, loa
     with pytest.raises(errors.DataError, match=words):
         caffe.solver(tmp_path / "s", model, examples=10)
     assert model.get_layer("ip").kernel_regularizer is None
+
+
+@pytest.mark.parametrize("param", ["decay_mult: -1", "decay_mult: nan", "lr_mult: -1", "lr_mult: inf"])
+def test_multipliers_that_no_optimizer_can_use_are_refused(param, load, tmp_path):
+    text = FIRST.replace("inner_product_param", f"param {{ {param} }} inner_product_param")
+    model = load(layer("Data", "", "data label", "data_param { batch_size: 5 }", "d") + text, image_shape=(8, 8, 1))
+    (tmp_path / "s").write_text('base_lr: 0.1 max_iter: 5 lr_policy: "fixed" weight_decay: 0.1')
+    with pytest.raises(errors.DataError, match="lr_mult and decay_mult must be from 0; correct its prototxt"):
+        caffe.solver(tmp_path / "s", model, examples=10)
+    assert model.get_layer("ip").kernel_regularizer is None
+
+
+def test_what_a_solver_says_and_its_optimizer_has_not_is_noted(load, tmp_path):
+    model = load(layer("Data", "", "data label", "data_param { batch_size: 5 }", "d") + FIRST, image_shape=(8, 8, 1))
+    (tmp_path / "s").write_text(
+        'base_lr: 0.1 max_iter: 5 lr_policy: "fixed" momentum: 0.9 rms_decay: 0.98 type: "RMSProp"'
+    )
+    assert caffe.solver(tmp_path / "s", model, examples=10).notes[0] == "not used: momentum"
+
+
+@pytest.mark.parametrize(("param", "noted"), [("param { decay_mult: 0 }", True), ("param { lr_mult: 1 }", False)])
+def test_multipliers_without_a_solver_are_noted(param, noted, digits, tmp_path, capsys):
+    (tmp_path / "n").write_text(
+        INPUT + FIRST.replace("inner_product_param", f"{param} inner_product_param").replace("6", "10")
+    )
+    command = [
+        "train",
+        str(digits.directory),
+        "--model",
+        f"caffe:{tmp_path / 'n'}",
+        "--dry-run",
+        "--run",
+        str(tmp_path / "run"),
+    ]
+    assert cli.main(command) == 0
+    assert ("its lr_mult and decay_mult take effect with --solver only" in capsys.readouterr().out) == noted

@@ -43,8 +43,7 @@ class Network:
         self.unfilled: list[str] = []
         self.weights, self.source, self.where = weights, source, where
         self.names = {"images", "scaled", "minus_mean"}
-        self.sharing: dict[str, tuple[str, ...]] = {}
-        self.shared: dict[tuple[str, ...], keras.Layer] = {}
+        self.shared: dict[str, tuple[keras.Layer, int]] = {}
 
     def add(self, layer) -> None:
         """Add the Keras layers of a layer of Caffe.
@@ -56,7 +55,9 @@ class Network:
         if layer.type not in TABLE:
             raise errors.DataError(f"{self.where(layer)} is not supported; supported are {', '.join(TABLE)}")
         if missing := [name for name in layer.bottom if name not in self.blobs]:
-            raise errors.DataError(f"{self.where(layer)} reads {missing[0]}, which no layer before it gives")
+            raise errors.DataError(
+                f"{self.where(layer)} reads {missing[0]}, which no layer gives; one input is possible"
+            )
         function, parameters = TABLE[layer.type]
         inputs, name = [self.blobs[blob] for blob in layer.bottom], self._free_name(layer)
         try:
@@ -99,14 +100,15 @@ class Network:
             fillers: of each blob; a number is a constant, None is xavier.
             convert: `convert(*blobs)` returns the weights of the Keras layer.
         """
-        names = tuple(param.name for param in layer.param)
-        if any(names):
-            every = "" not in names and len(names) == len(shapes)
-            every = every and {self.sharing.setdefault(n, names) for n in names} == {names}
-            Unsupported.where(not every, f"some weights are shared ({', '.join(names)}); share all of them or none")
-            own, made = made, self.shared.setdefault(names, made)
+        names = [param.name for param in layer.param]
+        owners = [self.shared.get(name) for name in names]
+        if any(owners):
+            own, (made, _) = made, next(filter(None, owners))
+            whole = owners == [(made, number) for number in range(len(shapes))]
+            Unsupported.where(not whole, f"some weights are shared ({', '.join(names)}); share all of them or none")
             same = made.get_config() | {"name": own.name} == own.get_config()
             Unsupported.where(not same, "shared weights with other parameters")
+        self.shared |= {name: (made, number) for number, name in enumerate(names) if name}
         Unsupported.where(layer.name in self.made, "a second layer with weights of this name")
         y = made(x)
         if made not in self.made.values():
@@ -151,5 +153,5 @@ def _drawn(filler, shape: tuple) -> np.ndarray:
         "uniform": lambda: keras.initializers.RandomUniform(filler.min, filler.max),
     }
     sparse = getattr(filler, "sparse", -1) >= 0
-    Unsupported.where(sparse or kind not in random, f"the filler {kind}, or one with sparse")
+    Unsupported.where(sparse or kind not in random, f"the filler {kind}{' with sparse' * sparse}")
     return keras.ops.convert_to_numpy(random[kind]()(shape))

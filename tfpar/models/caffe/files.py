@@ -191,15 +191,7 @@ def _add_field(to, kind: str, word: str, package: str) -> None:
 
 def _parse(path: str | os.PathLike, kind: str):
     """Return the text of a file and the message in it."""
-    content = _content(path)
-    try:
-        text = content.decode()
-    except UnicodeDecodeError as error:
-        before = content[: error.start]
-        line, column = before.count(b"\n") + 1, error.start - before.rfind(b"\n")
-        raise errors.DataError(
-            f"{path}:{line}:{column}: no text (a byte that is not UTF-8); give a prototxt"
-        ) from error
+    text = _content(path).decode("utf-8-sig", errors="replace")  # comments may be in another encoding
     parsed = _classes(TEXT)[kind]()
     try:
         text_format.Parse(text, parsed)
@@ -207,7 +199,8 @@ def _parse(path: str | os.PathLike, kind: str):
         line, column = error.GetLine() or text.count("\n") + 1, error.GetColumn() or 1
         why = re.sub(r"^[\d: ]+", "", errors.first_line(error)).replace(f"{TEXT}.", "")
         inside = _layer_at(text, line) if kind == "Net" else ""
-        raise errors.DataError(f"{path}:{line}:{column}: {why}{inside}; correct the file") from error
+        todo = "correct the file (fields of Caffe's forks are unknown)" if "no field" in why else "correct the file"
+        raise errors.DataError(f"{path}:{line}:{column}: {why.rstrip('.')}{inside}; {todo}") from error
     return text, parsed
 
 
@@ -292,7 +285,7 @@ def _without_padding(layers: list[tuple[Any, int]]) -> list[tuple[Any, int]]:
 def _parse_binary(path: str | os.PathLike, kind: str):
     content = _content(path)
     if content.startswith(b"\x89HDF"):
-        raise errors.DataError(f"{path}: an HDF5 file, which is not supported; give the binary .caffemodel")
+        raise errors.DataError(f"{path}: an HDF5 file is not supported; give the one with snapshot_format BINARYPROTO")
     why = f"{path}: damaged, or not written by Caffe; copy it again from where it came"
     with errors.translated((message.DecodeError, UnicodeDecodeError), errors.DataError, why):
         return _classes(BINARY)[kind].FromString(content)

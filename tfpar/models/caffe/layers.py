@@ -51,8 +51,9 @@ def _is_picture(x) -> bool:
     return len(x.shape) == 4
 
 
-def _channels(x) -> int:
-    return x.shape[-1 if _is_picture(x) else 1]
+def _is_first(x, axis: int) -> bool:
+    """Tell whether an axis of Caffe is the first after the batch."""
+    return axis in (1, 1 - len(x.shape))
 
 
 def _axis(x, axis: int) -> int:
@@ -66,7 +67,7 @@ def _axis(x, axis: int) -> int:
 
 
 def _convolution(weigh, p, name, x):
-    Unsupported.where(not _is_picture(x) or p.axis != 1, "an input that is no picture, or another axis")
+    Unsupported.where(not (_is_picture(x) and _is_first(x, p.axis)), f"axis {p.axis} of {len(x.shape)}")
     kernel, stride, pad = (files.size(p, *words) for words in (("kernel_size", "kernel"), ("stride",), ("pad",)))
     stride, pad, dilation = stride or (1, 1), pad or (0, 0), files.size(p, "dilation") or (1, 1)
     channels, filters, groups = x.shape[-1], p.num_output, p.group
@@ -94,7 +95,7 @@ def _convolution(weigh, p, name, x):
 
 
 def _inner_product(weigh, p, name, x):
-    Unsupported.where(p.axis != 1 or not p.num_output, f"{p.num_output} outputs along axis {p.axis}")
+    Unsupported.where(not _is_first(x, p.axis) or not p.num_output, f"{p.num_output} outputs along axis {p.axis}")
     sides, outputs = x.shape[1:], p.num_output
     inputs = math.prod(sides)
 
@@ -118,8 +119,9 @@ def _scale(weigh, p, name, x, *factor):
         Unsupported.where(not fits, "a second input of neither one number a channel nor this shape")
         by = layers.Reshape((1, 1, by.shape[1]), name=f"{name}.factor")(by) if of_channels else by
         return layers.Multiply(name=name)([x, by])
-    Unsupported.where(p.axis != 1 or p.num_axes != 1, f"{p.num_axes} axes from axis {p.axis}")
-    channels, flat = _channels(x), not _is_picture(x)
+    channels, flat = x.shape[_axis(x, 1)], len(x.shape) == 2
+    channels_alone = _is_first(x, p.axis) and p.num_axes == 1 and (flat or _is_picture(x))
+    Unsupported.where(not channels_alone, f"{p.num_axes} axes from axis {p.axis} of {len(x.shape)}")
     x = layers.Reshape((1, 1, channels), name=f"{name}.picture")(x) if flat else x
     made = layers.DepthwiseConv2D(1, use_bias=p.bias_term, name=f"{name}.factor" if flat else name)
     fillers = [p.filler if p.HasField("filler") else 1.0, p.bias_filler][: 1 + p.bias_term]
@@ -138,23 +140,22 @@ def _batch_norm(weigh, p, name, x):
     def convert(mean, variance, factor):  # Caffe keeps sums, and what to divide them by
         return [blob / factor if factor[0] else np.zeros_like(blob) for blob in (mean, variance)]
 
-    channels = (_channels(x),)
+    channels = (x.shape[_axis(x, 1)],)
     return weigh(made, x, [channels, channels, (1,)], [0.0, 1.0, 1.0], convert)
 
 
 def _prelu(weigh, p, name, x):
-    shared = range(1, len(x.shape) if p.channel_shared else len(x.shape) - 1)
-    made = layers.PReLU(shared_axes=[*shared] or None, name=name)
-    count = 1 if p.channel_shared else _channels(x)
+    sides = [1 if p.channel_shared or axis != _axis(x, 1) else x.shape[axis] for axis in range(1, len(x.shape))]
+    made = layers.PReLU(shared_axes=[axis for axis, side in enumerate(sides, 1) if side == 1] or None, name=name)
     filler = p.filler if p.HasField("filler") else 0.25
-    return weigh(made, x, [(count,)], [filler], lambda alpha: [alpha.reshape([1] * (len(x.shape) - 2) + [count])])
+    return weigh(made, x, [(math.prod(sides),)], [filler], lambda alpha: [alpha.reshape(sides)])
 
 
 # ---- layers without weights
 
 
 def _pooling(p, name, x):
-    Unsupported.where(not _is_picture(x) or p.pool == STOCHASTIC, "an input that is no picture, or stochastic pooling")
+    Unsupported.where(not _is_picture(x) or p.pool == STOCHASTIC, "stochastic pooling, or no height and width")
     sides = x.shape[1:3]
     kernel, stride, pad = files.size(p, "kernel_size", "kernel"), files.size(p, "stride"), files.size(p, "pad")
     if p.global_pooling:
@@ -241,11 +242,12 @@ def _slice(parts: int, p, name, x):
     rising = [0, *points, size] == sorted({0, *points, size})
     even = p.slice_point or size % parts == 0
     Unsupported.where(len(points) != parts - 1 or not even or not rising, f"{size} values cut at {points} into {parts}")
-    return [*ops.split(x, points, axis=axis)]
+    return [*ops.split(x, points, axis=axis)] if points else [x]
 
 
 def _flatten(p, name, x):
-    Unsupported.where(p.axis != 1 or p.end_axis not in (-1, len(x.shape) - 1), f"axes {p.axis} to {p.end_axis}")
+    whole = _is_first(x, p.axis) and p.end_axis in (-1, len(x.shape) - 1)
+    Unsupported.where(not whole, f"axes {p.axis} to {p.end_axis}")
     return layers.Flatten(name=name)(_in_caffes_order(name, x))
 
 

@@ -14,6 +14,7 @@ DATA = ("Data", "ImageData", "MemoryData", "HDF5Data", "WindowData", "DummyData"
 WEIGHTED = {"Convolution": "convolution_param", "InnerProduct": "inner_product_param"}
 OF_SEVERAL = ("Concat", "Eltwise", "Slice", "Reshape")  # their outputs are not those of one layer before
 PHASES = ("TRAIN", "TEST")
+SIDES = ("channels", "height", "width")
 
 
 class Selection:
@@ -73,6 +74,9 @@ class Selection:
             if len(losses) == 1 and [*loss.loss_weight, 1.0][0] != 1:
                 self.notes.append(f"loss_weight {loss.loss_weight[0]:g} is not used; multiply the learning rate by it")
             return number, loss.bottom[0]
+        others = {layer.type for layer in self.layers if layer.type.endswith("Loss")} - {"MultinomialLogisticLoss"}
+        if others:
+            self.notes.append(f"{', '.join(sorted(others))} is not used; tfpar trains with the cross-entropy")
         number, blob = self.last()
         if accuracies:
             end, blob = accuracies[0][0], accuracies[0][1].bottom[0]
@@ -121,18 +125,15 @@ class Selection:
             The mean as one number, one for each channel, or a picture `[height, width, channels]`.
         """
         states = self.source is not None and self.source.type != "Input"  # a data layer without a scale means 1
-        stated, assumed = self.source.transform_param if states else None, []
-        if scale is None:
-            scale = stated.scale if stated else 1.0
-            assumed += [] if stated else ["scale 1"]
-        if mean is None and stated and stated.mean_file and not stated.mean_value:
+        stated = (self.source or self.net.layers[0]).transform_param  # of other layers it is empty, which means 1 and 0
+        assumed = [] if states else [word for word, value in (("scale 1", scale), ("mean 0", mean)) if value is None]
+        scale = stated.scale if scale is None else scale
+        if mean is None and stated.mean_file and not stated.mean_value:
             mean = self._beside(stated.mean_file, trained)
-        if mean is None:
-            mean = [*stated.mean_value] if stated and stated.mean_value else 0.0
-            assumed += [] if stated else ["mean 0"]
+        mean = [*stated.mean_value] or 0.0 if mean is None else mean
         if self.image_shape[2] == 3 and order == "bgr":
             assumed.append("channels in the order bgr")
-        if stated and (stated.mirror or stated.crop_size):
+        if stated.mirror or stated.crop_size:
             self.notes.append("mirror and crop_size of the data layer are not used; see --augment and --image-size")
         if assumed:
             found = f"no file states the preprocessing, {', '.join(assumed)} assumed"
@@ -173,9 +174,10 @@ class Selection:
             number = next((n for n, shape in enumerate(shapes) if len(shape) == 4), 0)
             name, dims = message.input[number], shapes[number] if shapes else message.input_dim[:4]
         elif source and source.top:
-            name, memory = source.top[0], source.memory_data_param
-            shapes = source.input_param.shape or source.dummy_data_param.shape
-            dims = shapes[0].dim if shapes else [1, memory.channels, memory.height, memory.width]
+            name, dummy = source.top[0], source.dummy_data_param
+            shapes = source.input_param.shape or dummy.shape
+            sides = [[*getattr(dummy, side), getattr(source.memory_data_param, side)] for side in SIDES]
+            dims = shapes[0].dim if shapes else [1, *(side[0] for side in sides)]
         else:
             raise errors.DataError(f"{self.net.path}: neither an input nor a data layer; add `input` and `input_shape`")
         stated = (*dims[2:], dims[1]) if len(dims) == 4 and min(dims[1:]) > 0 else None

@@ -32,9 +32,9 @@ OPTIMIZERS = {
     "Adam": (keras.optimizers.Adam, {"beta_1": "momentum", "beta_2": "momentum2", "epsilon": "delta"}),
 }
 READ = {
-    "net", "train_net", "base_lr", "max_iter", "iter_size", "lr_policy", "gamma", "power", "momentum", "weight_decay", "type",
-    "regularization_type", "stepsize", "stepvalue", "clip_gradients", "delta", "momentum2", "rms_decay", "solver_type",
-}  # fmt: skip
+    "net", "train_net", "base_lr", "max_iter", "iter_size", "lr_policy", "gamma", "power", "weight_decay", "type",
+    "regularization_type", "stepsize", "stepvalue", "clip_gradients", "solver_type",
+}  # besides the fields of its optimizer  # fmt: skip
 
 
 class Solver(NamedTuple):
@@ -85,8 +85,9 @@ def solver(file: str | os.PathLike, model: keras.Model, *, examples: int) -> Sol
         [Stage(epochs=2, learning_rate=0.01, ..., schedule=Schedule(policy='inv', ..., end=40))]
     """
     facts, given = conversion.facts(model), files.read_solver(file)
-    if any(decayed < 0 for _, multipliers in facts.multipliers for _, decayed in multipliers):
-        raise errors.DataError(f"model {model.name} has a negative decay_mult; correct its prototxt")
+    numbers = [number for _, multipliers in facts.multipliers for both in multipliers for number in both]
+    if not all(0 <= number < math.inf for number in numbers):
+        raise errors.DataError(f"model {model.name}: lr_mult and decay_mult must be from 0; correct its prototxt")
     examples = validate.integer("examples", examples, 1, validate.MOST_POSITION)
     kind = [*OPTIMIZERS][given.solver_type] if given.HasField("solver_type") else given.type
     policy, regularizer = given.lr_policy, given.regularization_type
@@ -115,7 +116,7 @@ def solver(file: str | os.PathLike, model: keras.Model, *, examples: int) -> Sol
     factors = _regularize(facts, given)
     if factors:
         _multiply_rates(optimizer, factors)
-    unused = [field.name for field, _ in given.ListFields() if field.name not in READ]
+    unused = [field.name for field, _ in given.ListFields() if field.name not in READ | {*OPTIMIZERS[kind][1].values()}]
     notes = [f"not used: {', '.join(unused)}"] if unused else []
     if kind in ("AdaGrad", "RMSProp", "AdaDelta"):
         inside = "Keras adds delta inside of the root, Caffe outside"

@@ -5,7 +5,8 @@
 `published_scaling.csv` has 186 throughputs of TensorFlow's benchmarks (2017), DLPerf, the training logs of MLPerf, NVIDIA's
 DeepLearningExamples and Goyal et al. 2017. Rows of one `group` are one series; its row `base` is what the others are compared
 with; rows `unknown` cannot be predicted, and `note` says why. An error is the difference of the efficiencies in points, against
-the base. A row without a figure that its prediction needs is left out, and counted on stderr.
+the base. A row without a figure that its prediction needs is left out, and so is a repetition; both are counted on stderr. A file
+that is no such table ends in one line.
 
 The other methods: *linear* loses nothing; *alpha-beta* adds the exchange and nothing else; *Amdahl* keeps the serial fraction
 between the two measured sizes; *Karp-Flatt* keeps the serial fraction of the larger one against the base; *keep* keeps the
@@ -18,6 +19,7 @@ import argparse
 import csv
 import dataclasses
 import json
+import math
 import statistics
 import sys
 from collections import defaultdict
@@ -30,6 +32,7 @@ CSV = Path(__file__).with_name("published_scaling.csv")
 SINCE_2018 = ("DLPerf", "MLPerf Training logs", "NVIDIA DeepLearningExamples")
 ANOTHER_BATCH = "two sizes, another batch"
 BASES = (formulas.INSIDE, formulas.SEVERAL, ANOTHER_BATCH, formulas.BETWEEN, formulas.ONE_DEVICE)
+COLUMNS = {"group", "kind", "gpus", "local_batch", "grad_MB", "gpus_per_node", "inside_GB_s"}  # no row can do without
 OTHERS = ("linear", "alpha-beta", "Amdahl", "Karp-Flatt", "keep")
 
 
@@ -72,14 +75,22 @@ class Series:
 
 
 def read(path: Path) -> tuple[list[Series], int]:
-    """Return the series of a table, and the number of rows that lack what every row must have."""
+    """Return the series of a table, and the number of rows that repeat another or lack what every row must have."""
     groups, left_out = defaultdict(list), 0
-    with path.open(newline="") as file:
-        for row in csv.DictReader(file):
-            groups[row.get("group")].append(row)
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            table = csv.DictReader(file)
+            missing, rows = COLUMNS - {*(table.fieldnames or ())}, [*table]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise SystemExit(f"{path}: cannot be read ({error}); give a table in CSV, in UTF-8") from error
+    if missing:
+        raise SystemExit(f"{path}: no column {', '.join(sorted(missing))}; give the columns of {CSV.name}")
+    for row in rows:
+        groups[row["group"]].append(row)
     found = []
     for rows in groups.values():
-        points = [(row, point) for row in rows if (point := _point(row))]
+        points = {point: row for row in rows if (point := _point(row))}
+        points = [(row, point) for point, row in points.items()]
         base = next(((row, point) for row, point in points if row["kind"] == "base"), None)
         series = _series(*base, [point for _, point in points]) if base else None
         left_out += len(rows) - len(points) if series else len(rows)
@@ -91,7 +102,7 @@ def _point(row: dict) -> Point | None:
     devices, batch, milliseconds, rate = (_number(row, name) for name in ("gpus", "local_batch", "step_ms", "images_s"))
     if not milliseconds and devices and batch and rate:
         milliseconds = 1000 * devices * batch / rate
-    if not devices or not batch or not milliseconds:
+    if not (devices and batch and milliseconds and devices % 1 == batch % 1 == 0):
         return None
     return Point(int(devices), int(batch), milliseconds / 1000, _number(row, "efficiency"), row.get("kind") or "")
 
@@ -101,19 +112,20 @@ def _series(row: dict, base: Point, points: list[Point]) -> Series | None:
     devices, inside, outside, megabytes = figures
     try:
         machine = scaling.Machine(int(devices or 0), inside, outside, row.get("machine") or "")
+        scaling.Measured(base.seconds, base.batch, 1e6 * (megabytes or -1))
     except errors.SettingsError:
-        return None
-    if megabytes is None:
         return None
     rest = sorted((point for point in points if point != base), key=lambda point: point.devices)
     return Series(row.get("source") or "", row.get("exchange") or "", 1e6 * megabytes, machine, base, rest)
 
 
 def _number(row: dict, name: str) -> float | None:
+    """Return the finite number above 0 in a cell, if there is one."""
     try:
-        return float(row[name])
+        number = float(row[name])
     except (KeyError, TypeError, ValueError):
         return None
+    return number if 0 < number < math.inf else None
 
 
 # ---- which sizes predict which
@@ -154,7 +166,7 @@ def predicted(series: Series, basis: str, sizes: list[Point], point: Point) -> t
     base, compute = series.base, series.compute
     if basis == ANOTHER_BATCH:
         pairs = [(size.batch, size.seconds) for size in sizes]
-        guess = dataclasses.replace(point, seconds=formulas.another_batch(point.batch, *pairs), stated=None)
+        guess = dataclasses.replace(point, seconds=another_batch(point.batch, *pairs), stated=None)
         efficiency = series.efficiency(guess)
         return efficiency, efficiency - 0.04, efficiency + 0.04
     steps = {size.devices: size.seconds for size in sizes if basis != formulas.ONE_DEVICE and size.devices > 1}
@@ -162,6 +174,12 @@ def predicted(series: Series, basis: str, sizes: list[Point], point: Point) -> t
     row = scaling.predict(measured, series.machine, [point.devices]).to_pylist()[0]
     assert row["basis"] == basis
     return tuple(row[name] * base.seconds / compute for name in ("efficiency", "low", "high"))
+
+
+def another_batch(batch, first: tuple[float, float], second: tuple[float, float]):
+    """Return the seconds of a step with another batch, on the line through two measured (batch, seconds): strong scaling."""
+    slope = (second[1] - first[1]) / (second[0] - first[0])
+    return first[1] + slope * (batch - first[0])
 
 
 def others(series: Series, basis: str, sizes: list[Point], point: Point) -> dict[str, float]:
@@ -234,8 +252,11 @@ def main() -> None:
     words.add_argument("--json", action="store_true")
     given = words.parse_args()
     result, left_out = table(given.csv)
+    if not any(result[basis]["rows"] for basis in BASES):
+        todo = "each group needs a row of kind base, and another size"
+        raise SystemExit(f"{given.csv}: no row can be predicted ({left_out} lack a figure); {todo}")
     if left_out:
-        print(f"{left_out} rows lack a figure and are left out", file=sys.stderr)
+        print(f"{left_out} rows lack a figure or repeat another, and are left out", file=sys.stderr)
     if given.json:
         print(json.dumps(result, indent=1))
         return

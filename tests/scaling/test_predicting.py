@@ -76,10 +76,6 @@ def test_many_sizes_are_interpolated_closely():
     assert np.allclose(many[[14, 149, 899]], few, rtol=0.02)
 
 
-def test_another_batch_lies_on_the_line():
-    assert formulas.another_batch(35, (400, 0.110), (50, 0.040)) == pytest.approx(0.037)
-
-
 # ---- what a prediction is based on
 
 

@@ -25,6 +25,10 @@ def result():
     return found
 
 
+def test_another_batch_lies_on_the_line():
+    assert published.another_batch(35, (400, 0.110), (50, 0.040)) == pytest.approx(0.037)
+
+
 @pytest.mark.parametrize("basis", LIMITS)
 def test_the_errors_stay_within_their_limits(result, basis):
     rows, median, worst, covered = LIMITS[basis]
@@ -58,6 +62,8 @@ def test_other_rows_and_rows_with_gaps(tmp_path):
         dict(series[2], step_ms="fast", images_s="n/a"),
         dict(series[0], group="without a base", kind="compute"),
         dict(series[0], group="without figures", inside_GB_s=""),
+        dict(series[3], gpus="nan"),
+        dict(series[4], remark="again"),
         dict(series[0], group="without a network", node_out_GB_s=""),
         dict(series[5], group="without a network", node_out_GB_s=""),
     ]
@@ -73,7 +79,7 @@ def test_other_rows_and_rows_with_gaps(tmp_path):
         text=True,
         timeout=60,
     )
-    assert done.returncode == 0 and "5 rows lack a figure" in done.stderr, done.stderr
+    assert done.returncode == 0 and "7 rows lack a figure or repeat another" in done.stderr, done.stderr
     found = json.loads(done.stdout)
     assert found["one device"]["rows"] == 4 and found["two sizes inside a machine"]["rows"] == 1
     assert found["two sizes, another batch"] == {
@@ -83,3 +89,23 @@ def test_other_rows_and_rows_with_gaps(tmp_path):
         "covered": None,
         "others": {},
     }
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "cannot be read"),
+        (b"gpus,group\n1,\xe9\n", "cannot be read .* in UTF-8"),
+        (b"", "no column gpus, gpus_per_node"),
+        (published.CSV.read_bytes().replace(b",", b";"), "no column gpus, gpus_per_node"),
+        (published.CSV.read_bytes().replace(b"images_s", b"images", 1).replace(b",base,", b",other,"), "row of kind base"),
+    ],
+)  # fmt: skip
+def test_another_file_ends_in_one_line(content, words, tmp_path, monkeypatch):
+    path = tmp_path / "other.csv"
+    if content is not None:
+        path.write_bytes(content)
+    monkeypatch.setattr(sys, "argv", ["published", str(path)])
+    with pytest.raises(SystemExit, match=words) as ended:
+        published.main()
+    assert str(ended.value).startswith(f"{path}: ") and "\n" not in str(ended.value)

@@ -13,7 +13,7 @@ jitter(N)   = expected largest of N step times / their mean - 1
               without samples: 0.03 z(N), z(N) = inverse normal((N - 3/8) / (N + 1/4))
 software    = the measured step - what the formula gives, at the largest size that was measured inside a machine; else 0
 machines    : t(k) = t(1) + max(0, t(k1) - t(1)) (1 - 1/k) / (1 - 1/k1) + C (jitter(N) - jitter(N1)), from 1 and k1 machines
-batch       : t(b) = c0 + c1 b, from two measured batches
+batch       : t(b) = c0 + c1 b, from two measured batches (computed in tests/benchmarks/published.py alone)
 epochs(B)   = E (1 + B / B_crit)
 knee        = the last doubling of the devices, from one on, that still saves a quarter of the time
 ```
@@ -84,9 +84,3 @@ def jitter(devices, samples=()) -> np.ndarray:
     within = np.interp(np.log(n), np.log(sizes), [largest(size) for size in sizes])
     slope = (largest(known) - largest(known / 10)) / math.log(10)
     return np.where(n <= known, within, largest(known) + slope * np.log(n / known))
-
-
-def another_batch(batch, first: tuple[float, float], second: tuple[float, float]):
-    """Return the seconds of a step with another batch, on the line through two measured (batch, seconds): strong scaling."""
-    slope = (second[1] - first[1]) / (second[0] - first[0])
-    return first[1] + slope * (batch - first[0])

@@ -7,6 +7,7 @@ the rest, is the wait for the slowest worker. Differences between turns give the
 `compute` is the rest. Each difference is the median over the turns; below 0 it counts as 0.
 """
 
+import contextlib
 import json
 import os
 from dataclasses import dataclass
@@ -185,14 +186,10 @@ def load(directory: str | os.PathLike) -> Report:
         errors.InputNotFound: there is no measurement, or it cannot be read.
         errors.DataError: the file is damaged, or of another version.
     """
-    path = Path(directory) / "scaling.json"
-    try:
+    path, content = Path(directory) / "scaling.json", None
+    why = f"{path}: cannot be read ({errors.REASON}); make it with: tfpar scaling DATA --out DIRECTORY"
+    with errors.translated(OSError, errors.InputNotFound, why), contextlib.suppress(ValueError):
         content = json.loads(path.read_bytes())
-    except OSError as error:
-        todo = "make it with: tfpar scaling DATA --out DIRECTORY"
-        raise errors.InputNotFound(f"{path}: cannot be read ({error.strerror}); {todo}") from error
-    except ValueError:
-        content = None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise errors.DataError(f"{path}: this is no measurement of this version; measure again")
     return Report(content)

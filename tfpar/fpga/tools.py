@@ -27,7 +27,7 @@ def require(*, simulation: bool = False) -> None:
         raise errors.Unavailable(f"a circuit needs {name}, which is not installed. Type: {todo}")
 
 
-def run(command: list[str], directory: Path, given: bytes = b"") -> str:
+def run(command: list[str], directory: Path, given: bytes = b"", *, name: str = "") -> str:
     """Run a program in a directory, and return what it printed.
 
     Raises:
@@ -38,11 +38,11 @@ def run(command: list[str], directory: Path, given: bytes = b"") -> str:
     if done.returncode:
         lines = ["it printed nothing", *said.splitlines()]
         why = next((line for line in lines if "ERROR" in line or "%Error" in line), lines[-1])
-        raise RuntimeError(f"{Path(command[0]).name} ended with {done.returncode}: {why[:200]}")
+        raise RuntimeError(f"{name or Path(command[0]).name} ended with {done.returncode}: {why[:200].rstrip('.')}")
     return said
 
 
 def yowasp(module: str, function: str, arguments: list[str], directory: Path) -> None:
     """Run a program of YoWASP in a process of its own, as `run` does."""
     program = f"import sys; from {module} import {function} as run; sys.exit(run(sys.argv[1:]))"
-    run([sys.executable, "-c", program, *arguments], directory)
+    run([sys.executable, "-c", program, *arguments], directory, name=function.removeprefix("run_"))

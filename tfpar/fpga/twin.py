@@ -108,10 +108,9 @@ def load(path: str | os.PathLike) -> keras.Model:
     path = validate.path("twin", path)
     if not path.is_file():
         raise errors.InputNotFound(f"{path}: no such file; write it with twin.save after fpga.fit")
-    try:
+    why = f"{path}: Keras cannot read it ({errors.REASON}); save it again"
+    with errors.translated((ValueError, TypeError, OSError, KeyError), errors.DataError, why):
         return keras.models.load_model(path, compile=False)
-    except (ValueError, TypeError, OSError, KeyError) as error:
-        raise errors.DataError(f"{path}: Keras cannot read it ({errors.first_line(error)}); save it again") from error
 
 
 def core(twin: keras.Model, images: np.ndarray) -> list[keras.Layer]:

@@ -29,7 +29,6 @@ class Circuit(NamedTuple):
     pixels: int  # of an image, with its channels
     classes: int
     stages: int  # of the pipeline
-    pixel_bits: int
     logit_bits: int  # of each, with its sign where one can be negative
     fraction_bits: int  # of these
     signed: bool
@@ -71,7 +70,7 @@ def circuit(model: keras.Model, directory, *, images: np.ndarray, levels_per_sta
         sources = [path.read_text() for path in sorted(Path(place).rglob("*.v")) if path.name != "lookup_table.v"]
         stages = json.loads(Path(place, "metadata.json").read_text())["latency"]
     sign, whole, fraction = get_io_kifs(program)[1].max(axis=1).tolist()
-    made = Circuit(directory, *program.shape, stages, 8, sign + whole + fraction, fraction, bool(sign))
+    made = Circuit(directory, *program.shape, stages, sign + whole + fraction, fraction, bool(sign))
     files.make_directory(directory)
     files.write(directory / "network.v", re.sub(r"//\s*verilator.*|/\*\s*verilator.*?\*/", "", "".join(sources)))
     sizes = {"PIXELS": made.pixels, "LOGITS": made.classes * made.logit_bits, "CYCLES": made.stages + 1}

@@ -89,8 +89,8 @@ def read(path: Path) -> tuple[list[Series], int]:
         groups[row["group"]].append(row)
     found = []
     for rows in groups.values():
-        points = {point: row for row in reversed(rows) if (point := _point(row))}
-        points = [(row, point) for point, row in reversed(points.items())]
+        points = {point: row for row in rows if (point := _point(row))}
+        points = [(row, point) for point, row in points.items()]
         base = next(((row, point) for row, point in points if row["kind"] == "base"), None)
         series = _series(*base, [point for _, point in points]) if base else None
         left_out += len(rows) - len(points) if series else len(rows)

@@ -246,12 +246,12 @@ def test_a_circuit_that_does_not_fit_the_device(extra, tmp_path):
     assert told.value.exit_code == 78
     assert {path.name for path in tmp_path.iterdir()} == before
     for values in ({"package": "CABGA756"}, {"speed": 9}, {"seed": "one"}):
-        with pytest.raises(errors.SettingsError, match="(Unsupported|is invalid).*; give values that nextpnr knows"):
+        with pytest.raises(errors.SettingsError, match=r"(Unsupported|is invalid).*; give values that nextpnr knows"):
             fpga.route(circuit, **values)
     with pytest.raises(errors.SettingsError, match="megahertz=-5"):
         fpga.route(circuit, megahertz=-5)
     (tmp_path / "netlist.json").write_text("{")  # any other failure is one of a program, not of the size
-    with pytest.raises(RuntimeError, match="^nextpnr_ecp5 ended with .* Failed to parse JSON"):
+    with pytest.raises(RuntimeError, match=r"^nextpnr_ecp5 ended with .* Failed to parse JSON"):
         fpga.route(circuit)
 
 

@@ -396,7 +396,10 @@ def test_a_step_depends_on_its_number_and_random_layers_on_the_shard(digits):
         (lambda m: m.compile("sgd", keras.losses.SparseCategoricalCrossentropy()), "from_logits=True"),
         (lambda m: m.compile("sgd", "sparse_categorical_crossentropy"), "from_logits=True"),
         (lambda m: m.compile("sgd", lambda y, p: tf.reduce_mean(p)), "instead of one value for each"),
-        (lambda m: m.compile("sgd", lambda y, p: tf.reduce_mean(LOSS(y, p))), r"gives \(\) for 4 images instead of one value"),
+        (
+            lambda m: m.compile("sgd", lambda y, p: tf.reduce_mean(LOSS(y, p))),
+            r"gives \(\) for 4 images instead of one value",
+        ),
         (lambda m: m.compile("sgd", LOSS, steps_per_execution=4), "steps_per_execution=1"),
     ],
 )

@@ -267,7 +267,7 @@ REFUSED = [
     ),
     (["train", "digits", "--run", "x", "--simulate", "4", "--shards", "6"], 78, "take a multiple of 4, such as 8"),
     (["train", "damaged"], 65, "damaged/train/images.npy: damaged"),
-    (["train", "digits", "--run", "x", "--model", "nothing"], 78, "none of that name; give small_cnn"),
+    (["train", "digits", "--run", "x", "--model", "nothing"], 78, "model 'nothing' is unknown; give small_cnn"),
     (["train", "digits", "--run", "x", "--model", "MobileNetV2"], 78, "at least 32x32"),
     (["train", "digits", "--run", "x", "--model", "resnet50"], 78, "did you mean ResNet50? give small_cnn"),
     (["compare", "nowhere"], 66, "no run there"),

@@ -175,8 +175,10 @@ def _caffe_check(given) -> None:
 def _fpga(given) -> None:
     _import_tensorflow(given)
     from tfpar import fpga
+    from tfpar.fpga import tools
     from tfpar.results import tables
 
+    tools.require(simulation=True)
     with stderr_silenced(not given.verbose, but_python=True):
         twin, data = fpga.load(given.twin), _data(given.data, {})
         _print_data(data)

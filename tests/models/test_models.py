@@ -90,7 +90,7 @@ def test_frozen_backbone_with_a_weights_file_trains_its_head(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "kind", "text"),
     [
-        (("nothing", (32, 32, 3), 3), errors.SettingsError, "none of that name; give small_cnn"),
+        (("nothing", (32, 32, 3), 3), errors.SettingsError, "model 'nothing' is unknown; give small_cnn"),
         (("MobileNetV2", (8, 8, 3), 3), errors.SettingsError, "at least 32x32"),
         (("small_cnn", (2, 2, 1), 3), errors.SettingsError, "at least 4x4"),
         (("resnet20", (4, 4, 1), 3), errors.SettingsError, "at least 8x8"),

@@ -213,14 +213,14 @@ def test_prepared_again_is_found_and_other_settings_are_refused(digits):
 
 def test_something_else_there_is_left_alone(tmp_path):
     (tmp_path / "mine").write_text("x")
-    with pytest.raises(errors.OutputError, match="something else"):
+    with pytest.raises(errors.OutputError, match="not a prepared directory"):
         prepare.dataset("digits", tmp_path)
     assert contents(tmp_path) == {"mine": b"x"}
 
 
 def test_two_at_once(tmp_path):
     work = files.make_directory(tmp_path / "d" / build._AT_WORK)
-    with files.locked(work / "lock", "the test"), pytest.raises(errors.OutputError, match="at work here"):
+    with files.locked(work / "lock", "the test"), pytest.raises(errors.OutputError, match="is using this directory"):
         prepare.dataset("digits", tmp_path / "d")
 
 
@@ -245,7 +245,11 @@ def _prepare_and_die(directory, after):
 
 @pytest.mark.parametrize("after", range(0, 14, 2))
 def test_killed_at_any_point_no_half_data_set_is_visible(after, tmp_path, digits):
-    process = multiprocessing.get_context("fork").Process(target=_prepare_and_die, args=(tmp_path / "d", after))
+    context = multiprocessing.get_context(
+        "forkserver"
+    )  # a fork of this process might hang in a lock of one of its threads
+    context.set_forkserver_preload([__name__])
+    process = context.Process(target=_prepare_and_die, args=(tmp_path / "d", after))
     process.start()
     process.join(60)
     if process.exitcode == 9 and not (tmp_path / "d" / "dataset.json").exists():

@@ -452,7 +452,7 @@ REFUSED = {
     "Layer.call, a function of Python": (made(lambda: OfTensorFlow(lambda x: tf.ensure_shape(tf.numpy_function(np.ones_like, [x], x.dtype), x.shape))), "calls Python within the step"),
     "layer, stateful=True": (lambda: rows_as_a_sequence(batch_shape=(64, 8, 8, 1), stateful=True), "leave stateful=True out"),
     "Layer.call, a generator of TensorFlow": (
-        made(lambda: OfTensorFlow(lambda x: GENERATOR[0].normal(tf.shape(x)))), "past the step",
+        made(lambda: OfTensorFlow(lambda x: GENERATOR[0].normal(tf.shape(x)))), "variables outside of the step",
     ),
     "Optimizer.scale_loss": (optimizer(Scaling), "scale_loss"),
     "Optimizer(gradient_accumulation_steps)": (optimizer(gradient_accumulation_steps=2), "more shards"),

@@ -49,7 +49,9 @@ def _train(given) -> None:
         with strategy.scope():
             model, by_solver = compiling.compiled(given, data)
         settings = {name: getattr(given, name) for name in SETTINGS}
-        settings |= by_solver or {"stages": compiling.stages(given)}
+        settings |= by_solver or {
+            "stages": compiling.stages(given, begins=not (continues or given.dry_run or given.profile))
+        }
         if given.dry_run:
             print(f"{profiling.dry_run(model, data, **settings)}\nnothing was trained")
             return

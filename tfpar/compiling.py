@@ -8,8 +8,11 @@ CAFFE = "caffe:"  # before the path of a prototxt
 DEFAULT_STAGES = {"sgd": ["10@0.2:0.02", "5@0.02:0"], "adamw": ["10@0.001:0.0001", "5@0.0001:0"]}
 
 
-def stages(given) -> list:
-    """Return the stages that the command names; `--freeze` is the head on each, where the network was not built frozen."""
+def stages(given, *, begins: bool = True) -> list:
+    """Return the stages that the command names; `--freeze` is the head on each, where the network was not built frozen.
+
+    If a training `begins`, refuse to train the head alone on random weights.
+    """
     stages = given.stage or [schedule.parse(text) for text in DEFAULT_STAGES[given.optimizer or "sgd"]]
     named = [stage.trainable for stage in stages if stage.trainable]
     if given.freeze and named:
@@ -17,7 +20,7 @@ def stages(given) -> list:
         raise errors.SettingsError(f"{both}: --freeze is /head on every stage; give one of them")
     if given.freeze and not _built_frozen(given):
         stages = [stage._replace(trainable="head") for stage in stages]
-    if not given.weights and all(stage.trainable == "head" for stage in stages):
+    if begins and not given.weights and all(stage.trainable == "head" for stage in stages):
         raise errors.SettingsError("only the head would train, on random weights; give --weights, or train more layers")
     return stages
 

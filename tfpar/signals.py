@@ -31,7 +31,7 @@ class StopSignal:
 
     While `deferred`, a signal only sets `requested`; otherwise it raises `Interrupted` immediately, because there is no
     state to save. A signal that was ignored at the start stays ignored, as `nohup` wants it. Outside of the main thread
-    (some notebooks and servers) signals are left alone.
+    (some notebooks and servers) signals are left alone. After SIGXCPU, which the kernel repeats, that signal stays ignored.
     """
 
     def __init__(self, *, deferred: bool = False):

@@ -341,6 +341,13 @@ def test_a_cut_caffemodel_is_refused(files):
         one_line(error)
 
 
+def test_a_caffemodel_in_place_of_the_prototxt_is_said_to_be_binary(files):
+    weights = weights_of(files, caffe_write.caffemodel(files[1]))
+    with pytest.raises(errors.DataError, match="a binary file; give a prototxt") as error:
+        caffe.network(weights, files[0])
+    one_line(error)
+
+
 def test_random_bytes_are_refused(files):
     rng = np.random.default_rng(1)
     for size in rng.integers(0, 3000, 100):

@@ -67,7 +67,8 @@ def test_a_misspelt_blob_of_the_loss_is_an_error(load):
 )  # fmt: skip
 def test_a_second_input_is_an_error(inputs, load):
     with pytest.raises(
-        errors.DataError, match="x of type Eltwise reads other, which no layer gives; one input is possible"
+        errors.DataError,
+        match="x of type Eltwise reads other, which no layer before it gives; correct it, or give one input alone",
     ):
         load(inputs + layer("Eltwise", "data other", "x"))
 

@@ -252,6 +252,7 @@ def test_killed_at_any_point_no_half_data_set_is_visible(after, tmp_path, digits
     process = context.Process(target=_prepare_and_die, args=(tmp_path / "d", after))
     process.start()
     process.join(60)
+    assert process.exitcode == 9 or (process.exitcode == 0 and after)
     if process.exitcode == 9 and not (tmp_path / "d" / "dataset.json").exists():
         with pytest.raises((errors.DataError, errors.InputNotFound)):
             prepare.load(tmp_path / "d")

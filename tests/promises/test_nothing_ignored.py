@@ -20,6 +20,7 @@ from networks import LOSS
 from PIL import Image
 
 from tfpar import devices, engine, errors, prepare, results, signals, steps, train
+from tfpar.prepare import folders
 from tfpar.results.reading import HISTORY
 from tfpar.settings import Settings
 from tfpar.steps import accepted, objective
@@ -272,13 +273,41 @@ class Within(keras.Model):
 @pytest.mark.parametrize("kind", [Around, Within])
 def test_what_own_layers_have_inside_is_a_setting_too(digits, kind):
     first, again, other = (given_to_a_run(digits, network(kind(factor))) for factor in (0.1, 0.1, 0.2))
-    identity.agree(first, again, network())
+    identity.agree(first, again, compiled(network()))
     with pytest.raises(errors.SettingsError, match="the inside of your layers"):
-        identity.agree(first, other, network())
+        identity.agree(first, other, compiled(network()))
     earlier = {key: value for key, value in first.items() if key != "inside_own_layers"}
-    identity.agree(earlier, first, network())  # a run of an earlier version
+    identity.agree(earlier, first, compiled(network()))  # a run of an earlier version
     plain = network(keras.Sequential([layers.Dense(3), layers.Dense(4)]))
     assert "inside_own_layers" not in given_to_a_run(digits, plain)
+
+
+class Raw(layers.Layer):
+    """Its configuration holds a function and an array as they are, as Keras allows."""
+
+    def __init__(self):
+        super().__init__()
+
+        def twice(x):
+            return 2 * x
+
+        self.activation = twice
+
+    def call(self, x):
+        return self.activation(x)
+
+    def get_config(self):
+        return super().get_config() | {"activation": self.activation, "table": np.arange(3)}
+
+
+def test_objects_in_a_configuration_inside_are_the_same_in_another_process(digits):
+    class Outer(Around):
+        def __init__(self, factor, **options):
+            super().__init__(factor, **options)
+            self.raw = Raw()
+
+    first, again = (given_to_a_run(digits, network(Outer(0.1))) for _ in range(2))
+    assert first["inside_own_layers"] == again["inside_own_layers"]
 
 
 def given_to_a_run(data, model, **options):
@@ -311,6 +340,18 @@ def test_a_lambda_is_the_same_in_another_line_of_another_file_and_another_when_i
     first, later, other = of(two, "1.py"), of(f"# a comment{two}", "2.py"), of(three, "3.py")
     assert first == later
     assert first["model_config"] != other["model_config"] and first["loss"] != other["loss"]
+
+
+def test_a_run_of_an_earlier_version_with_lambdas_goes_on(digits, tmp_path):
+    (tmp_path / "1.py").write_text(text := LAMBDAS.replace("FACTOR", "2.0"))
+    found = {"keras": keras, "layers": layers, "__name__": "own"}
+    exec(compile(text, str(tmp_path / "1.py"), "exec"), found)
+    model = compiled(network(found["layer"], layers.Dense(5, activation=found["activation"])), loss=found["loss"])
+    settings = Settings(stages=[train.Stage(1, 0.1)]).resolved(1, None)
+    earlier = identity.fingerprint.__wrapped__(model, digits, settings)
+    now = identity.fingerprint(model, digits, settings)
+    assert earlier["loss"] != now["loss"] and earlier["model_config"] != now["model_config"]
+    identity.agree(earlier, now, model)
 
 
 def test_a_lambda_without_its_source_is_refused_before_the_first_step(digits):
@@ -414,7 +455,9 @@ def test_doubtful_folders_are_refused_and_both_answers_work(tmp_path):
         (("freight_train", "passenger_train"), True), (("train_station", "valley"), True), (("car_test", "dog"), True),
     ],
 )  # fmt: skip
-def test_folders_whose_names_hold_the_word_of_a_split_are_not_taken_for_classes(tmp_path, names, are_classes):
+def test_folders_whose_names_hold_the_word_of_a_split_are_not_taken_for_classes(
+    tmp_path, monkeypatch, names, are_classes
+):
     for number, name in enumerate(names):
         for kind in ("cat", "dog"):
             pictures(tmp_path / "in" / name / kind, shade=number)
@@ -423,6 +466,10 @@ def test_folders_whose_names_hold_the_word_of_a_split_are_not_taken_for_classes(
             prepare.dataset(tmp_path / "in", tmp_path / "out")
     data = prepare.dataset(tmp_path / "in", tmp_path / "out", splits=None if are_classes else False)
     assert data.class_names == sorted(names)
+    monkeypatch.setattr(folders, "read_like_splits", lambda _names: False)  # an earlier version took all for classes
+    prepare.dataset(tmp_path / "in", tmp_path / "before")
+    monkeypatch.undo()
+    assert prepare.dataset(tmp_path / "in", tmp_path / "before").class_names == sorted(names)
 
 
 def test_foreign_files_and_spellings_do_not_matter(tmp_path, capsys):

@@ -111,9 +111,9 @@ def _roots(root: Path, folders: list[str], splits: bool | None) -> dict[str, Pat
     for name in folders:
         if name.lower() in TRAIN + HELD_OUT:
             by_name.setdefault("train" if name.lower() in TRAIN else name.lower(), []).append(name)
-    if splits is None and not by_name and _read_like_splits(folders):
+    if splits is None and not by_name and read_like_splits(folders):
         why = f"{files.printable(root)}: {', '.join(map(files.printable, folders))} read like splits"
-        raise errors.DataError(f"{why}. Rename them train, val and test, or say --no-splits (splits=False)")
+        raise errors.DataError(f"{why}. Rename them train, val and test, or prepare it with --no-splits (splits=False)")
     if splits is False or (splits is None and not by_name):
         return {"train": root}
     twice = next((names for names in by_name.values() if len(names) > 1), None)
@@ -135,7 +135,7 @@ def _roots(root: Path, folders: list[str], splits: bool | None) -> dict[str, Pat
     return found
 
 
-def _read_like_splits(folders: list[str]) -> bool:
+def read_like_splits(folders: list[str]) -> bool:
     """Tell whether each name has a word of a split in it, such as training_set and test_set, or train2017 and val2017."""
     found = [{*re.findall("[a-z]+", name.lower())} & {*TRAIN, *HELD_OUT} for name in folders]
     every = set().union(*found)

@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 
 from tfpar import errors, files
-from tfpar.prepare import arrays, inputs, sources
+from tfpar.prepare import arrays, folders, inputs, sources
 
 
 def check(directory: Path, source, settings: dict, size: tuple[int, int] | None) -> None:
@@ -38,7 +38,9 @@ def _is_of(there: dict, directory: Path, source, identity: str) -> bool:
         return not moved_away
     if "source_files" not in there or not identity.startswith(f"{kind}:"):
         return False
-    found = sources.find(source, splits=there.get("folders_are_splits"), group_by=there.get("group_by"))
+    classes = folders.read_like_splits(there["class_names"])  # as an earlier version took them
+    splits = there.get("folders_are_splits", False if classes else None)
+    found = sources.find(source, splits=splits, group_by=there.get("group_by"))
     said = inputs.changes(found, there["source_files"], arrays.names_of(directory, there), moved_away=moved_away)
     if said and not moved_away:
         place = files.printable(source)

@@ -162,7 +162,7 @@ def _tfds_splits(name: str, there) -> dict[str, str]:
 def _download(builder, name: str, manual_dir: str | None) -> None:
     import tensorflow_datasets as tfds
 
-    if not sys.stderr.isatty():  # a log would fill with its progress bars
+    if not sys.stderr.isatty() and "ipykernel" not in sys.modules:  # a log would fill with its progress bars
         tfds.disable_progress_bar()
     if manual_dir is not None and not validate.path("tfds_manual_dir", manual_dir).is_dir():
         raise errors.InputNotFound(f"{manual_dir}: no such folder (--tfds-manual-dir)")

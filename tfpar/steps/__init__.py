@@ -6,7 +6,7 @@ Floating-point addition is not associative, and a difference in rounding does no
 `shards`, on one kind of processor and with one version of TensorFlow, because the replicas have no say in the arithmetic:
 
 1. The global batch of `B` rows always consists of `V` **shards** of `B/V` consecutive rows. Replica `r` of `R` computes the
-   shards `[rV/R, (r+1)V/R)`, one after the other. By default `V` is the number of replicas.
+   shards `[rV/R, (r+1)V/R)`, one or two at a time. By default `V` is the number of replicas.
 2. A shard is one pure function of the weights, the state, its images and two numbers, of the step and of the shard (`shard`).
 3. The `V` vectors of gradients and state are added in one order, a binary tree over the shard numbers, and the sum is divided by
    `V` (`exchange`). Losses and logits are not added; they are collected in the order of the images.

@@ -52,7 +52,7 @@ from tfpar.steps import tensorflow_repairs
 REPLACED = ("train_step", "compute_loss", "stateless_compute_loss", "compute_metrics", "make_train_function")
 REPLACED_BY_A_RUN = ("test_step", "make_test_function", "predict_step", "make_predict_function")
 REFUSED_OF_OPTIMIZERS = {
-    "gradient_accumulation_steps": "leave that out and take more shards: they are computed one after the other, with the memory of one",
+    "gradient_accumulation_steps": "leave that out and take more shards: they need less memory than the whole batch",
     "use_ema": "leave it out: it changes the weights when fit ends, or fails under a strategy",
     "loss_scale_factor": "leave it out, or use mixed_float16, which scales the loss itself",
 }

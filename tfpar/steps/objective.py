@@ -185,7 +185,7 @@ def check_names(model: keras.Model, taken: Collection[str]) -> None:
         accuracy = metric.name == "accuracy" and getattr(metric, "_fn", None) in of_keras
         if metric.name in taken and not accuracy:
             why = f"metric {metric.name} has the name of a column of history.csv"
-            raise errors.SettingsError(f"{why}; give it another, such as name='top5'")
+            raise errors.SettingsError(f"{why}; give it another name")
 
 
 def metrics_of(model: keras.Model, labels: np.ndarray, logits: np.ndarray) -> dict:

@@ -56,18 +56,20 @@ def fingerprint(model: keras.Model, data: Dataset, settings: Settings) -> dict:
 def agree(earlier: dict, now: dict, model: keras.Model) -> None:
     """Refuse to continue a run with other settings; stages may be added at the end.
 
-    A run of version 0.1.0 holds the name of the model, and a hash of it, with the number that Keras had counted; and it
-    computed batch normalization as Keras does.
+    A run of version 0.1.0 holds the name of the model, and a hash of it, with the number that Keras had counted; in the hash and in
+    the loss a lambda has its file and line; and the run computed batch normalization as Keras does.
 
     Raises:
         errors.SettingsError: names each setting that differs, with both values.
     """
     comparable = now | {"stages": now["stages"][: len(earlier["stages"])]}
-    counted = comparable | {"model": model.name, "model_config": _model_fingerprint(model, counted=True)}
+    loss = json.loads(json.dumps(_plain(objective.name_of(model)), default=_number))
+    counted = {"model": model.name, "model_config": _model_fingerprint(model, counted=True), "loss": loss}
+    lined = {"model_config": _model_fingerprint(model)}
     differing = "; ".join(
         f"{WORDS.get(key, key)} is {_short(value)} in the run, {_short(now.get(key))} now"
         for key, value in ({"batch_norm": "keras", "lr_mult": None} | earlier).items()
-        if value not in (comparable.get(key), counted.get(key))
+        if value not in (comparable.get(key), counted.get(key), lined.get(key))
     )
     if differing:
         todo = "Give those again, another --run, or --fresh"
@@ -184,9 +186,9 @@ def _inside_own_layers(model: keras.Model) -> str:
     own = [layer for layer in model._flatten_layers() if not type(layer).__module__.startswith("keras.")]
     inside, configs = [layer for outer in own for layer in outer._flatten_layers(include_self=False)], []
     for layer in inside:
-        with contextlib.suppress(NotImplementedError, OSError):  # its own layers follow
-            configs.append(layer.get_config())
-    text = _numbered(configs, (layer.name for layer in inside))
+        with contextlib.suppress(NotImplementedError, OSError, TypeError, ValueError):  # its own layers follow
+            configs.append(keras.saving.serialize_keras_object(layer.get_config()))
+    text = _numbered(configs, (name for layer in inside for name in (layer.name, *_operation_names(layer))))
     return hashlib.sha256(text.encode()).hexdigest()[:16] if configs else ""
 
 
@@ -195,8 +197,10 @@ def _without_lines(function) -> tuple:
     would make another model."""
 
     def plain(code):
-        inside = [plain(each) if isinstance(each, types.CodeType) else repr(each) for each in code.co_consts]
-        return [code.co_code.hex(), code.co_names, inside]
+        sets = [sorted(map(repr, each)) for each in code.co_consts if isinstance(each, frozenset)]  # in no fixed order
+        others = [each for each in code.co_consts if not isinstance(each, frozenset)]
+        inside = [plain(each) if isinstance(each, types.CodeType) else repr(each) for each in others]
+        return [code.co_code.hex(), code.co_names, sets, inside]
 
     return plain(function.__code__), function.__defaults__, [cell.cell_contents for cell in function.__closure__ or ()]
 
@@ -235,7 +239,7 @@ def _value_of(loss, classes: int) -> str:
 
 
 def _operation_names(model: keras.Model):
-    for operation in getattr(model, "operations", model.layers):
+    for operation in getattr(model, "operations", getattr(model, "layers", ())):
         yield operation.name
         if isinstance(operation, keras.Model):
             yield from _operation_names(operation)

@@ -54,7 +54,7 @@ class Network:
             raise errors.DataError(f"{self.where(layer)} is not supported; supported are {', '.join(TABLE)}")
         if missing := [name for name in layer.bottom if name not in self.blobs]:
             raise errors.DataError(
-                f"{self.where(layer)} reads {missing[0]}, which no layer gives; one input is possible"
+                f"{self.where(layer)} reads {missing[0]}, which no layer before it gives; correct it, or give one input alone"
             )
         function, parameters = TABLE[layer.type]
         inputs, name = [self.blobs[blob] for blob in layer.bottom], self._free_name(layer)

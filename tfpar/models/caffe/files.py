@@ -190,6 +190,8 @@ def _add_field(to, kind: str, word: str, package: str) -> None:
 def _parse(path: str | os.PathLike, kind: str):
     """Return the text of a file and the message in it."""
     text = _content(path).decode("utf-8-sig", errors="replace")  # comments may be in another encoding
+    if "\0" in text and "\ufffd" in text:
+        raise errors.DataError(f"{path}: a binary file; give a prototxt")
     parsed = _classes(TEXT)[kind]()
     try:
         text_format.Parse(text, parsed)

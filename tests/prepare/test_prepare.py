@@ -332,15 +332,18 @@ def test_name_of():
     assert files.name_of("../..") == "data"
 
 
-@pytest.mark.parametrize("on_a_terminal", [True, False])
-def test_no_bars_of_tensorflow_datasets_in_a_log(monkeypatch, on_a_terminal):
+@pytest.mark.parametrize(("on_a_terminal", "in_a_notebook"), [(True, False), (False, True), (False, False)])
+def test_no_bars_of_tensorflow_datasets_in_a_log(monkeypatch, on_a_terminal, in_a_notebook):
     import tensorflow_datasets as tfds
 
     asked = []
     monkeypatch.setattr(tfds, "disable_progress_bar", lambda: asked.append(1))
     monkeypatch.setattr(sys.stderr, "isatty", lambda: on_a_terminal)
+    monkeypatch.setitem(sys.modules, "ipykernel", mock.Mock())
+    if not in_a_notebook:
+        monkeypatch.delitem(sys.modules, "ipykernel")
     sources._download(mock.Mock(), "name", None)
-    assert len(asked) == (not on_a_terminal)
+    assert len(asked) == (not on_a_terminal and not in_a_notebook)
 
 
 @pytest.mark.by_hand

@@ -64,8 +64,8 @@ def agree(earlier: dict, now: dict, model: keras.Model) -> None:
     """
     comparable = now | {"stages": now["stages"][: len(earlier["stages"])]}
     loss = json.loads(json.dumps(_plain(objective.name_of(model)), default=_number))
-    counted = {"model": model.name, "model_config": _model_fingerprint(model, counted=True), "loss": loss}
-    lined = {"model_config": _model_fingerprint(model)}
+    counted = comparable | {"model": model.name, "model_config": _model_fingerprint(model, counted=True), "loss": loss}
+    lined = comparable | {"model_config": _model_fingerprint(model)}
     differing = "; ".join(
         f"{WORDS.get(key, key)} is {_short(value)} in the run, {_short(now.get(key))} now"
         for key, value in ({"batch_norm": "keras", "lr_mult": None} | earlier).items()

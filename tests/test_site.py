@@ -252,7 +252,9 @@ def test_the_search_works_without_a_server(browser, pages, place, words, wanted)
     page = place / ("tutorial/site/zh/search.html" if chinese else "search.html")
     show(browser, f"{page.as_uri()}?q={words}", width=1280)
     heading = "return document.querySelector('#search-results h2').innerText"
-    assert browser.execute_script(heading) in (("正在搜索中", "搜索结果") if chinese else ("Searching", "Search Results"))
+    assert browser.execute_script(heading) in (
+        ("正在搜索中", "搜索结果") if chinese else ("Searching", "Search Results")
+    )
     script = "return Array.from(document.querySelectorAll('#search-results li a'), link => link.href)"
     found = []
     for _ in range(50):

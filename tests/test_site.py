@@ -129,6 +129,15 @@ def test_each_page_leads_to_itself_in_the_other_language(pages, place):
     assert language_switch(pages["tutorial/site/api.html"]) == str(place / "tutorial/site/zh/index.html")
 
 
+def test_the_search_of_a_chinese_page_is_chinese(pages, place):
+    for name in ("notebooks/zh/00_why.html", "tutorial/site/zh/index.html", "tutorial/site/zh/search.html"):
+        (form,) = re.findall(r'<form [^>]*action="([^"]*)"', (place / name).read_text())
+        found = posixpath.normpath(posixpath.join(posixpath.dirname(name), form)) if form != "#" else name
+        assert found == "tutorial/site/zh/search.html"
+    assert 'action="../search.html"' in (place / "notebooks/00_why.html").read_text()
+    assert any(load.split("?")[0].endswith("_static/sphinx.js") for load in pages["tutorial/site/zh/search.html"].loads)
+
+
 def test_the_api_has_every_name_of_the_faces(pages):
     wanted = set()
     for path in (ROOT / "tfpar").rglob("*.py"):
@@ -239,7 +248,13 @@ def test_a_browser_shows_the_page(browser, pages, place, name, width):
     ],
 )
 def test_the_search_works_without_a_server(browser, pages, place, words, wanted):
-    show(browser, f"{(place / 'search.html').as_uri()}?q={words}", width=1280)
+    chinese = "/zh/" in wanted
+    page = place / ("tutorial/site/zh/search.html" if chinese else "search.html")
+    show(browser, f"{page.as_uri()}?q={words}", width=1280)
+    heading = "return document.querySelector('#search-results h2').innerText"
+    assert browser.execute_script(heading) in (
+        ("正在搜索中", "搜索结果") if chinese else ("Searching", "Search Results")
+    )
     script = "return Array.from(document.querySelectorAll('#search-results li a'), link => link.href)"
     found = []
     for _ in range(50):

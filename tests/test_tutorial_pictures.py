@@ -147,6 +147,38 @@ def test_map_names_what_is_there():
     assert len(named) > 8 and all((ROOT / "tfpar" / each).exists() for each in named)
 
 
+@pytest.mark.parametrize("page", ["en/02_model", "en/08_when_it_fails", "zh/02_model", "zh/08_when_it_fails"])
+def test_picture_stands_before_the_first_code(page):
+    before = (ROOT / "tutorial" / f"{page}.md").read_text("utf-8").split("\n```python\n")[0]
+    (picture,) = re.findall(r"\]\((\.\./pictures/\S+\.svg)\)", before)
+    assert (ROOT / "tutorial" / "en" / picture).exists() and (".zh." in picture) == page.startswith("zh")
+
+
+def test_model_picture_is_the_model():
+    keras = pytest.importorskip("keras")
+    from tfpar import models
+
+    model, shown = models.small_cnn((8, 8, 1), 10), words("model.svg")
+    size = " x ".join(map(str, model.input_shape[1:]))
+    assert f"{size}, {model.input.dtype}" in shown
+    assert f"{model.output_shape[1]}, {model.output.dtype}" in shown
+    layers = [type(layer) for layer in model.layers]
+    drawn = [layers.index(each) for each in (keras.layers.Rescaling, keras.layers.Conv2D, keras.layers.Dense)]
+    assert drawn == sorted(drawn) and layers[-1] is keras.layers.Dense
+    assert f"divide by {1 / model.layers[1].scale:.0f}" in re.sub(r"(?<=:)(?=\w)", " ", shown)
+
+
+def test_failures_in_the_picture_are_those_of_the_page():
+    """Each failure of the page has one box, and the first thing to check is there."""
+    page = (ROOT / "tutorial" / "en" / "08_when_it_fails.md").read_text("utf-8").split("\n## In practice")[0]
+    sections = re.findall(r"^## (?!See|What|Begin|The program|Find)(.*)$", page, re.M)
+    drawn = re.findall(r'<rect class="(.*?)" .*? width="136"', SOURCES["failures"])
+    # "Flip a bit of the weights" damages three files, each with a box, and "Kill a run" and "Lose a worker" have one each.
+    assert len(drawn) == len(sections) + 2 == 15
+    assert {"traps.md", "tfpar.check"} <= set(words("failures.svg").split())
+    assert (ROOT / "tutorial" / "traps.md").exists() and (ROOT / "tfpar" / "check.py").exists()
+
+
 def test_page_refuses_with_the_words_of_the_library():
     for replicas in range(1, 9):
         for shards in (shards for shards in range(1, 13) if shards % replicas):

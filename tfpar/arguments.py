@@ -250,7 +250,7 @@ def _add_results(command) -> None:
 
 
 def _add_launch(command) -> None:
-    text = "run tfpar train as several workers on this machine; all start again when one dies"
+    text = "run tfpar train as several workers on this machine; if one dies, all workers restart"
     add = command("launch", text).add_argument
     add("--workers", type=_whole(1, validate.MOST_REPLICAS), required=True, metavar="N")
     add("--logs", metavar="DIR", help="launch.json and a log of each worker; default: RUN/workers")

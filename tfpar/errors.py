@@ -36,7 +36,7 @@ class Unavailable(RuntimeError):
 
 
 class OutputError(OSError):
-    """An output cannot be made: not writable, something else lies there, another run is at work in it."""
+    """An output cannot be made: the place is not writable, holds something else, or another run uses it."""
 
     exit_code = 73
 

@@ -115,7 +115,7 @@ def make_directory(path: str | os.PathLike) -> Path:
     """Make a directory and its parents, or say in one line why it cannot be made.
 
     Raises:
-        errors.OutputError: something else lies there, or the place is not writable.
+        errors.OutputError: the path exists and is no directory, or its parent is not writable.
         errors.InputOutputFailed: the disk is full or gone.
     """
     path = Path(path)

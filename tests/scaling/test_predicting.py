@@ -55,7 +55,7 @@ def test_the_slowest_of_two_and_three_is_the_mean_over_all_draws():
 
 
 def test_a_rare_pause_shows_on_many_devices():
-    """One step in 1,000 is 20 % longer: nothing on two devices, nearly all of it on 10,000, which mean and sigma do not see."""
+    """One step in 1,000 is 20% longer: nothing on two devices, nearly all of it on 10,000, which mean and sigma do not see."""
     sample = np.r_[np.full(99_900, 1.0), np.full(100, 1.2)]
     two, many = formulas.jitter([2, 10_000], sample)
     assert two < 0.001 and 0.19 < many < 0.21

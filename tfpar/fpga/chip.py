@@ -58,7 +58,7 @@ def route(
 
     Returns:
         `device`; `megahertz` from the router's timing analysis, with the delays of Project Trellis; `sites`, the places for a LUT4
-        that the circuit uses (in our circuits 27 to 32 % more than `synthesize` counts LUT4), and `of`, those of the device; `bitstream`,
+        that the circuit uses (in our circuits 27 to 32% more than `synthesize` counts LUT4), and `of`, those of the device; `bitstream`,
         its size in bytes, which the device alone decides (582,369 for `"25k"`), because it is not compressed; and `seconds`.
 
     Raises:

@@ -60,15 +60,15 @@ def fit(twin: keras.Model, images, labels, *, epochs: int, beta: float, learning
     """Train a twin with `loss = crossentropy + beta * bit operations`, and return the effective bit operations of one image.
 
     The bit operations of a product are the bits of its weight times the bits of its input. Adam trains the twin, with a learning
-    rate that falls as a cosine to 0. The price of a bit operation rises exponentially from `beta / 100` to `beta` in the first
-    60 % of the epochs, then it stays. At the end, each activation gets the integer bits that the images need. `epochs=0` does only
+    rate that falls as a cosine to 0. The penalty on a bit operation rises exponentially from `beta / 100` to `beta` in the first
+    60% of the epochs, then it stays. At the end, each activation gets the integer bits that the images need. `epochs=0` does only
     this last part: the weights are rounded, without training.
 
     Args:
         twin: made by `quantized`.
         images, labels: `uint8[N, height, width, channels]` and whole numbers `[N]`.
         epochs: passes over the images.
-        beta: the price of a bit operation, in units of the loss; 1e-6 to 1e-4 suit small networks. A larger price gives a
+        beta: the penalty on a bit operation, in units of the loss; 1e-6 to 1e-4 suit small networks. A larger penalty gives a
             smaller circuit and a lower accuracy.
         learning_rate: at the start.
 

@@ -65,7 +65,7 @@ def dataset(
 
     Raises:
         errors.SettingsError: the directory was prepared with other settings; the message lists both.
-        errors.OutputError: something else lies there, or another process prepares it now.
+        errors.OutputError: the directory holds other files, or another process prepares it now.
         errors.InputNotFound, errors.DataError, errors.Unavailable: the source is not there, or unusable.
 
     Example:

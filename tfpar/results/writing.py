@@ -16,7 +16,7 @@ def claim_directory(directory: Path) -> Path:
     """Make the directory of a run, or refuse one that holds something else.
 
     Raises:
-        errors.OutputError: something else lies there, or it cannot be made.
+        errors.OutputError: the directory holds other files, or it cannot be made.
     """
     there = {path.name for path in directory.iterdir() if not files.is_leftover(path)} if directory.is_dir() else set()
     if "run.json" not in there and there - {".lock", "workers"}:

@@ -1,8 +1,8 @@
 """How a training scales: measure a few devices of this machine, and predict many devices of the same kind.
 
-From one device nobody can predict the efficiency of many well: eight programs reached 69 to 98 % with the same network on the same 32
+From one device nobody can predict the efficiency of many well: eight programs reached 69 to 98% with the same network on the same 32
 GPUs. From two measured sizes (numbers of devices) the efficiency of more follows, with a median error of 1 to 4 percentage points.
-Every prediction has a basis, which says what was measured, and a band. 80 % of the published measurements with that basis lie inside
+Every prediction has a basis, which says what was measured, and a band. 80% of the published measurements with that basis lie inside
 their bands. `formulas` has the formulas and their sources.
 
 `measure` trains on 1, 2, 4 .. devices in turns, and returns a report: how much time a step loses on each number of devices, and

@@ -2,7 +2,7 @@
 
 `N` devices are in `k` machines of `g` devices each, `S` is the gradient in bytes, `C` the seconds of a step on one device, `inside`
 and `outside` are the bandwidths of `Machine` in bytes per second. The batch of a device stays the same (weak scaling). A link
-carries 80 % of the bandwidth in its data sheet; published measurements of A100, H200 and B200 machines reach 73 to 82 %.
+carries 80% of the bandwidth in its data sheet; published measurements of A100, H200 and B200 machines reach 73 to 82%.
 
 ```
 t(N)        = max(input, C (1 + jitter(N)) + exchange(N) + software)
@@ -23,7 +23,7 @@ The ring sends each byte at most twice (Patarasuk and Yuan 2009). 14 us is NCCL'
 whole gradient in each of `log2 N` rounds, and the `g` devices of a machine share its link. The sum over the sorted samples is
 the mean of the largest of N draws from them; the largest of many draws grows with ln N (Gumbel 1958). `z` is from Blom 1958;
 0.03 was fitted on published points (tests/benchmarks/published.py). `epochs` is from McCandlish et al. 2018: E = 35 and
-B_crit = 46,000 describe 15 MLPerf batches of ResNet-50 on ImageNet, from 408 to 67,456 images, to 3 % in the mean. Another
+B_crit = 46,000 describe 15 MLPerf batches of ResNet-50 on ImageNet, from 408 to 67,456 images, to 3% in the mean. Another
 task has another B_crit.
 
 Example:
@@ -63,7 +63,7 @@ def jitter(devices, samples=()) -> np.ndarray:
 
     Args:
         devices: N, at least 1.
-        samples: seconds of the steps of one device, 30 or more; without them, the normal distribution with sigma 3 %.
+        samples: seconds of the steps of one device, 30 or more; without them, the normal distribution with sigma 3%.
     """
     n = np.asarray(devices, float)
     if not len(samples):

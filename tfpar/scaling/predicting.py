@@ -19,7 +19,7 @@ import pyarrow as pa
 from tfpar import errors, validate
 from tfpar.scaling import formulas
 
-_LOSS = (3.7, 0.34)  # times the predicted loss 1 / efficiency - 1: 80 % of the published points lie between
+_LOSS = (3.7, 0.34)  # times the predicted loss 1 / efficiency - 1: 80% of the published points lie between
 _POINTS = 0.04  # of efficiency, to both sides: the same for two sizes
 _QUARTER_SAVED = 0.75
 
@@ -121,7 +121,7 @@ def predict(
     Returns:
         A table with the columns devices, step_ms, images_per_second, efficiency, low, high, basis, compute_ms, jitter_ms,
         exchange_ms and software_ms; with `images` and `epochs` hours, with `price` cost. `efficiency` is images per second of a
-        device over those of one device alone; low and high are its band, which holds for 80 % of the published measurements with
+        device over those of one device alone; low and high are its band, which holds for 80% of the published measurements with
         the same basis. The four parts add up to the step, which is longer where the input limits it.
 
     Raises:

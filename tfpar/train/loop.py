@@ -1,4 +1,4 @@
-"""A run at work: begin or restore; for each stage train its epochs, run inference and save; finish.
+"""The loop of a run: begin or restore; for each stage train its epochs, run inference and save; finish.
 
 Every worker of a run goes through the same moments. The chief alone prints, logs and writes; what only it can know
 (a signal it got, how long a call took, whether a checkpoint is due) the workers agree on after each call.
@@ -74,7 +74,7 @@ class Progress:
 
 
 class Training:
-    """One run at work, on one of its workers."""
+    """The training of a run, on one of its workers."""
 
     def __init__(
         self, model: keras.Model, data, directory: Path, settings: Settings, fingerprint: dict, callbacks: list,

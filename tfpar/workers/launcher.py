@@ -60,7 +60,7 @@ def launch(
     Raises:
         Interrupted: a signal came, and all workers have ended; the same call continues.
         errors.SettingsError: a number is out of its range.
-        errors.OutputError: the directory cannot be made, or another launch is at work in it.
+        errors.OutputError: the directory cannot be made, or another launch uses it.
     """
     cores = cores_of_workers(workers, cores_per_worker)
     validate.integer("restarts", restarts, 0, 10**6)

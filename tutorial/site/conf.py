@@ -9,6 +9,7 @@ from pathlib import Path
 
 from docutils import nodes, utils
 from myst_parser.parsers.sphinx_ import MystParser
+from sphinx import package_dir
 from sphinx.addnodes import download_reference
 from sphinx.search.en import SearchEnglish
 from sphinx.util.docutils import SphinxDirective
@@ -25,8 +26,9 @@ default_role, highlight_language, pygments_style = "code", "none", "friendly"
 autodoc_default_options, python_maximum_signature_line_length, napoleon_use_ivar = {"members": True}, 100, True
 
 html_theme, html_theme_options, html_favicon = "furo", {"top_of_page_buttons": ["edit"]}, "static/icon.svg"
-html_static_path, html_css_files, templates_path = ["static"], ["site.css"], ["templates"]
-html_additional_pages = {"index": "to_front_page.html"}
+translations = f"{package_dir}/locale/zh_CN/LC_MESSAGES/sphinx.js"  # what the search prints, in Chinese
+html_static_path, html_css_files, templates_path = ["static", translations], ["site.css"], ["templates"]
+html_additional_pages = {"index": "to_front_page.html", "tutorial/site/zh/search": "search.html"}
 html_sourcelink_suffix, html_show_copyright, html_search_language = "", False, "both"
 
 CHINESE = {"Search": "搜索", "On this page": "本页内容", "Next": "下一页", "Previous": "上一页", "Home": "首页"}
@@ -105,6 +107,10 @@ def describe_page(app, docname, template, context, doctree):
     context["theme_source_edit_link"] = repository and f"{repository}/edit/main/{source}{suffix}"
     if chinese:
         context["_"] = context["gettext"] = lambda text: CHINESE.get(text, text)
+        pathto = context["pathto"]
+        context["pathto"] = lambda name, *how: pathto("tutorial/site/zh/search" if name == "search" else name, *how)
+        if template == "search.html":
+            app.add_js_file("sphinx.js")
 
 
 def setup(app):

@@ -38,7 +38,7 @@ def cell(worker: int, piece: int, source: int, kind: str) -> str:
 
 
 def motion() -> str:
-    """Return the rules that move rows and fill cells. A turn is a part of the whole; its rows move from 10 to 80 % of it."""
+    """Return the rules that move rows and fill cells. A turn is a part of the whole; its rows move from 10 to 80% of it."""
     whole = PARTS * SECONDS
     rules = [
         f".part {{ opacity: 0; animation: part {whole}s step-end infinite }} .part0 {{ opacity: 1 }}",

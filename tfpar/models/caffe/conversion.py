@@ -207,13 +207,7 @@ def _model(selection: Selection, inputs, outputs, built: Network) -> keras.Model
     twice = f"{selection.net.path}: {errors.REASON}; give that layer another name"
     with errors.translated(ValueError, errors.DataError, twice):  # as of a layer `a/pad` beside a padded layer `a`
         model = keras.Model(inputs, outputs, name=re.sub(r"[^\w.-]", "_", selection.net.message.name) or "caffe")
-    multipliers = []
-    for layer in selection.layers:
-        made = built.made.get(layer.name)
-        if made is not None and layer.type != "BatchNorm" and not any(made is known for known, _ in multipliers):
-            given = [(param.lr_mult, param.decay_mult) for param in layer.param]
-            multipliers.append((made, (given + [(1.0, 1.0)] * len(made.weights))[: len(made.weights)]))
-    _facts[model] = Facts(selection.batch_size, multipliers, built.outputs)
+    _facts[model] = Facts(selection.batch_size, built.multipliers, built.outputs)
     for note in selection.notes:
         print(f"{selection.net.path}: {note}")
     return model

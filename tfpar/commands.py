@@ -95,7 +95,7 @@ def _predict(given) -> int:
         _import_tensorflow(given)
         from tfpar.steps import normalization
 
-        with stderr_silenced(not given.verbose), normalization.computed(_batch_norm_of(run), training=False):
+        with stderr_silenced(not given.verbose), normalization.computed(run.settings["batch_norm"], training=False):
             model = model or run.model()
             probabilities = predictions.softmax(model.predict(np.stack(pixels), verbose=0))
         for path, row in zip(readable, probabilities, strict=True):
@@ -123,7 +123,7 @@ def _evaluate(given) -> None:
 
     data = prepare.load(given.data or run.facts["data"]["directory"])
     split = inference.split_for(run, data, given.split)
-    logits, losses = inference.Inference(run.model(), batch_norm=_batch_norm_of(run))(split)
+    logits, losses = inference.Inference(run.model(), batch_norm=run.settings["batch_norm"])(split)
     found = predictions.table(logits, split)
     computed = predictions.metrics(found, losses, data.class_names)
     if sys.stdout.isatty():
@@ -186,10 +186,6 @@ def _fpga(given) -> None:
         _print_data(data)
         found = fpga.measure(twin, data.validation, given.directory, device=given.device, routed=not given.no_route)
     print(f"{tables.text(fpga.rows(found))}\nthe circuit: {given.directory}")
-
-
-def _batch_norm_of(run) -> str:
-    return run.facts["settings"].get("batch_norm", "keras")  # an earlier version wrote none, and computed as Keras does
 
 
 def _doctor(given) -> int:

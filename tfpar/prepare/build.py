@@ -215,9 +215,8 @@ def _common_size(source: Source) -> tuple[int, int]:
         if len(sizes) > 1:
             return MIXED_SIZE
     if not sizes:
-        todo = "give pictures" + "; the paths of a table are relative to the table" * source.name.endswith(
-            (".csv", ".parquet")
-        )
+        of_table = source.name.endswith((".csv", ".parquet"))
+        todo = "give pictures" + "; the paths of a table are relative to the table" * of_table
         raise errors.DataError(f"{source.name}: none of its files is a picture that can be read{first}; {todo}")
     return sizes.pop()
 

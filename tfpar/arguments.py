@@ -80,11 +80,8 @@ def parser(functions: Mapping[str, Callable], *, kind=argparse.ArgumentParser) -
         functions: by the names of the commands; where one is missing, `command` is the name.
         kind: the class of the parser.
     """
-    line = kind(
-        prog="tfpar",
-        description="Data-parallel training of Keras 3 image classifiers on TensorFlow.",
-        epilog=EXIT_CODES,
-    )
+    about = "Data-parallel training of Keras 3 image classifiers on TensorFlow."
+    line = kind(prog="tfpar", description=about, epilog=EXIT_CODES)
     line.add_argument("--version", action="version", version=f"tfpar {__version__}")
     commands = line.add_subparsers(required=True, metavar="COMMAND")
 

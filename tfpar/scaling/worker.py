@@ -3,7 +3,6 @@
 It builds the model once and keeps it through all turns. It ends when the process that started it does.
 """
 
-import itertools
 import os
 import pickle
 import queue
@@ -120,7 +119,7 @@ def main(descriptor: str) -> None:
     try:
         turns = _Turns(told)
         connection.send(turns.hello)
-        for _ in itertools.count():
+        while True:
             connection.send(turns.take(*orders.get()))
     except errors.KINDS as error:
         connection.send(error)

@@ -65,8 +65,7 @@ def launch(
     cores = cores_of_workers(workers, cores_per_worker)
     validate.integer("restarts", restarts, 0, 10**6)
     logs = files.make_directory(logs)
-    with files.locked(logs / ".lock", "another launch"), StopSignal() as stop:
-        stop.deferred = True
+    with files.locked(logs / ".lock", "another launch"), StopSignal(deferred=True) as stop:
         for restart in range(restarts + 1):
             processes = _WorkerProcesses(command, cores, logs, restart)
             if restart == 0 and (line := open_to_others()):

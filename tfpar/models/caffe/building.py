@@ -26,7 +26,7 @@ class Network:
         outputs: what each layer gives, by the layer's name.
         made: the Keras layer with the weights of each layer, by the layer's name.
         unfilled: layers with neither weights nor a filler for them.
-        multipliers: the Keras layers whose weights train, and for each of their weights `lr_mult` and `decay_mult`.
+        multipliers: by the Keras layer, for each of its weights `lr_mult` and `decay_mult`; not of `BatchNorm`, whose weights are averages.
     """
 
     def __init__(self, weights: dict[str, list[np.ndarray]], *, source: object, where: Callable[[object], str]):
@@ -41,7 +41,7 @@ class Network:
         self.outputs: dict[str, keras.KerasTensor] = {}
         self.made: dict[str, keras.Layer] = {}
         self.unfilled: list[str] = []
-        self.multipliers: list[tuple[keras.Layer, list[tuple[float, float]]]] = []
+        self.multipliers: dict[keras.Layer, list[tuple[float, float]]] = {}
         self.weights, self.source, self.where = weights, source, where
         self.names = {"images", "scaled", "minus_mean"}
         self.shared: dict[str, tuple[keras.Layer, int]] = {}
@@ -117,9 +117,9 @@ class Network:
                 self.unfilled += [layer.name] * (fillers[0] is None)
                 blobs = [_drawn(filler, shape) for filler, shape in zip(fillers, shapes, strict=True)]
             made.set_weights(convert(*blobs))
-            if layer.type != "BatchNorm":  # its weights are averages
+            if layer.type != "BatchNorm":
                 given = [(param.lr_mult, param.decay_mult) for param in layer.param[: len(blobs)]]
-                self.multipliers.append((made, given + [(1.0, 1.0)] * (len(blobs) - len(given))))
+                self.multipliers[made] = given + [(1.0, 1.0)] * (len(blobs) - len(given))
         self.made[layer.name] = made
         return y
 

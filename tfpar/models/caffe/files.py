@@ -141,11 +141,10 @@ def _classes(package: str) -> dict[str, type]:
     """Build the message classes of a section of messages.ini."""
     file = descriptor_pb2.FileDescriptorProto(name=f"{package}.proto", package=package)
     table = _sections()[package]
-    parameters = [name[1:] for name in table if name.startswith("+")]
-    fields = [f"{name} {_parameters_of(name)}" for name in parameters]
+    parameters = [f"{name[1:]} {_parameters_of(name[1:])}" for name in table if name.startswith("+")]
     for name, content in table.items():
         added = file.message_type.add(name=name.removeprefix("+"))
-        for group in content.replace("+", ";".join(fields)).split(";"):
+        for group in content.replace("+", ";".join(parameters)).split(";"):
             kind, *words = group.split()
             for word in words:
                 _add_field(added, kind, word, package)

@@ -83,7 +83,7 @@ def solver(file: str | os.PathLike, model: keras.Model, *, examples: int) -> Sol
         [Stage(epochs=2, learning_rate=0.01, ..., schedule=Schedule(policy='inv', ..., end=40))]
     """
     facts, given = conversion.facts(model), files.read_solver(file)
-    numbers = [number for _, multipliers in facts.multipliers for both in multipliers for number in both]
+    numbers = [number for multipliers in facts.multipliers.values() for both in multipliers for number in both]
     if not all(0 <= number < math.inf for number in numbers):
         raise errors.DataError(f"model {model.name}: lr_mult and decay_mult must be from 0; correct its prototxt")
     examples = validate.integer("examples", examples, 1, validate.MOST_POSITION)
@@ -132,7 +132,7 @@ def _batch_size_beside(file: Path, given) -> int:
 def _regularize(facts: conversion.Facts, given) -> dict[str, float]:
     """Give the weights the decay as regularizers, and return the factors on their rates."""
     rates = {}
-    for layer, multipliers in facts.multipliers:
+    for layer, multipliers in facts.multipliers.items():
         for weight, (rate, decayed) in zip(layer.weights, multipliers, strict=True):
             by = given.weight_decay * decayed
             kind = keras.regularizers.L1(by) if given.regularization_type == "L1" else keras.regularizers.L2(by / 2)

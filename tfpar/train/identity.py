@@ -68,7 +68,7 @@ def agree(earlier: dict, now: dict, model: keras.Model) -> None:
     lined = comparable | {"model_config": _model_fingerprint(model)}
     differing = "; ".join(
         f"{WORDS.get(key, key)} is {_short(value)} in the run, {_short(now.get(key))} now"
-        for key, value in ({"lr_mult": None} | earlier).items()
+        for key, value in ({"batch_norm": "keras", "lr_mult": None} | earlier).items()
         if value not in (comparable.get(key), counted.get(key), lined.get(key))
     )
     if differing:

@@ -80,11 +80,8 @@ def parser(functions: Mapping[str, Callable], *, kind=argparse.ArgumentParser) -
         functions: by the names of the commands; where one is missing, `command` is the name.
         kind: the class of the parser.
     """
-    line = kind(
-        prog="tfpar",
-        description="Data-parallel training of Keras 3 image classifiers on TensorFlow.",
-        epilog=EXIT_CODES,
-    )
+    about = "Data-parallel training of Keras 3 image classifiers on TensorFlow."
+    line = kind(prog="tfpar", description=about, epilog=EXIT_CODES)
     line.add_argument("--version", action="version", version=f"tfpar {__version__}")
     commands = line.add_subparsers(required=True, metavar="COMMAND")
 
@@ -156,7 +153,15 @@ def _add_train(command) -> None:
         "--weights", type=lambda text: None if text == "none" else text, metavar="none|imagenet|FILE|RUN",
         help="none: random, default; imagenet: downloaded; a file of weights; a run or a .keras file: all layers but the head",
     )  # fmt: skip
-    _add_stages(add)
+    add(
+        "--stage", type=_stage, action="append", metavar="E@R[:F][~SCHEDULE][/TRAINABLE]",
+        help="epochs at a rate, falling to another by linear or cosine; training all layers, the head, or those named; repeat; "
+        "default of sgd: 10@0.2:0.02 and 5@0.02:0; a rate is for a batch of 256: sgd multiplies it by B/256, adamw does not; "
+        "the first tenth of the first stage warms up from 0",
+    )  # fmt: skip
+    add("--freeze", action="store_true", help="train the last layer alone: /head on every stage")
+    _add_setting(add, "warmup_epochs", metavar="E")
+    _add_setting(add, "scale_learning_rate", action=argparse.BooleanOptionalAction)
     _add_setting(add, "global_batch_size", metavar="B")
     _add_setting(add, "seed")
     add("--simulate", type=_whole(1, validate.MOST_REPLICAS), metavar="N", help="replicas on this machine's CPU")
@@ -168,27 +173,11 @@ def _add_train(command) -> None:
     _add_setting(add, "class_weights", type=_class_weights, metavar="balanced|W,W,...")
     precisions = ("float32", "mixed_bfloat16", "mixed_float16")
     add("--precision", choices=precisions, default="float32", help="dtype of the computation; default float32")
-    _add_caffe(add)
-    _add_how(add)
-
-
-def _add_caffe(add) -> None:
     add("--caffe-scale", type=_number(-1e30, 1e30), metavar="S", help="factor on the pixels of caffe:FILE")
     add("--caffe-mean", metavar="M|M,M,M|FILE", help="subtracted from the pixels first; in the order of the network")
     add("--caffe-order", choices=("bgr", "rgb"), help="order of the color channels; default bgr")
     add("--solver", metavar="FILE", help="optimizer, rates, batch, decay and end from a Caffe solver")
-
-
-def _add_stages(add) -> None:
-    add(
-        "--stage", type=_stage, action="append", metavar="E@R[:F][~SCHEDULE][/TRAINABLE]",
-        help="epochs at a rate, falling to another by linear or cosine; training all layers, the head, or those named; repeat; "
-        "default of sgd: 10@0.2:0.02 and 5@0.02:0; a rate is for a batch of 256: sgd multiplies it by B/256, adamw does not; "
-        "the first tenth of the first stage warms up from 0",
-    )  # fmt: skip
-    add("--freeze", action="store_true", help="train the last layer alone: /head on every stage")
-    _add_setting(add, "warmup_epochs", metavar="E")
-    _add_setting(add, "scale_learning_rate", action=argparse.BooleanOptionalAction)
+    _add_how(add)
 
 
 def _add_weight_decay(add) -> None:
@@ -236,9 +225,8 @@ def _add_results(command) -> None:
     add("runs", nargs="+", metavar="run", help="each is compared with the first")
     add("--out", default=".", metavar="PAGE", help="a file or a folder; default: compare.html here")
 
-    add = command(
-        "platforms", "how fast this machine answers with the final model, from predict to LiteRT"
-    ).add_argument
+    text = "how fast this machine answers with the final model, from predict to LiteRT"
+    add = command("platforms", text).add_argument
     add("run", help="the directory of a finished run; gets platforms.png")
     most = validate.MOST_BATCH
     add("--batch", type=_whole(1, most), default=256, metavar="B", help="of the throughput; default 256")
@@ -280,9 +268,8 @@ def _add_kubernetes(command, dockerfile) -> None:
 
 
 def _add_scaling(command) -> None:
-    add = command(
-        "scaling", "measure with DATA how a training scales here, or predict it for many devices"
-    ).add_argument
+    text = "measure with DATA how a training scales here, or predict it for many devices"
+    add = command("scaling", text).add_argument
     add("data", nargs="?", help="a prepared directory, or a source as for prepare")
     add("--devices", type=_devices, metavar="N,N,...", help="measured: default 1, 2, 4 ..; or predicted")
     add("--all-reduce", choices=("ordered", "fast"), help="default ordered; with --step-ms fast, a ring")

@@ -13,7 +13,7 @@ from tfpar.screen import say, to_nowhere
 
 _WITHOUT_TENSORFLOW = (COMMANDS["doctor"], COMMANDS["kubernetes"], COMMANDS["scaling"])
 _OTHER_WORDS = dict.fromkeys(("--epoch", "--epochs", "--lr", "--learning-rate"), "--stage")  # of other programs
-_WRITING = (COMMANDS["prepare"], COMMANDS["train"], COMMANDS["launch"])  # they need no reader of what they print
+_WRITING = (COMMANDS["prepare"], COMMANDS["train"], COMMANDS["launch"])  # files, so their output needs no reader
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     code = _code_of(given)
     try:
         sys.stdout.flush()
-    except OSError:  # what ended the command counts, not that nobody can be told
+    except OSError:  # the exit code says how the command ended, whether or not somebody reads it
         to_nowhere(sys.stdout)
     return code
 

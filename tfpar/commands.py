@@ -43,15 +43,13 @@ def _train(given) -> None:
         known = results.Run(run).facts["data"]["verified"] if continues else {}
         with group.chief_first(), stderr_silenced(not given.verbose, but_python=True):
             data = _data(given.data, known)
-        _print_data(data)
         keras.config.set_dtype_policy(given.precision)
         keras.utils.set_random_seed(given.seed)
         with strategy.scope():
             model, by_solver = compiling.compiled(given, data)
         settings = {name: getattr(given, name) for name in SETTINGS}
-        settings |= by_solver or {
-            "stages": compiling.stages(given, begins=not (continues or given.dry_run or given.profile))
-        }
+        begins = not (continues or given.dry_run or given.profile)
+        settings |= by_solver or {"stages": compiling.stages(given, begins=begins)}
         if given.dry_run:
             print(f"{profiling.dry_run(model, data, **settings)}\nnothing was trained")
             return
@@ -95,7 +93,7 @@ def _predict(given) -> int:
         _import_tensorflow(given)
         from tfpar.steps import normalization
 
-        with stderr_silenced(not given.verbose), normalization.computed(_batch_norm_of(run), training=False):
+        with stderr_silenced(not given.verbose), normalization.computed(run.settings["batch_norm"], training=False):
             model = model or run.model()
             probabilities = predictions.softmax(model.predict(np.stack(pixels), verbose=0))
         for path, row in zip(readable, probabilities, strict=True):
@@ -123,7 +121,7 @@ def _evaluate(given) -> None:
 
     data = prepare.load(given.data or run.facts["data"]["directory"])
     split = inference.split_for(run, data, given.split)
-    logits, losses = inference.Inference(run.model(), batch_norm=_batch_norm_of(run))(split)
+    logits, losses = inference.Inference(run.model(), batch_norm=run.settings["batch_norm"])(split)
     found = predictions.table(logits, split)
     computed = predictions.metrics(found, losses, data.class_names)
     if sys.stdout.isatty():
@@ -182,14 +180,9 @@ def _fpga(given) -> None:
 
     tools.require(simulation=True)
     with stderr_silenced(not given.verbose, but_python=True):
-        twin, data = fpga.load(given.twin), _data(given.data, {})
-        _print_data(data)
+        twin, data = fpga.load(given.twin), _data(given.data)
         found = fpga.measure(twin, data.validation, given.directory, device=given.device, routed=not given.no_route)
     print(f"{tables.text(fpga.rows(found))}\nthe circuit: {given.directory}")
-
-
-def _batch_norm_of(run) -> str:
-    return run.facts["settings"].get("batch_norm", "keras")  # an earlier version wrote none, and computed as Keras does
 
 
 def _doctor(given) -> int:
@@ -236,8 +229,7 @@ def _scaling(given) -> None:
         return
     require_tensorflow()
     _import_tensorflow(given)
-    data = _data(given.data, {})
-    _print_data(data)
+    data = _data(given.data)
     report = scaling.measure(
         given.model or "small_cnn", data, given.out or f"runs/{files.name_of(given.data)}.scaling", devices=given.devices,
         global_batch_size=given.global_batch_size, all_reduce=given.all_reduce or "ordered",
@@ -305,13 +297,16 @@ def _strategy(given):
         return devices.strategy(simulate=given.simulate)  # before TensorFlow Datasets starts TensorFlow
 
 
-def _data(source: str, known: dict):
-    """Load a prepared directory, or prepare the source into data/NAME and find it there the next time."""
+def _data(source: str, known: dict | None = None):
+    """Load a prepared directory, or prepare the source into data/NAME and find it there the next time; print what it holds."""
     from tfpar import prepare
 
     if (Path(source) / "dataset.json").exists():
-        return prepare.load(source, known=known)
-    return prepare.dataset(source, Path("data") / files.name_of(source), known=known)
+        data = prepare.load(source, known=known)
+    else:
+        data = prepare.dataset(source, Path("data") / files.name_of(source), known=known)
+    _print_data(data)
+    return data
 
 
 def _print_data(data) -> None:

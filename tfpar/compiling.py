@@ -91,7 +91,8 @@ def _caffe(given, data):
     )  # fmt: skip
     if trained:
         networks.transfer(model, given.weights)
-    if not given.solver and any(pair != (1, 1) for _, pairs in conversion.facts(model).multipliers for pair in pairs):
+    multipliers = conversion.facts(model).multipliers.values()
+    if not given.solver and any(pair != (1, 1) for of_layer in multipliers for pair in of_layer):
         print(f"{given.model.removeprefix(CAFFE)}: its lr_mult and decay_mult take effect with --solver only")
     return model
 

@@ -61,9 +61,8 @@ def write(run: str | os.PathLike, to: str, out: str | os.PathLike | None = None)
     try:
         difference = np.abs(predictions.softmax(convert(model, unfinished, to)(images)) - here).max()
         if not difference <= most:
-            raise RuntimeError(
-                f"{target}: its probabilities differ from the model's by {difference:.1e}; it is not kept"
-            )
+            both = f"its probabilities differ from the model's by {difference:.1e}"
+            raise RuntimeError(f"{target}: {both}; it is not kept")
         unfinished.rename(target)
     finally:
         files.remove(unfinished)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tfpar import errors
 
-# What network disks answer that can do without: git and borg go on there too.
+# Errors of file systems, mostly on a network, that lack the function; git and borg ignore them too.
 UNSUPPORTED = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
 _print_once = functools.cache(print)
 

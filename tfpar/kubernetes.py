@@ -82,7 +82,8 @@ def manifests(
     port, deadline = validate.integer("port", port, 1024, 65535), validate.integer("deadline", deadline, 60, 2**31 - 1)
     rule = "small letters, digits and - (at most 63)"
     of_job = "jobset.sigs.k8s.io/jobset-name" if in_set else "batch.kubernetes.io/job-name"
-    _check_memory(shm, memory)
+    if _memory("shm", shm) > _memory("memory", memory):
+        raise errors.SettingsError(f"shm={shm}, memory={memory}: what processes share counts as memory; give less shm")
     found = _filled(
         name=name,
         workers=workers,
@@ -197,11 +198,6 @@ def _job_name(name, workers: int, target: str) -> str:
     behind = len("-workers-0" if target == "jobset" else "") + len(f"-{workers - 1}-abcde")
     rule = f"at most {63 - behind} small letters, digits and -, that begin with a letter and end without -"
     return _matching("name", name, rf"(?=[a-z]){LABEL}", 63 - behind, rule)
-
-
-def _check_memory(shm, memory) -> None:
-    if _memory("shm", shm) > _memory("memory", memory):
-        raise errors.SettingsError(f"shm={shm}, memory={memory}: what processes share counts as memory; give less shm")
 
 
 def _memory(kind: str, value) -> float:

@@ -6,7 +6,7 @@ import sys
 
 
 def say(line: str) -> None:
-    """Print a line to stderr, where it can be written: the exit code says it too."""
+    """Print a line to stderr if that can be written to; the exit code holds the same information."""
     try:
         print(line, file=sys.stderr, flush=True)
     except OSError:
@@ -14,13 +14,13 @@ def say(line: str) -> None:
 
 
 def to_nowhere(stream) -> None:
-    """Let what is left to be written vanish, or Python would end with a code of its own."""
+    """Discard what is left to be written; otherwise Python would end with its own exit code."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 @contextlib.contextmanager
 def quiet(active: bool):
-    """Print nothing: one of several workers speaks for all."""
+    """Print nothing where `active`: of several workers only the chief prints."""
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere if active else sys.stdout):
         yield
 

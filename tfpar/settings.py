@@ -120,8 +120,7 @@ class Settings:
         multiple(shards, replicas, problem)
         batch = self.global_batch_size or earlier.get("global_batch_size", -(-DEFAULT_BATCH // shards) * shards)
         multiple(batch, shards, f"global batch {batch} cannot be cut into {shards} equal shards")
-        before = "keras" if earlier else "fused"  # an earlier version wrote no batch_norm, and computed as Keras does
-        batch_norm = self.batch_norm or earlier.get("batch_norm", before)
+        batch_norm = self.batch_norm or earlier.get("batch_norm", "fused")
         return replace(self, shards=shards, global_batch_size=batch, batch_norm=batch_norm)
 
     def of_the_step(self) -> dict:

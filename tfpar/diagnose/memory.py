@@ -136,18 +136,14 @@ def _peak_bytes(graph: tf.Graph) -> int:
             if operation.type in _ALIASES:
                 origin = operation.inputs[index].ref()
                 source[tensor.ref()] = source.get(origin, origin)
-    live = most = 0
-    ending: dict[int, int] = {}
+    change = np.zeros(len(operations) + 1, np.int64)  # of the bytes that live, at each operation
     for position, operation in enumerate(operations):
         if operation.type not in _ELSEWHERE | _ALIASES:
             for tensor in operation.outputs:
                 size = (tensor.shape.num_elements() or 0) * tensor.dtype.size
-                live += size
-                end = last.get(tensor.ref(), position)
-                ending[end] = ending.get(end, 0) + size
-        most = max(most, live)
-        live -= ending.pop(position, 0)
-    return most
+                change[position] += size
+                change[last.get(tensor.ref(), position) + 1] -= size
+    return int(change.cumsum().max())
 
 
 def _available(strategy: tf.distribute.Strategy) -> int | None:

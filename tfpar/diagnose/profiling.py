@@ -171,8 +171,8 @@ def same_batch(strategy: tf.distribute.Strategy, batch):
 
 
 def _alone(step: Step, part):
-    """Return a function that does one part of the step so many times on every replica, and what it found, so that
-    TensorFlow leaves nothing out."""
+    """Return a function that computes one part of the step so many times on every replica; it returns a number that depends on
+    all of them, so that TensorFlow removes none."""
 
     @tf.function
     def several(count):

@@ -18,7 +18,7 @@ from tfpar import errors, validate
 # validation accuracy of the small CNN fell to 0.54-0.91 after 15 epochs, with 0.9 it reached 0.989-1.0.
 MOMENTUM = 0.9
 
-_UNREADABLE = (ValueError, TypeError, KeyError, OSError, zipfile.BadZipFile)  # what Keras raises of a damaged file
+_UNREADABLE = (ValueError, TypeError, KeyError, OSError, zipfile.BadZipFile)  # what Keras raises for a damaged file
 DEPTHS = (20, 32, 44, 56)  # of `resnet`
 
 

@@ -133,7 +133,7 @@ class SplitWriter:
         return other
 
     def _abandon(self) -> None:
-        with contextlib.suppress(OSError):  # such as a full disk, of which somebody has told already
+        with contextlib.suppress(OSError):  # such as a full disk; the error that came first is raised
             self.file.close()
 
     def close(self) -> None:

@@ -189,16 +189,16 @@ def _hold_out(source: Source, splits: dict[str, SplitWriter], class_names: list[
 
 def _fill(writer: SplitWriter, source: Source, split: str, on_bad_image: str) -> list[tuple[str, str]]:
     """Decode the pictures of a split, and return (source, reason) of those that cannot be used."""
-    inputs, total, read, skipped = source.splits[split](), source.counts[split], 0, []
+    inputs, total, skipped = source.splits[split](), source.counts[split], []
     progress = tqdm(inputs, total=total, desc=f"prepare {split}", unit=" images", disable=None)
     for item, picture in _decoded(progress, writer.shape):
-        read += 1
         if isinstance(picture, np.ndarray):
             writer.add(picture, item)
         elif on_bad_image == "fail" and picture != BESIDE:
             raise errors.DataError(f"{item.source}: {picture}. Remove it, or give --on-bad-image skip")
         else:
             skipped.append((item.source, picture))
+    read = len(writer.items) + len(skipped)
     if total not in (None, read):  # a record file that was cut between two records reads short without an error
         raise errors.DataError(f"{source.name}: {split} gave {read} of {total} inputs, cut short: fetch its files")
     return skipped
@@ -215,9 +215,8 @@ def _common_size(source: Source) -> tuple[int, int]:
         if len(sizes) > 1:
             return MIXED_SIZE
     if not sizes:
-        todo = "give pictures" + "; the paths of a table are relative to the table" * source.name.endswith(
-            (".csv", ".parquet")
-        )
+        of_table = source.name.endswith((".csv", ".parquet"))
+        todo = "give pictures" + "; the paths of a table are relative to the table" * of_table
         raise errors.DataError(f"{source.name}: none of its files is a picture that can be read{first}; {todo}")
     return sizes.pop()
 

@@ -40,7 +40,7 @@ class Source(NamedTuple):
 
 def stamp_of(paths: list[Path]) -> dict:
     """Return the number of these files, their bytes, and the time of the newest."""
-    found = [os.stat(path) for path in paths if os.path.exists(path)]  # a link to nowhere is told when it is decoded
+    found = [os.stat(path) for path in paths if os.path.exists(path)]  # a dangling link is reported later
     newest = max((status.st_mtime_ns for status in found), default=0)
     return {"files": len(found), "bytes": sum(status.st_size for status in found), "newest": newest}
 

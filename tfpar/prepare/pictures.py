@@ -80,10 +80,10 @@ def load(picture: str | os.PathLike | bytes | np.ndarray, size: tuple[int, int],
     if isinstance(picture, np.ndarray) and picture.shape == (*size, channels):
         return picture
     height, width = size
-    with _alone(_length(picture)), _opened(picture) as image:
+    with _one_large_at_a_time(_length(picture)), _opened(picture) as image:
         side = max(size)
         image.draft("RGB", (side, side))  # a JPEG twice as large, or more, is decoded at a fraction, which is faster
-        with _alone(image.width * image.height), _reasons():
+        with _one_large_at_a_time(image.width * image.height), _reasons():
             upright = _plain(_decoded(image), "L" if channels == 1 else "RGB")
     fitted = ImageOps.fit(upright, (width, height), Image.Resampling.BILINEAR)
     return np.asarray(fitted, np.uint8).reshape(height, width, channels)
@@ -97,7 +97,7 @@ def size(picture: str | os.PathLike | bytes | np.ndarray) -> tuple[int, int]:
     """
     if isinstance(picture, np.ndarray):
         return picture.shape[:2]
-    with _alone(_length(picture)), _opened(picture) as image:
+    with _one_large_at_a_time(_length(picture)), _opened(picture) as image:
         turned = False
         with contextlib.suppress(_DECODER_ERRORS):  # in a TIFF Pillow has turned the size itself
             turned = image.format != "TIFF" and image.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
@@ -149,13 +149,13 @@ def _reasons() -> Iterator[None]:
         raise BadPicture(_reason(error)) from error
 
 
-def _alone(amount: int):
+def _one_large_at_a_time(amount: int):
     """Wait until no other thread has a large picture in memory, where this one is large: `amount` of bytes or pixels."""
     return _large if amount > LARGE else contextlib.nullcontext()
 
 
 def _opened(picture) -> Image.Image:
-    """Return the picture with its header read and judged, its pixels not decoded yet."""
+    """Return the picture with its header read and its limits checked, its pixels not decoded yet."""
     if isinstance(picture, np.ndarray):
         return Image.fromarray(picture.squeeze(-1) if picture.ndim == 3 and picture.shape[-1] == 1 else picture)
     content = picture if isinstance(picture, bytes) else _bytes(Path(picture))
@@ -165,7 +165,7 @@ def _opened(picture) -> Image.Image:
     try:
         with _reasons():
             if content.startswith(_ICON):
-                _judge(_inside_icon(content))
+                _check_limits(_inside_icon(content))
             image = Image.open(file, formats=FORMATS)
     except BadPicture as reason:
         if isinstance(reason.__cause__, UnidentifiedImageError):
@@ -173,7 +173,7 @@ def _opened(picture) -> Image.Image:
         raise
     if image.format == "PPM" and image.tile[0][3] == ("RGB", 65_535):  # 16 bits: Pillow's C code can do it too
         image.tile = [("raw", *image.tile[0][1:3], "RGB;16B")]
-    _judge(image)
+    _check_limits(image)
     if image.format in ("JPEG", "MPO") and (scans := content.count(b"\xff\xda")) > SCANS_LIMIT:
         raise BadPicture(f"made to take long: {scans:,} scans, the limit is {SCANS_LIMIT}")
     if image.format == "PPM" and image.tile[0][0] == "ppm_plain" and (comments := content.count(b"#")) > COMMENTS_LIMIT:
@@ -182,7 +182,7 @@ def _opened(picture) -> Image.Image:
     return image
 
 
-def _judge(image: Image.Image) -> None:
+def _check_limits(image: Image.Image) -> None:
     """Refuse a picture that is too large to be decoded."""
     limit = PIXEL_LIMIT // 2 if image.format == "WEBP" else PIXEL_LIMIT  # its decoder holds five copies
     if image.width * image.height > limit or max(image.size) > SIDE_LIMIT:
@@ -210,7 +210,7 @@ def _inside_icon(content: bytes) -> Image.Image:
 def _decoded(image: Image.Image) -> Image.Image:
     """Return the picture with its pixels read, upright."""
     image.load()
-    _judge(image)  # once more: a PNG may have its EXIF block at the end
+    _check_limits(image)  # once more: a PNG may have its EXIF block at the end
     with contextlib.suppress(_DECODER_ERRORS):  # the pixels are good, the EXIF block is not
         ImageOps.exif_transpose(image, in_place=True)
     return image

@@ -129,7 +129,9 @@ def _tfds(name: str, manual_dir: str | None) -> Source:
     if not isinstance(picture, tfds.features.Image) or not isinstance(classes, tfds.features.ClassLabel):
         raise errors.DataError(f"tfds:{name}: not a data set of pictures with one class each; choose another")
     _download(builder, name, manual_dir)
-    named = _tfds_splits(name, builder.info.splits)
+    if "train" not in (there := builder.info.splits):
+        raise errors.DataError(f"tfds:{name}: has no train split, only {', '.join(there)}; choose another")
+    named = folders.roles({"train", "validation", "test"} & set(there))
 
     def inputs(split):
         read = tfds.ReadConfig(add_tfds_id=True, interleave_cycle_length=1, try_autocache=False)
@@ -146,17 +148,10 @@ def _tfds(name: str, manual_dir: str | None) -> Source:
         name=files.name_of(name),
         class_names=list(classes.names),
         splits={split: lambda theirs=theirs: inputs(theirs) for split, theirs in named.items()},
-        counts={split: builder.info.splits[theirs].num_examples for split, theirs in named.items()},
+        counts={split: there[theirs].num_examples for split, theirs in named.items()},
         channels=1 if channels == 1 else 3,
         size=(height, width) if height and width else None,
     )
-
-
-def _tfds_splits(name: str, there) -> dict[str, str]:
-    """Return which split of a TensorFlow data set becomes train, validation and test."""
-    if "train" not in there:
-        raise errors.DataError(f"tfds:{name}: has no train split, only {', '.join(there)}; choose another")
-    return folders.roles({"train", "validation", "test"} & set(there))
 
 
 def _download(builder, name: str, manual_dir: str | None) -> None:

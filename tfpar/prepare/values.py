@@ -70,9 +70,8 @@ def _given(source) -> list[tuple[np.ndarray, ...]]:
     """Return what was given as tuples of arrays, train and perhaps validation."""
     tuples = list(source) if source and isinstance(source[0], (tuple, list)) else [source]
     if not 1 <= len(tuples) <= 2 or not all(isinstance(one, (tuple, list)) and len(one) in (2, 3) for one in tuples):
-        raise errors.DataError(
-            "give NumPy arrays (images, labels) or (images, labels, weights), or train and validation"
-        )
+        todo = "give NumPy arrays (images, labels) or (images, labels, weights), or train and validation"
+        raise errors.DataError(todo)
     uneven = f"arrays: {errors.REASON}; give (images, labels) as NumPy arrays"
     with errors.translated((TypeError, ValueError), errors.DataError, uneven):  # rows of different lengths
         return [tuple(np.asarray(array) for array in one) for one in tuples]

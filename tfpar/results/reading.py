@@ -35,9 +35,10 @@ class Run:
         if not path.is_file():
             raise errors.InputNotFound(f"{place}: no run there. Make one with: tfpar train DATA --run {place}")
         damaged = f"{path}: damaged. Start over with --fresh, which keeps the old run."
-        with errors.translated((ValueError, KeyError, TypeError), errors.DataError, damaged):
+        with errors.translated((ValueError, KeyError, TypeError, AttributeError), errors.DataError, damaged):
             self.facts = json.loads(path.read_bytes())
             self.settings, self.class_names = self.facts["settings"], self.facts["data"]["class_names"]
+            self.settings.setdefault("batch_norm", "keras")  # an earlier version wrote none, and computed as Keras does
 
     def __repr__(self) -> str:
         return f"Run({str(self.directory)!r}, stages={self.stages}, finished={self.finished})"

@@ -80,11 +80,11 @@ def measure(
         batch = multiple(images, most, f"global batch {images} cannot be divided evenly among {most} devices") // most
     validate.choice("all_reduce", all_reduce, ALL_REDUCE)
     validate.number("seconds", seconds, 1, 1e6)
-    told = {"model": _pickled(model), "data": os.path.abspath(data.directory), "batch": batch, "all_reduce": all_reduce}
+    task = {"model": _pickled(model), "data": os.path.abspath(data.directory), "batch": batch, "all_reduce": all_reduce}
     cores = [None] * most if gpus else launcher.cores_of_workers(most, there // most)
     directory = files.make_directory(directory)
     with contextlib.ExitStack() as stack, tqdm(desc="starting processes", disable=None) as bar:
-        hello, turns = _take_turns(_started(stack, counts, gpus, cores, told), seconds, bar)
+        hello, turns = _take_turns(_started(stack, counts, gpus, cores, task), seconds, bar)
     of = {"devices": counts, "device": "GPU" if gpus else "worker", "batch": batch, "all_reduce": all_reduce}
     report = Report({"format": FORMAT, **of, "seconds": seconds, **hello, "turns": turns})
     report.write(directory)
@@ -116,7 +116,7 @@ def _pickled(model: str | Callable) -> bytes:
 class _Process:
     """A process that measures, and the connection to it."""
 
-    def __init__(self, told: dict, cores: set[int] | None, variables: dict[str, str]):
+    def __init__(self, task: dict, cores: set[int] | None, variables: dict[str, str]):
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed in end()
         self.connection, other = connection.Pipe()
         with other:
@@ -127,7 +127,7 @@ class _Process:
             )  # fmt: skip
         if cores:
             os.sched_setaffinity(self.process.pid, cores)
-        self.send(told)
+        self.send(task)
 
     def send(self, message) -> None:
         with contextlib.suppress(BrokenPipeError):  # it has ended, and who waits for the answer will say so
@@ -147,11 +147,11 @@ class _Process:
         self.errors.close()
 
 
-def _started(stack: contextlib.ExitStack, counts, gpus: list[str], cores: list, told: dict) -> dict:
+def _started(stack: contextlib.ExitStack, counts, gpus: list[str], cores: list, task: dict) -> dict:
     """Start all processes, and return them: the groups of 2 and more devices, and as 1 those that are apart."""
 
     def process(index: int, variables: dict[str, str]) -> _Process:
-        found = _Process(told, cores[index], variables)
+        found = _Process(task, cores[index], variables)
         stack.callback(found.end)
         return found
 

@@ -3,7 +3,6 @@
 It builds the model once and keeps it through all turns. It ends when the process that started it does.
 """
 
-import itertools
 import os
 import pickle
 import queue
@@ -59,27 +58,27 @@ class TimedExchange(Exchange):
 class _Turns:
     """One model with its step, and the kinds of turns that it takes."""
 
-    def __init__(self, told: dict):
-        build = pickle.loads(told["model"])
+    def __init__(self, task: dict):
+        build = pickle.loads(task["model"])
         strategy = devices.strategy()
         group.check_connection(strategy)
-        data = prepare.load(told["data"], verify=False)  # who started this process has done it
+        data = prepare.load(task["data"], verify=False)  # the process that started this one has verified it
         with strategy.scope():
             model = _named(build, data) if isinstance(build, str) else build()
         replicas, image = strategy.num_replicas_in_sync, data.train.images[:1].nbytes
         local = replicas // group.WorkerGroup(strategy).size
         self.moments = tuple([] for _ in range(local))
-        step = self._step(model, told["all_reduce"])
-        size = told["batch"] * replicas
+        step = self._step(model, task["all_reduce"])
+        size = task["batch"] * replicas
         self.batches = iter(engine.train_batches(data.train, strategy, global_batch_size=size))
         same = iter(profiling.same_batch(strategy, next(self.batches)))
         self.kinds = {"real": (step, self.batches), "constant": (step, same)}
         step(same, 1)
         if replicas > 1:
-            alone = self._step(model, told["all_reduce"], skipped=True)
+            alone = self._step(model, task["all_reduce"], skipped=True)
             alone.shard, alone.spec = step.shard, step.spec  # to trace a large network twice takes seconds
             self.kinds["alone"] = (alone, same)
-        together, calls = distribute.ahead(told["batch"] * image, local)
+        together, calls = distribute.ahead(task["batch"] * image, local)
         self.hello = {
             "gradient_bytes": 4 * step.shard.vector.size, "ready": -(-together * calls // local), "network": model.name,
             "environment": identity.environment(),
@@ -116,18 +115,18 @@ def _named(name: str, data) -> keras.Model:
 def main(descriptor: str) -> None:
     connection, orders = Connection(int(descriptor)), queue.SimpleQueue()
     threading.Thread(target=_listen, args=(connection, orders), daemon=True).start()
-    told = orders.get()
+    task = orders.get()
     try:
-        turns = _Turns(told)
+        turns = _Turns(task)
         connection.send(turns.hello)
-        for _ in itertools.count():
+        while True:
             connection.send(turns.take(*orders.get()))
     except errors.KINDS as error:
         connection.send(error)
 
 
 def _listen(connection: Connection, orders: queue.SimpleQueue) -> None:
-    """Pass on what the other end says, and end this process with it, even where a collective hangs."""
+    """Queue the messages of the process that started this one, and end with it, even if a collective hangs."""
     try:
         while True:
             orders.put(connection.recv())

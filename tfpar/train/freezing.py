@@ -20,28 +20,20 @@ from tfpar.models import networks
 from tfpar.schedule import Stage
 
 
-@contextlib.contextmanager
-def at(model: keras.Model, stages: Sequence[Stage], number: int) -> Iterator[None]:
+def at(model: keras.Model, stages: Sequence[Stage], number: int) -> contextlib.AbstractContextManager[None]:
     """Freeze what does not train in a stage, counted from 0, and give all layers their `trainable` back at the end."""
     named = schedule.trainable_at(stages, number)
-    with _kept(model):
-        if named is not None:
-            freeze(model, named)
-        yield
+    return _frozen(model, [] if named is None else [named])
 
 
-@contextlib.contextmanager
-def at_most(model: keras.Model, stages: Sequence[Stage]) -> Iterator[None]:
+def at_most(model: keras.Model, stages: Sequence[Stage]) -> contextlib.AbstractContextManager[None]:
     """Let all weights train where a stage says what trains: the optimizer is built for these, and more such stages may be added.
 
     Raises:
         errors.SettingsError: a name or pattern that no layer with weights has.
     """
     named = [stage.trainable for stage in stages if stage.trainable is not None]
-    with _kept(model):
-        for each in [*named, "all"] if named else []:
-            freeze(model, each)
-        yield
+    return _frozen(model, [*named, "all"] if named else [])
 
 
 def freeze(model: keras.Model, names: str | Sequence[str]) -> None:
@@ -68,11 +60,14 @@ def count(model: keras.Model) -> int:
 
 
 @contextlib.contextmanager
-def _kept(model: keras.Model) -> Iterator[None]:
-    """Give all layers their `trainable` back at the end, so that the same call can continue the run."""
+def _frozen(model: keras.Model, each: Sequence[str | Sequence[str]]) -> Iterator[None]:
+    """Apply `freeze` with each of these in turn; at the end give all layers their `trainable` back, so that the same call can
+    continue the run."""
     layers = [(layer, layer._trainable) for layer in model._flatten_layers(include_self=True, recursive=True)]
     variables = [(variable, variable.trainable) for variable in model.variables]
     try:
+        for names in each:
+            freeze(model, names)
         yield
     finally:
         for layer, trainable in layers:

@@ -31,7 +31,7 @@ POLL = 0.1  # seconds
 GRACE = 20.0  # seconds for the others to notice that one has gone
 STOP_GRACE = 60.0  # seconds to save after a signal
 LONGEST_PAUSE = 30.0  # seconds between two starts; they double from 1
-# How workers end that were told to.
+# Exit codes of workers that were told to stop.
 STOPPED = (Interrupted.exit_code, errors.WorkerLost.exit_code, 128 + signal.SIGTERM)
 FINAL = (0, Interrupted.exit_code, *errors.FINAL)  # after these codes no restart follows
 
@@ -65,8 +65,7 @@ def launch(
     cores = cores_of_workers(workers, cores_per_worker)
     validate.integer("restarts", restarts, 0, 10**6)
     logs = files.make_directory(logs)
-    with files.locked(logs / ".lock", "another launch"), StopSignal() as stop:
-        stop.deferred = True
+    with files.locked(logs / ".lock", "another launch"), StopSignal(deferred=True) as stop:
         for restart in range(restarts + 1):
             processes = _WorkerProcesses(command, cores, logs, restart)
             if restart == 0 and (line := open_to_others()):

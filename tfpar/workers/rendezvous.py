@@ -23,8 +23,8 @@ from typing import NamedTuple
 from tfpar import errors
 
 PAUSE = 0.1  # seconds between two attempts to reach the chief
-MARGIN = 5.0  # seconds for the chief's verdict, who may wait until the deadline before it names who is missing
-TRIAL = 40.0  # seconds for a worker to try all others; half of them to come to an end
+MARGIN = 5.0  # seconds beyond the deadline: the chief waits until then before it names the missing workers
+TRIAL = 40.0  # seconds for a worker to try all others; it repeats failed attempts for half of them
 LINE = 1 << 20  # bytes of the longest message taken from another process
 BACKLOG = 4096  # connections that nobody accepts: every worker makes one to every other
 

@@ -1,6 +1,7 @@
 """A network while it is built: its blobs, and the weights of its layers."""
 
 import functools
+import itertools
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -25,6 +26,7 @@ class Network:
         outputs: what each layer gives, by the layer's name.
         made: the Keras layer with the weights of each layer, by the layer's name.
         unfilled: layers with neither weights nor a filler for them.
+        multipliers: by the Keras layer, for each of its weights `lr_mult` and `decay_mult`; not of `BatchNorm`, whose weights are averages.
     """
 
     def __init__(self, weights: dict[str, list[np.ndarray]], *, source: object, where: Callable[[object], str]):
@@ -39,6 +41,7 @@ class Network:
         self.outputs: dict[str, keras.KerasTensor] = {}
         self.made: dict[str, keras.Layer] = {}
         self.unfilled: list[str] = []
+        self.multipliers: dict[keras.Layer, list[tuple[float, float]]] = {}
         self.weights, self.source, self.where = weights, source, where
         self.names = {"images", "scaled", "minus_mean"}
         self.shared: dict[str, tuple[keras.Layer, int]] = {}
@@ -53,9 +56,8 @@ class Network:
         if layer.type not in TABLE:
             raise errors.DataError(f"{self.where(layer)} is not supported; supported are {', '.join(TABLE)}")
         if missing := [name for name in layer.bottom if name not in self.blobs]:
-            raise errors.DataError(
-                f"{self.where(layer)} reads {missing[0]}, which no layer before it gives; correct it, or give one input alone"
-            )
+            todo = "correct it, or give one input alone"
+            raise errors.DataError(f"{self.where(layer)} reads {missing[0]}, which no layer before it gives; {todo}")
         function, parameters = TABLE[layer.type]
         inputs, name = [self.blobs[blob] for blob in layer.bottom], self._free_name(layer)
         try:
@@ -115,6 +117,9 @@ class Network:
                 self.unfilled += [layer.name] * (fillers[0] is None)
                 blobs = [_drawn(filler, shape) for filler, shape in zip(fillers, shapes, strict=True)]
             made.set_weights(convert(*blobs))
+            if layer.type != "BatchNorm":
+                given = [(param.lr_mult, param.decay_mult) for param in layer.param[: len(blobs)]]
+                self.multipliers[made] = given + [(1.0, 1.0)] * (len(blobs) - len(given))
         self.made[layer.name] = made
         return y
 
@@ -123,19 +128,17 @@ class Network:
         if layer.name not in self.weights:
             return None
         found = self.weights[layer.name]
-        both = [[_without_ones(shape) for shape in group] for group in ([blob.shape for blob in found], shapes)]
-        if both[0] != both[1]:
-            there, here = ([list(shape) for shape in group] for group in ([blob.shape for blob in found], shapes))
-            raise errors.SettingsError(
-                f"{self.where(layer)}: its weights have the shapes {there} in {self.source}, {here} in the network; give the "
-                "file of this network, and images of the size that it was trained on"
-            )
+        there, here = [list(blob.shape) for blob in found], [list(shape) for shape in shapes]
+        if [*map(_without_ones, there)] != [*map(_without_ones, here)]:
+            why = f"its weights have the shapes {there} in {self.source}, {here} in the network"
+            todo = "give the file of this network, and images of the size that it was trained on"
+            raise errors.SettingsError(f"{self.where(layer)}: {why}; {todo}")
         return [blob.reshape(shape) for blob, shape in zip(found, shapes, strict=True)]
 
 
-def _without_ones(shape: Sequence[int]) -> list[int]:
-    first = next((axis for axis, side in enumerate(shape) if side != 1), len(shape))
-    return list(shape[first:])
+def _without_ones(shape: list[int]) -> list[int]:
+    """Return a shape without the ones in front."""
+    return list(itertools.dropwhile(lambda side: side == 1, shape))
 
 
 def _drawn(filler, shape: tuple) -> np.ndarray:

@@ -22,12 +22,12 @@ class Facts(NamedTuple):
 
     Attributes:
         batch_size: of its data layer for training.
-        multipliers: the Keras layers with weights, and for each of their weights `lr_mult` and `decay_mult`.
+        multipliers: by the Keras layer, for each of its weights `lr_mult` and `decay_mult`.
         outputs: the tensor that each layer gives, by its name in Caffe.
     """
 
     batch_size: int | None
-    multipliers: list[tuple[keras.Layer, list[tuple[float, float]]]]
+    multipliers: dict[keras.Layer, list[tuple[float, float]]]
     outputs: dict[str, keras.KerasTensor]
 
 
@@ -175,7 +175,8 @@ def _build(selection: Selection, x, weights, needed: list, *, head=None, is_new:
     if blobs and not built.made.keys() & blobs.keys():
         why = f"none of its layers ({_some(blobs)}) is in {selection.net.path}"
         raise errors.SettingsError(f"{weights}: {why}; give the file of this network")
-    frozen = [layer.name for layer in needed if layer.name in built.made and _is_frozen(layer, built)]
+    rates = {name: [rate for rate, _ in built.multipliers.get(made, ())] for name, made in built.made.items()}
+    frozen = [name for name, of_layer in rates.items() if of_layer and not any(of_layer)]
     for name in frozen:
         built.made[name].trainable = False
     filled = [name for name in built.made if (blobs and name not in blobs) or name in built.unfilled]
@@ -196,24 +197,12 @@ def _some(names: Iterable[str]) -> str:
     return ", ".join(first) + f" and {rest} more" * bool(rest)
 
 
-def _is_frozen(layer, built: Network) -> bool:
-    """Tell whether no weight of a layer trains. Those of `BatchNorm` are averages, which always have `lr_mult: 0`."""
-    all_stated = len(layer.param) >= len(built.made[layer.name].weights)
-    return all_stated and layer.type != "BatchNorm" and not any(param.lr_mult for param in layer.param)
-
-
 def _model(selection: Selection, inputs, outputs, built: Network) -> keras.Model:
     """Return the model, and print the notes."""
     twice = f"{selection.net.path}: {errors.REASON}; give that layer another name"
     with errors.translated(ValueError, errors.DataError, twice):  # as of a layer `a/pad` beside a padded layer `a`
         model = keras.Model(inputs, outputs, name=re.sub(r"[^\w.-]", "_", selection.net.message.name) or "caffe")
-    multipliers = []
-    for layer in selection.layers:
-        made = built.made.get(layer.name)
-        if made is not None and layer.type != "BatchNorm" and not any(made is known for known, _ in multipliers):
-            given = [(param.lr_mult, param.decay_mult) for param in layer.param]
-            multipliers.append((made, (given + [(1.0, 1.0)] * len(made.weights))[: len(made.weights)]))
-    _facts[model] = Facts(selection.batch_size, multipliers, built.outputs)
+    _facts[model] = Facts(selection.batch_size, built.multipliers, built.outputs)
     for note in selection.notes:
         print(f"{selection.net.path}: {note}")
     return model

@@ -26,17 +26,8 @@ from tfpar import errors, validate
 _NOT_THERE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 NO_NORMALIZATION = 3  # of a loss: NONE
 TEXT, BINARY = "tfpar.caffe.text", "tfpar.caffe.binary"  # sections of messages.ini
-KINDS = {"s": "STRING", "b": "BOOL", "i": "INT64", "u": "UINT32", "f": "DOUBLE", "x": "BYTES"}
-# Types of layers of V1 and V0 that are not today's word in capitals.
-OLD_TYPES = {
-    "RELU": "ReLU", "LRN": "LRN", "TANH": "TanH", "ABSVAL": "AbsVal", "BNLL": "BNLL", "MVN": "MVN", "HDF5_DATA": "HDF5Data",
-    "HDF5_OUTPUT": "HDF5Output", "ARGMAX": "ArgMax", "SOFTMAX_LOSS": "SoftmaxWithLoss", "CONV": "Convolution", "POOL": "Pooling",
-    "INNERPRODUCT": "InnerProduct", "IMAGES": "ImageData",
-}  # fmt: skip
-# The fields of V0 that are called otherwise today.
-V0_FIELDS = {
-    "kernelsize": "kernel_size", "biasterm": "bias_term", "batchsize": "batch_size", "cropsize": "crop_size", "meanfile": "mean_file",
-}  # fmt: skip
+TYPES_OF_V1, FIELDS_OF_V0 = "types of V1 and V0", "fields of V0"  # others
+SCALARS = ("string", "bool", "int64", "uint32", "double", "bytes")
 DATA_PARAMS = ("data_param", "image_data_param", "window_data_param", "memory_data_param", "hdf5_data_param")
 TRANSFORMED = ("scale", "mean_file", "crop_size", "mirror")
 
@@ -98,9 +89,8 @@ def read_weights(path: str | os.PathLike) -> dict[str, list[np.ndarray]]:
         raise errors.DataError(f"{path}: the names of its layers are damaged; copy it again from where it came")
     found = {name: [_array(blob, f"{path}: layer {name}") for blob in blobs] for name, blobs in named.items() if blobs}
     if not found:
-        raise errors.DataError(
-            f"{path}: no weights in it, so it is no caffemodel; give the file that Caffe has written"
-        )
+        why = "no weights in it, so it is no caffemodel"
+        raise errors.DataError(f"{path}: {why}; give the file that Caffe has written")
     return found
 
 
@@ -108,9 +98,8 @@ def read_mean(path: str | os.PathLike) -> np.ndarray:
     """Read a mean picture (a .binaryproto) as `float32[height, width, channels]`; raises as `read_weights`."""
     mean = _array(_parse_binary(path, "Blob"), f"{path}")
     if mean.ndim < 3 or not mean.size:
-        raise errors.DataError(
-            f"{path}: no mean picture in it; give the .binaryproto that Caffe has written, or numbers"
-        )
+        todo = "give the .binaryproto that Caffe has written, or numbers"
+        raise errors.DataError(f"{path}: no mean picture in it; {todo}")
     return mean.reshape(mean.shape[-3:]).transpose(1, 2, 0)
 
 
@@ -140,18 +129,22 @@ def beside(file: Path, named: str) -> Path | None:
 
 
 @functools.cache
+def _sections() -> configparser.ConfigParser:
+    found = configparser.ConfigParser(delimiters=":", interpolation=None)
+    found.optionxform = str  # names keep their capitals
+    found.read(Path(__file__).with_name("messages.ini"), encoding="utf-8")
+    return found
+
+
+@functools.cache
 def _classes(package: str) -> dict[str, type]:
     """Build the message classes of a section of messages.ini."""
     file = descriptor_pb2.FileDescriptorProto(name=f"{package}.proto", package=package)
-    sections = configparser.ConfigParser(delimiters=":", interpolation=None)
-    sections.optionxform = str  # names keep their capitals
-    sections.read(Path(__file__).with_name("messages.ini"), encoding="utf-8")
-    table = sections[package]
-    parameters = [name[1:] for name in table if name.startswith("+")]
-    fields = [f"{name} {_parameters_of(name)}" for name in parameters]
+    table = _sections()[package]
+    parameters = [f"{name[1:]} {_parameters_of(name[1:])}" for name in table if name.startswith("+")]
     for name, content in table.items():
         added = file.message_type.add(name=name.removeprefix("+"))
-        for group in content.replace("+", ";".join(fields)).split(";"):
+        for group in content.replace("+", ";".join(parameters)).split(";"):
             kind, *words = group.split()
             for word in words:
                 _add_field(added, kind, word, package)
@@ -173,8 +166,8 @@ def _add_field(to, kind: str, word: str, package: str) -> None:
     added.label = added.LABEL_REPEATED if word.startswith("*") else added.LABEL_OPTIONAL
     if value and not numbered:
         added.default_value = value
-    if kind in KINDS:
-        added.type = getattr(added, f"TYPE_{KINDS[kind]}")
+    if kind in SCALARS:
+        added.type = getattr(added, f"TYPE_{kind.upper()}")
     elif "|" in kind:  # inside a message of its own: values share the names of their scope
         enum = to.nested_type.add(name=f"Of_{name}").enum_type.add(name="Enum")
         for number, option in enumerate(kind.split("|")):
@@ -234,15 +227,17 @@ def _lines_of_layers(text: str) -> list[int]:
 
 def _today(old):
     """Return a layer of V1 or V0 in today's syntax."""
-    new = _classes(TEXT)["Layer"](bottom=old.bottom, top=old.top, name=old.name or old.layer.name)
+    sections = _sections()
+    new = _classes(TEXT)["Layer"]()
     word = old.layer.type.upper() or old.DESCRIPTOR.fields_by_name["type"].enum_type.values_by_number[old.type].name
-    new.type = OLD_TYPES.get(word, "".join(part.capitalize() for part in word.split("_")))
     for described, value in old.ListFields():
-        if described.name in new.DESCRIPTOR.fields_by_name and described.name not in ("type", "param", "blobs"):
-            _set(new, described.name, value, add=False)
+        if described.name not in ("type", "param", "blobs"):
+            _set(new, described.name, value)
+    new.name = old.name or old.layer.name
+    new.type = sections[TYPES_OF_V1].get(word, "".join(part.capitalize() for part in word.split("_")))
     parameters = _parameters_of("Convolution" if new.type == "Padding" else new.type)
     for described, value in old.layer.ListFields():
-        _set(getattr(new, parameters, None), V0_FIELDS.get(described.name, described.name), value)
+        _set(getattr(new, parameters, None), sections[FIELDS_OF_V0].get(described.name, described.name), value)
     inner = old.layer if old.HasField("layer") else old
     columns = {"lr_mult": inner.blobs_lr, "decay_mult": inner.weight_decay, "name": old.param}
     for number in range(max(map(len, columns.values()))):
@@ -255,15 +250,15 @@ def _today(old):
     return new
 
 
-def _set(message, name: str, value, *, add: bool = True) -> None:
-    """Set a field of a message, where it has one; a number is appended to a list."""
+def _set(message, name: str, value) -> None:
+    """Set a field of a message, where it has one; what is a list there is appended to."""
     if name not in getattr(getattr(message, "DESCRIPTOR", None), "fields_by_name", ()):
         return
-    if hasattr(value, "ListFields"):
-        getattr(message, name).CopyFrom(value)
-    elif hasattr(getattr(message, name), "extend"):
-        there = getattr(message, name)
-        there.extend([value] if add else value[len(there) :])
+    there = getattr(message, name)
+    if hasattr(there, "extend"):
+        there.extend(value if hasattr(value, "extend") else [value])
+    elif hasattr(value, "ListFields"):
+        there.CopyFrom(value)
     else:
         setattr(message, name, value)
 
@@ -298,7 +293,6 @@ def _array(blob, where: str) -> np.ndarray:
     content = content[0] if len(content) == 1 else b"".join(content)
     size = math.prod(shape) * np.dtype(kind).itemsize
     if min(shape, default=1) < 0 or len(content) != size:
-        raise errors.DataError(
-            f"{where}: a blob of shape {list(shape)} with {len(content):,} bytes instead of {size:,}; damaged"
-        )
+        found = f"a blob of shape {list(shape)} with {len(content):,} bytes instead of {size:,}"
+        raise errors.DataError(f"{where}: {found}; damaged")
     return np.frombuffer(content, kind).astype(np.float32, copy=False).reshape(shape)

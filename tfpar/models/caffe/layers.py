@@ -195,9 +195,8 @@ def _lrn(p, name, x):
             channels = np.arange(x.shape[-1])
             band = layers.Conv2D(len(channels), 1, use_bias=False, trainable=False, name=f"{name}.band")
             band.is_constant, total = True, band(ops.square(x))
-            band.set_weights(
-                [(abs(channels - channels[:, np.newaxis]) <= n // 2)[np.newaxis, np.newaxis].astype(np.float32)]
-            )
+            near = abs(channels - channels[:, np.newaxis]) <= n // 2
+            band.set_weights([near[np.newaxis, np.newaxis].astype(np.float32)])
             inner = layers.Rescaling(p.alpha / n, p.k, name=f"{name}.inner")(total)
         else:  # without k
             padded = layers.ZeroPadding2D(n // 2, name=f"{name}.pad")(ops.square(x))

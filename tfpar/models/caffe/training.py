@@ -83,26 +83,22 @@ def solver(file: str | os.PathLike, model: keras.Model, *, examples: int) -> Sol
         [Stage(epochs=2, learning_rate=0.01, ..., schedule=Schedule(policy='inv', ..., end=40))]
     """
     facts, given = conversion.facts(model), files.read_solver(file)
-    numbers = [number for _, multipliers in facts.multipliers for both in multipliers for number in both]
+    numbers = [number for multipliers in facts.multipliers.values() for both in multipliers for number in both]
     if not all(0 <= number < math.inf for number in numbers):
         raise errors.DataError(f"model {model.name}: lr_mult and decay_mult must be from 0; correct its prototxt")
     examples = validate.integer("examples", examples, 1, validate.MOST_POSITION)
-    kind = [*OPTIMIZERS][given.solver_type] if given.HasField("solver_type") else given.type
-    policy, regularizer = given.lr_policy, given.regularization_type
-    words = {
-        "type": (kind, OPTIMIZERS),
-        "lr_policy": (policy, POLICIES),
-        "regularization_type": (regularizer, ("L1", "L2")),
-    }
-    for what, (value, known) in words.items():
-        if value not in known:
-            raise errors.DataError(f"{file}: {what} {value!r}; give one of {', '.join(known)}")
+    if given.HasField("solver_type"):  # the older field
+        given.type = [*OPTIMIZERS][given.solver_type]
+    words = {"type": OPTIMIZERS, "lr_policy": POLICIES, "regularization_type": ("L1", "L2")}
+    for what, known in words.items():
+        if getattr(given, what) not in known:
+            raise errors.DataError(f"{file}: {what} {getattr(given, what)!r}; give one of {', '.join(known)}")
     if given.max_iter < 1 or not 0 < given.base_lr < math.inf or given.iter_size < 1:
         raise errors.DataError(f"{file}: max_iter, base_lr and iter_size must be above 0; correct the file")
     if not (0 <= given.weight_decay < math.inf and 0 <= given.momentum < math.inf):
         raise errors.DataError(f"{file}: weight_decay and momentum must be numbers from 0; correct the file")
     batch = (facts.batch_size or _batch_size_beside(Path(file), given)) * given.iter_size
-    policy, of_steps = POLICIES[policy]
+    policy, of_steps = POLICIES[given.lr_policy]
     steps = getattr(given, of_steps or "stepvalue")
     if of_steps and not steps:
         raise errors.DataError(f"{file}: lr_policy {given.lr_policy} needs {of_steps}; add it")
@@ -110,15 +106,15 @@ def solver(file: str | os.PathLike, model: keras.Model, *, examples: int) -> Sol
     steps = tuple(np.atleast_1d(steps).tolist()) if of_steps else ()
     rates = Schedule(policy, **numbers, steps=steps, end=given.max_iter)
     stage = Stage(-(-given.max_iter * batch // examples), given.base_lr, schedule=rates)
-    optimizer = _optimizer(file, kind, given)
-    factors = _regularize(facts, given)
-    if factors:
+    optimizer = _optimizer(file, given)
+    if factors := _regularize(facts, given):
         _multiply_rates(optimizer, factors)
-    unused = [field.name for field, _ in given.ListFields() if field.name not in READ | {*OPTIMIZERS[kind][1].values()}]
+    used = READ | {*OPTIMIZERS[given.type][1].values()}
+    unused = [field.name for field, _ in given.ListFields() if field.name not in used]
     notes = [f"not used: {', '.join(unused)}"] if unused else []
-    if kind in ("AdaGrad", "RMSProp", "AdaDelta"):
+    if given.type in ("AdaGrad", "RMSProp", "AdaDelta"):
         inside = "Keras adds delta inside of the root, Caffe outside"
-        notes.append(f"{kind}: {inside}; the weights differ by about 1e-3 of their change")
+        notes.append(f"{given.type}: {inside}; the weights differ by about 1e-3 of their change")
     return Solver(optimizer, [stage], batch, given.weight_decay, factors, notes)
 
 
@@ -136,7 +132,7 @@ def _batch_size_beside(file: Path, given) -> int:
 def _regularize(facts: conversion.Facts, given) -> dict[str, float]:
     """Give the weights the decay as regularizers, and return the factors on their rates."""
     rates = {}
-    for layer, multipliers in facts.multipliers:
+    for layer, multipliers in facts.multipliers.items():
         for weight, (rate, decayed) in zip(layer.weights, multipliers, strict=True):
             by = given.weight_decay * decayed
             kind = keras.regularizers.L1(by) if given.regularization_type == "L1" else keras.regularizers.L2(by / 2)
@@ -146,8 +142,8 @@ def _regularize(facts: conversion.Facts, given) -> dict[str, float]:
     return rates
 
 
-def _optimizer(file, kind: str, given) -> keras.optimizers.Optimizer:
-    build, fields = OPTIMIZERS[kind]
+def _optimizer(file, given) -> keras.optimizers.Optimizer:
+    build, fields = OPTIMIZERS[given.type]
     options = {name: getattr(given, field) for name, field in fields.items()}
     if given.clip_gradients >= 0:
         if given.weight_decay or given.iter_size > 1:

@@ -146,3 +146,21 @@ def test_what_is_set_on_the_model_after_install_is_not_lost(batches):
         model = begun(table.compiled, ours=True)
         change(model)
         refused(said, lambda model=model: outcome(model, batches))
+
+
+@pytest.mark.parametrize("given", ["validation_data", "validation_split"])
+def test_labels_of_two_forms_are_refused_where_keras_validates(digits, batches, given):
+    model = begun(lambda: table.compiled(metrics=["accuracy", keras.metrics.TopKCategoricalAccuracy(3)]), ours=True)
+    split = digits.validation.images[:64], digits.validation.labels[:64]
+    refused(
+        "top_k_categorical_accuracy and the loss",
+        lambda: outcome(model, batches, **{given: split if "data" in given else 0.5}),
+    )
+    outcome(model, batches)
+
+
+@pytest.mark.filterwarnings("ignore:Layer")  # that has nothing to quantize
+def test_a_model_that_lost_its_step_is_refused(batches):
+    model = begun(table.compiled, ours=True)
+    model.quantize("int8")
+    refused("install the step again", lambda: outcome(model, batches))

@@ -22,7 +22,6 @@ from tfpar.prepare import folders
 from tfpar.prepare.inputs import Input, Source, stamp_of
 
 KINDS = (".csv", ".parquet")
-COLUMNS = ("path", "label", "split", "weight", "group")
 
 
 def source(table: Path, splits: bool | None, group_by: str | None) -> Source:
@@ -40,9 +39,8 @@ def source(table: Path, splits: bool | None, group_by: str | None) -> Source:
     place = files.printable(table)
     found, columns = _read(table, place)
     if missing := [column for column in ("path", "label") if column not in columns]:
-        todo = "Give it path, of the picture's file, and label"
-        raise errors.DataError(f"{place}: has no column {missing[0]} ({', '.join(columns)}). {todo}")
-    if twice := [column for column in COLUMNS if columns.count(column) > 1]:
+        raise errors.DataError(f"{place}: has no column {missing[0]} ({', '.join(columns)}). Give it path and label")
+    if twice := [name for name in ("path", "label", "split", "weight", "group") if columns.count(name) > 1]:
         raise errors.DataError(f"{place}: has two columns {twice[0]}. Keep one")
     if group_by is not None and group_by not in columns:
         validate.reject("group_by", group_by, f"one of the columns {', '.join(columns)}")

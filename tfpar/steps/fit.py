@@ -72,6 +72,8 @@ def install(
         model.train_function = train_function
 
     def fit(*arguments, **options):
+        if model.train_function is None:  # as quantize leaves it
+            _refuse(errors.SettingsError("the model was changed after steps.install; install the step again"), None)
         if model.train_function is train_function:
             given = inspect.signature(type(model).fit).bind(model, *arguments, **options).arguments
             accepted.raise_first(_refusals(given, train_function))
@@ -94,6 +96,10 @@ def _refusals(given: dict, train_function: "_TrainFunction") -> Iterator[str]:
     """Yield what is wrong with arguments of `fit` that the endless batches of the engine do not go with."""
     if given.get("class_weight") is not None or given.get("sample_weight") is not None:
         yield "fit cannot apply class_weight or sample_weight to these batches; give engine.train_batches(class_weights=[...])"
+    loss = train_function.step.loss
+    validated = given.get("validation_split") or given.get("validation_data") is not None
+    for name in [metric.name for metric, one_hot in loss.metrics if validated and one_hot != loss.one_hot]:
+        yield f"metric {name} and the loss take labels in two forms, and Keras' validation has one; use train.run, or leave it out"
     steps, installed = given.get("steps_per_epoch"), train_function.steps_per_epoch
     if train_function.steps_per_call > 1 and steps != installed:
         yield f"steps_per_epoch is {steps} in fit and {installed} in steps.install; with several steps per call, give both the same"

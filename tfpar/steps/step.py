@@ -84,8 +84,8 @@ class Step:
         self.exchange = _exchange(self.strategy, shards, all_reduce)
         self.shards_at_once = min(self.exchange.shards_per_replica, 1 + (devices.names(self.strategy) == ["CPU:0"]))
         self.loss = objective.build(model)
-        metrics = [metric.name for metric, _ in self.loss.metrics]
-        self.more_metrics = metrics not in ([], ["accuracy"])  # besides those that the step counts itself
+        # Besides those that the step counts itself.
+        self.more_metrics = [metric.name for metric, _ in self.loss.metrics] not in ([], ["accuracy"])
         self.jit_compile = is_compiled_by_xla(model)
         self.variables = model.variables
         self.last_rate: np.float32 | None = None  # that this step has assigned

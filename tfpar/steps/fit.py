@@ -72,11 +72,9 @@ def install(
         model.train_function = train_function
 
     def fit(*arguments, **options):
-        if model.train_function is None:  # as quantize leaves it
-            _refuse(errors.SettingsError("the model was changed after steps.install; install the step again"), None)
-        if model.train_function is train_function:
+        if model.train_function in (None, train_function):
             given = inspect.signature(type(model).fit).bind(model, *arguments, **options).arguments
-            accepted.raise_first(_refusals(given, train_function))
+            accepted.raise_first(_refusals(given, train_function, lost=model.train_function is None))
             accepted.check(model)  # it may have been changed since
         return type(model).fit(model, *arguments, **options)
 
@@ -92,8 +90,10 @@ def _refuse(error: errors.SettingsError, _iterator) -> None:
     raise error
 
 
-def _refusals(given: dict, train_function: "_TrainFunction") -> Iterator[str]:
+def _refusals(given: dict, train_function: "_TrainFunction", *, lost: bool) -> Iterator[str]:
     """Yield what is wrong with arguments of `fit` that the endless batches of the engine do not go with."""
+    if lost:  # as quantize leaves it
+        yield "the model was changed after steps.install; install the step again"
     if given.get("class_weight") is not None or given.get("sample_weight") is not None:
         yield "fit cannot apply class_weight or sample_weight to these batches; give engine.train_batches(class_weights=[...])"
     loss = train_function.step.loss

@@ -61,7 +61,7 @@ class SettingsError(ValueError):
 
 def first_line(error: BaseException | str) -> str:
     """Return what an error says in its first line, without the places in TensorFlow's graph; its kind where it says nothing."""
-    text = re.sub(r"\{\{.*?\}\} ?", "", str(error)).strip()
+    text = re.sub(r" for '\{\{.*|\{\{.*?\}\} ?", "", str(error)).strip()
     return next(iter(text.splitlines()), type(error).__name__)[:200]
 
 

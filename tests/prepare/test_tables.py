@@ -142,6 +142,27 @@ def test_files_that_are_no_table(name, content, kind, tmp_path):
         prepare.dataset(tmp_path / name, tmp_path / "d")
 
 
+def test_a_column_given_twice_is_refused(pictures, tmp_path):
+    rows = rows_of(pictures)
+    (pictures / "a.csv").write_text("path,label,label\n" + "".join(f"{row['path']},a,{row['label']}\n" for row in rows))
+    with pytest.raises(errors.DataError, match="two columns label"):
+        prepare.dataset(pictures / "a.csv", tmp_path / "d")
+
+
+@pytest.mark.parametrize("column", ["path", "label"])
+@pytest.mark.parametrize(
+    "change", [lambda value: {"bytes": b"x" * 999, "path": value}, lambda value: [value], str.encode]
+)
+def test_a_value_that_is_no_text_is_refused_in_a_short_line(pictures, tmp_path, column, change):
+    rows = rows_of(pictures)
+    values = {name: [row[name] for row in rows] for name in ("path", "label")}
+    values[column] = [change(value) for value in values[column]]
+    pyarrow.parquet.write_table(pyarrow.table(values), pictures / "a.parquet")
+    with pytest.raises(errors.DataError, match=f"row 2 has the {column} .*Give text") as refused:
+        prepare.dataset(pictures / "a.parquet", tmp_path / "d")
+    assert len(str(refused.value)) < 300
+
+
 def test_a_table_that_changed_is_refused_and_one_that_moved_is_not(pictures, tmp_path, capsys):
     rows = rows_of(pictures)
     table = written(pictures / "a.csv", rows)

@@ -123,6 +123,7 @@ SIZES = ((IMAGES[i, : 6 - i % 2], LABELS[i]) for i in range(40))
 @pytest.mark.parametrize(
     ("source", "text"),
     [
+        ((iter, iter), r"images are object.*of two datasets give one"),
         ((FLOATS, LABELS), r"images are float32.*\(255 \* images\)"),
         (zip(FLOATS, LABELS, strict=True), r"images are float32.*\(255 \* images\)"),
         (tf.data.Dataset.from_tensor_slices((FLOATS, LABELS)), r"pipeline dataset\.map\(lambda image, label: \(tf\.cast"),

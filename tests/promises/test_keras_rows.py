@@ -84,6 +84,29 @@ def test_callbacks_refused_by_a_run(name):
     refused("leave it out|the stages", lambda: callbacks_of.checked([table.CALLBACKS_REFUSED_BY_A_RUN[name]()]))
 
 
+class Summing(keras.optimizers.Adam):
+    """Adam in plain Keras that is given the sum for each row, as tfpar's step gives it."""
+
+    def apply_gradients(self, grads_and_vars):
+        return super().apply_gradients(
+            [(tf.convert_to_tensor(gradient), variable) for gradient, variable in grads_and_vars]
+        )
+
+
+def test_a_gradient_of_rows_is_summed_before_the_optimizer_squares_it(batches):
+    def build(kind=keras.optimizers.Adam):
+        inputs = keras.Input((8, 8, 1), dtype="uint8")
+        x = keras.layers.Embedding(256, 4)(keras.layers.Flatten()(inputs))
+        model = keras.Model(inputs, keras.layers.Dense(10)(keras.layers.GlobalAveragePooling1D()(x)))
+        return table.compiled(model, optimizer=kind(0.01, epsilon=1e-3))
+
+    plain, summed = (
+        outcome(begun(lambda kind=kind: build(kind), ours=False), batches) for kind in (keras.optimizers.Adam, Summing)
+    )
+    same(outcome(begun(build, ours=True), batches), summed)
+    assert not np.allclose(plain[1][0], summed[1][0], rtol=1e-4, atol=2e-6)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", table.CALLBACKS)
 def test_callbacks_of_fit_have_the_effect_that_they_have_in_keras(digits, batches, name, tmp_path):
@@ -123,3 +146,21 @@ def test_what_is_set_on_the_model_after_install_is_not_lost(batches):
         model = begun(table.compiled, ours=True)
         change(model)
         refused(said, lambda model=model: outcome(model, batches))
+
+
+@pytest.mark.parametrize("given", ["validation_data", "validation_split"])
+def test_labels_of_two_forms_are_refused_where_keras_validates(digits, batches, given):
+    model = begun(lambda: table.compiled(metrics=["accuracy", keras.metrics.TopKCategoricalAccuracy(3)]), ours=True)
+    split = digits.validation.images[:64], digits.validation.labels[:64]
+    refused(
+        "top_k_categorical_accuracy and the loss",
+        lambda: outcome(model, batches, **{given: split if "data" in given else 0.5}),
+    )
+    outcome(model, batches)
+
+
+@pytest.mark.filterwarnings("ignore:Layer")  # that has nothing to quantize
+def test_a_model_that_lost_its_step_is_refused(batches):
+    model = begun(table.compiled, ours=True)
+    model.quantize("int8")
+    refused("install the step again", lambda: outcome(model, batches))

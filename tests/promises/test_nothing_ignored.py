@@ -10,6 +10,7 @@ import os
 import signal
 import unicodedata
 from pathlib import Path
+from unittest import mock
 
 import keras
 import numpy as np
@@ -164,6 +165,7 @@ class Watching(keras.callbacks.Callback):
 
     def on_train_end(self, logs=None):
         self.seen.append(("end", self.params["stage"]))
+        self.of_stage = self.model.history.history["val_loss"]
 
     def on_test_begin(self, logs=None):
         self.tested = None
@@ -187,6 +189,7 @@ def test_custom_metrics_are_in_the_history_and_a_stage_is_one_fit(digits, tmp_pa
     run = trained(digits, tmp_path / "run", model=compiled(network(), metrics=metrics), callbacks=[watching, logger])
     assert watching.seen == [("begin", 1, False), ("end", 1), ("begin", 2, False), ("end", 2)]
     table = run.history
+    assert watching.of_stage == table["val_loss"].to_pylist()[-1:]
     assert {"squared", "val_squared", "top2", "val_top2"} <= set(table.column_names)
     logits = run.model(compile=False).predict(digits.validation.images, verbose=0)
     assert table["val_squared"].to_pylist()[-1] == pytest.approx(float(np.square(logits).mean()), rel=1e-4)
@@ -393,6 +396,19 @@ def test_a_metric_with_the_name_of_another_column_is_refused(metric, refused):
     objective.build(model)
     with pytest.raises(errors.SettingsError, match="name of a column") if refused else contextlib.nullcontext():
         objective.check_names(model, HISTORY)
+
+
+def test_a_run_of_an_earlier_version_with_such_a_metric_opens(digits, tmp_path):
+    def again(**options):
+        model = compiled(network(), metrics=[keras.metrics.SparseTopKCategoricalAccuracy(5, name="accuracy")])
+        return trained(digits, tmp_path / "run", model=model, stages=[(1, 0.1)], **options)
+
+    with mock.patch.object(objective, "check_names"):
+        again()
+    assert again().finished
+    with pytest.raises(errors.SettingsError, match="name of a column"):
+        again(fresh=True)
+    assert not (tmp_path / "run.1").exists()
 
 
 def test_a_run_with_an_own_layer_says_which_class_it_needs(digits, tmp_path):

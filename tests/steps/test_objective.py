@@ -1,5 +1,7 @@
 """Keras' losses and metrics: each gets labels in the form that it takes, or an error says what to do."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -60,6 +62,7 @@ REFUSED = [
     (L.Circle(), "does not take"), (L.CTC(), "does not take"), ("nonsense", "loss='nonsense' of compile"),
     (lambda labels, logits: keras.ops.mean(logits), r"gives \(\) for 4 images"),
     (lambda labels, logits: keras.ops.mean(logits, -1) - keras.ops.mean(logits), "another value together with others"),
+    (lambda labels, logits: np.mean(logits, -1), "does not take labels.*NumPy"),
     (["mse", "mae"], "compile with one loss; this model has 2"),
 ]  # fmt: skip
 
@@ -121,6 +124,74 @@ def test_each_metric_is_given_the_labels_that_it_takes(digits, replicas):
         metric.update_state(labels if sparse else tf.one_hot(labels, 10), logits)
         key = next(key for key in history if key.rstrip("_0123456789") == name)
         assert np.allclose(history[key][0], metric.result(), rtol=1e-4), name
+
+
+def brier(one_hot, logits):
+    return keras.ops.sum((one_hot - keras.ops.softmax(logits)) ** 2, -1)
+
+
+def second(labels, logits):
+    return M.sparse_top_k_categorical_accuracy(labels, logits, k=2)
+
+
+class SoftPrecision(M.Precision):
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        super().update_state(y_true, keras.ops.softmax(y_pred), sample_weight)
+
+
+class OwnF1(M.F1Score):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("make", "one_hot"),
+    [
+        (lambda: M.MeanMetricWrapper(lambda y, z: M.categorical_accuracy(y, z), "same"), True),
+        (lambda: M.MeanMetricWrapper(functools.partial(brier), "brier"), True),
+        (lambda: M.MeanMetricWrapper(second, "second"), False),  # it takes no one-hot labels
+        (lambda: SoftPrecision(0.1), True), (OwnF1, True),
+    ],
+)  # fmt: skip
+def test_a_metric_of_your_own_gets_labels_as_the_loss(make, one_hot):
+    loss = objective.build(compiled(L.CategoricalCrossentropy(from_logits=True), metrics=[make()]))
+    draw, metric = np.random.default_rng(0), make()
+    labels, logits = draw.integers(0, 10, 50).astype("int32"), draw.standard_normal((50, 10)).astype("float32")
+    metric.update_state(np.eye(10)[labels] if one_hot else labels, logits)
+    (found,) = objective.metrics_of(loss, labels, logits).values()
+    assert np.allclose(found, metric.result()) and np.any(found)
+
+
+def test_an_own_metric_beside_a_loss_for_integers_gets_integers():
+    loss = objective.build(
+        compiled(L.SparseCategoricalCrossentropy(from_logits=True), metrics=[second, brier, OwnF1()])
+    )
+    assert [one_hot for _, one_hot in loss.metrics] == [False, True, True]
+
+
+class InPython(M.Metric):
+    def __init__(self):
+        super().__init__(name="in_python")
+        self.values = []
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        self.values.append(keras.ops.mean(y_pred))
+
+    def result(self):
+        return sum(self.values)
+
+
+class InNumPy(InPython):
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        self.values.append(np.mean(np.asarray(y_pred)))
+
+
+@pytest.mark.parametrize(
+    ("make", "text"), [(InPython, "keeps its state in no variable"), (InNumPy, "write it with keras.ops")]
+)
+def test_a_metric_that_a_traced_step_would_freeze_is_refused(make, text):
+    with pytest.raises(errors.SettingsError, match=text) as refused:
+        objective.build(compiled(L.SparseCategoricalCrossentropy(from_logits=True), metrics=[make()]))
+    assert "\n" not in str(refused.value)
 
 
 WRONG_METRICS = [M.AUC(), M.Precision(), M.KLDivergence(), M.MeanIoU(10), "binary_accuracy", M.F1Score(threshold=0.5)]

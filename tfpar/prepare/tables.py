@@ -14,6 +14,7 @@ The order of the rows does not matter: examples come in the order of a folder wi
 import contextlib
 import csv
 import os
+import reprlib
 from pathlib import Path, PurePosixPath
 
 from tfpar import errors, files, validate
@@ -39,6 +40,8 @@ def source(table: Path, splits: bool | None, group_by: str | None) -> Source:
     found, columns = _read(table, place)
     if missing := [column for column in ("path", "label") if column not in columns]:
         raise errors.DataError(f"{place}: has no column {missing[0]} ({', '.join(columns)}). Give it path and label")
+    if twice := [name for name in ("path", "label", "split", "weight", "group") if columns.count(name) > 1]:
+        raise errors.DataError(f"{place}: has two columns {twice[0]}. Keep one")
     if group_by is not None and group_by not in columns:
         validate.reject("group_by", group_by, f"one of the columns {', '.join(columns)}")
     if splits and "split" not in columns:
@@ -99,6 +102,8 @@ def _row(table: Path, number: int, row: dict, with_splits: bool, group_by: str) 
     for column in needed:
         if not _text(row[column]):
             reject(f"has no {column}. Give one, or remove the row")
+        if isinstance(row[column], (bytes, dict, list)):
+            reject(f"has the {column} {reprlib.repr(row[column])}. Give text, and pictures as files beside the table")
     if "\0" in _text(row["path"]):
         reject("has a path with a zero byte. Correct it")
     split = _text(row["split"]).lower() if with_splits else "train"

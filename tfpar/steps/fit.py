@@ -72,9 +72,9 @@ def install(
         model.train_function = train_function
 
     def fit(*arguments, **options):
-        if model.train_function is train_function:
+        if model.train_function in (None, train_function):
             given = inspect.signature(type(model).fit).bind(model, *arguments, **options).arguments
-            accepted.raise_first(_refusals(given, train_function))
+            accepted.raise_first(_refusals(given, train_function, lost=model.train_function is None))
             accepted.check(model)  # it may have been changed since
         return type(model).fit(model, *arguments, **options)
 
@@ -90,10 +90,16 @@ def _refuse(error: errors.SettingsError, _iterator) -> None:
     raise error
 
 
-def _refusals(given: dict, train_function: "_TrainFunction") -> Iterator[str]:
+def _refusals(given: dict, train_function: "_TrainFunction", *, lost: bool) -> Iterator[str]:
     """Yield what is wrong with arguments of `fit` that the endless batches of the engine do not go with."""
+    if lost:  # as quantize leaves it
+        yield "the model was changed after steps.install; install the step again"
     if given.get("class_weight") is not None or given.get("sample_weight") is not None:
         yield "fit cannot apply class_weight or sample_weight to these batches; give engine.train_batches(class_weights=[...])"
+    loss = train_function.step.loss
+    validated = given.get("validation_split") or given.get("validation_data") is not None
+    for name in [metric.name for metric, one_hot in loss.metrics if validated and one_hot != loss.one_hot]:
+        yield f"metric {name} and the loss take labels in two forms, and Keras' validation has one; use train.run, or leave it out"
     steps, installed = given.get("steps_per_epoch"), train_function.steps_per_epoch
     if train_function.steps_per_call > 1 and steps != installed:
         yield f"steps_per_epoch is {steps} in fit and {installed} in steps.install; with several steps per call, give both the same"

@@ -2,7 +2,7 @@
 
 import inspect
 import reprlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from typing import NamedTuple
 
 import keras
@@ -21,11 +21,13 @@ class ImageLoss(NamedTuple):
         loss: of Keras, called without its reduction, which would divide by the number of replicas.
         one_hot: whether it takes one-hot labels, which are made of the integers here.
         weight: the `loss_weights` of `compile`.
+        metrics: the compiled metrics, each with whether it takes one-hot labels.
     """
 
     loss: keras.losses.Loss
     one_hot: bool = False
     weight: float = 1.0
+    metrics: tuple[tuple[keras.metrics.Metric, bool], ...] = ()
 
     def __call__(self, labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
         labels = labels_for(self.one_hot, labels, logits)
@@ -56,7 +58,7 @@ def integers(labels: tf.Tensor) -> tf.Tensor:
 
 
 def build(model: keras.Model) -> ImageLoss:
-    """Build loss, metrics and optimizer of a compiled model, and return the loss of each image.
+    """Build loss, metrics and optimizer of a compiled model, and return the loss of each image, with the metrics.
 
     Accepted, as objects, functions or names, with or without a number as `loss_weights`:
 
@@ -72,16 +74,21 @@ def build(model: keras.Model) -> ImageLoss:
     Refused: crossentropies without `from_logits=True`, `KLDivergence` and `Poisson` (they take probabilities), `Dice`, `Tversky`,
     `Circle` and `CTC` (they give no value for each image alone).
 
+    A metric of Keras gets labels in the form that it takes. A metric of your own, a function or a class with its own `update_state`, gets
+    them as the loss does, as in Keras, and in the other form where it does not take these. Refused: metrics of Keras that take
+    probabilities, and metrics that keep their state in no variable (Keras traces `update_state` once).
+
     Raises:
         errors.SettingsError: a loss or a metric that is refused, with the remedy.
     """
     classes = model.outputs[0].shape[-1]
     images = np.zeros((2, *model.inputs[0].shape[1:]), model.inputs[0].dtype)
-    integers, logits = keras.KerasTensor((2,), "int32"), keras.KerasTensor((2, classes), "float32")
+    rows = classes + 1  # so that labels in the wrong form fit no axis of the logits
+    integers, logits = keras.KerasTensor((rows,), "int32"), keras.KerasTensor((rows, classes), "float32")
     with model.distribute_strategy.scope():
         loss = _image_loss(model, integers, logits, classes)
         # What fit does first: it builds the metrics here, and has nothing to build inside a replica.
-        _build_metrics(model, loss.one_hot, integers, logits)
+        loss = loss._replace(metrics=tuple(_build_metrics(model, loss.one_hot, integers, logits)))
         model._symbolic_build(data_batch=(tf.constant(images), tf.zeros([2], tf.int32), None))
         model.optimizer.build(model.trainable_variables)
     return loss
@@ -96,7 +103,7 @@ def name_of(model: keras.Model) -> dict | str:
 
 
 # What a loss raises that takes the labels in another form.
-MISTAKES = (ValueError, TypeError, LookupError, AttributeError, AssertionError, tf.errors.OpError)
+MISTAKES = (ValueError, TypeError, LookupError, AttributeError, AssertionError, NotImplementedError, tf.errors.OpError)
 _PROBABILITIES = "compile with SparseCategoricalCrossentropy or CategoricalCrossentropy(from_logits=True)"
 
 
@@ -140,7 +147,7 @@ def _why_not_per_image(loss: ImageLoss, classes: int) -> tuple[str, Exception | 
     if getattr(loss.loss, "_fn_kwargs", {}).get("ignore_class") is not None:
         return "has ignore_class, so its mean depends on the labels; leave these images out of the data", None
     try:
-        together = loss(labels, logits)
+        together = tf.function(loss.__call__, autograph=False)(labels, logits)  # as the step calls it
         alone = [loss(labels[i : i + 1], logits[i : i + 1]) for i in range(4)]
     # So all of Keras' losses refuse other labels or shapes. A mistake in a loss of the user's own looks the same; the
     # stack trace of the cause shows where.
@@ -155,8 +162,8 @@ def _why_not_per_image(loss: ImageLoss, classes: int) -> tuple[str, Exception | 
     return "", None
 
 
-def _build_metrics(model: keras.Model, one_hot: bool, integers, logits) -> None:
-    """Build the compiled metrics, each with labels in the form that it takes."""
+def _build_metrics(model: keras.Model, one_hot: bool, integers, logits) -> Iterator[tuple[keras.metrics.Metric, bool]]:
+    """Build the compiled metrics, and yield each with whether it takes one-hot labels."""
     compiled = model._compile_metrics
     if compiled is None:
         return
@@ -166,12 +173,28 @@ def _build_metrics(model: keras.Model, one_hot: bool, integers, logits) -> None:
     if not compiled.built:  # names such as "accuracy" mean what they would mean with the loss's labels
         compiled.build(labels[one_hot], logits)
     for metric in compiled.metrics:
-        if _metric_takes_probabilities(metric):
+        of_keras = _takes_one_hot(metric)
+        if of_keras is not None and _metric_takes_probabilities(metric):
             todo = "leave it out, or give AUC from_logits=True, BinaryAccuracy threshold=0"
             raise errors.SettingsError(f"metric {metric.name} takes no logits; {todo}")
-        why = f"metric {metric.name} does not take labels and logits {logits.shape} ({errors.REASON}); leave it out"
-        with errors.translated((ValueError, TypeError, tf.errors.InvalidArgumentError), errors.SettingsError, why):
-            keras_backend.compute_output_spec(metric.update_state, labels[takes_one_hot(metric)], logits)
+        yield metric, _form_of(metric, [one_hot, not one_hot] if of_keras is None else [of_keras], labels, logits)
+
+
+def _form_of(metric: keras.metrics.Metric, forms: list[bool], labels: dict, logits) -> bool:
+    """Return the first form of the labels, one-hot or not, that a metric takes."""
+    mistakes = []
+    for one_hot in forms:
+        try:
+            keras_backend.compute_output_spec(metric.update_state, labels[one_hot], logits)
+        except MISTAKES as error:
+            mistakes.append(error)
+            continue
+        if metric.variables:
+            return one_hot
+        why = f"metric {metric.name} keeps its state in no variable, which a traced step does not change"
+        raise errors.SettingsError(f"{why}; create it with add_weight, or leave it out")
+    why = f"metric {metric.name} does not take labels and logits [batch, {logits.shape[-1]}] ({errors.first_line(mistakes[0])})"
+    raise errors.SettingsError(f"{why}; write it with keras.ops, or leave it out") from mistakes[0]
 
 
 def check_names(model: keras.Model, taken: Collection[str]) -> None:
@@ -188,17 +211,17 @@ def check_names(model: keras.Model, taken: Collection[str]) -> None:
             raise errors.SettingsError(f"{why}; give it another name")
 
 
-def metrics_of(model: keras.Model, labels: np.ndarray, logits: np.ndarray) -> dict:
+def metrics_of(loss: ImageLoss, labels: np.ndarray, logits: np.ndarray) -> dict:
     """Return what the compiled metrics give for all images of a split, by name; the metrics themselves are not touched.
 
     Args:
-        model: compiled and built.
+        loss: from `build`; holds the metrics.
         labels: `int32[N]`.
         logits: `float32[N, classes]`.
     """
     found = {}
-    for metric in model._compile_metrics.metrics if model._compile_metrics else ():
-        given = labels_for(takes_one_hot(metric), tf.constant(labels), tf.constant(logits))
+    for metric, one_hot in loss.metrics:
+        given = labels_for(one_hot, tf.constant(labels), tf.constant(logits))
         state = metric.stateless_update_state(metric.stateless_reset_state(), given, tf.constant(logits))
         result = metric.stateless_result(state)
         found |= result if isinstance(result, dict) else {metric.name: result}
@@ -211,11 +234,13 @@ def plain(found: dict) -> dict:
     return {name: array.item() if array.size == 1 else array for name, array in arrays.items()}
 
 
-def takes_one_hot(metric: keras.metrics.Metric) -> bool:
-    """Tell whether a metric takes one-hot labels."""
-    if isinstance(metric, keras.metrics.IoU):
-        return not metric.sparse_y_true
-    return _is_one_hot(getattr(metric, "_fn", None) or type(metric))
+def _takes_one_hot(metric: keras.metrics.Metric) -> bool | None:
+    """Tell whether a metric of Keras takes one-hot labels; None for a function or an `update_state` of the user's own."""
+    updated_by = next(kind for kind in type(metric).__mro__ if "update_state" in vars(kind))
+    function = getattr(metric, "_fn", updated_by)
+    if not all(f"{each.__module__}".startswith("keras.") for each in (updated_by, function)):
+        return None
+    return not metric.sparse_y_true if isinstance(metric, keras.metrics.IoU) else _is_one_hot(function)
 
 
 def _is_one_hot(function: Callable) -> bool:

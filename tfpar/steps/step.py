@@ -84,8 +84,8 @@ class Step:
         self.exchange = _exchange(self.strategy, shards, all_reduce)
         self.shards_at_once = min(self.exchange.shards_per_replica, 1 + (devices.names(self.strategy) == ["CPU:0"]))
         self.loss = objective.build(model)
-        metrics = [metric.name for metric in model._compile_metrics.metrics] if model._compile_metrics else []
-        self.more_metrics = metrics not in ([], ["accuracy"])  # besides those that the step counts itself
+        # Besides those that the step counts itself.
+        self.more_metrics = [metric.name for metric, _ in self.loss.metrics] not in ([], ["accuracy"])
         self.jit_compile = is_compiled_by_xla(model)
         self.variables = model.variables
         self.last_rate: np.float32 | None = None  # that this step has assigned
@@ -158,7 +158,7 @@ class Step:
         if given != image or len(others) not in (1, 2) or others[1:] not in ([], [()]):
             yield f"batches hold members {[given, *others]}; give images {image}, labels, and optionally one weight for each image"
         if self.more_metrics and batch[1].shape.rank == 2:
-            yield "metrics besides accuracy need integer labels [batch]; give the batches those"
+            yield "metrics besides accuracy need integer labels [batch]; give the batches those, or compile with accuracy alone"
 
     def gradient(self, batch: tuple, *, shard: int = 0) -> tf.Tensor:
         """Compute one shard with the present weights on one device, and return its vector `float32[size]`: gradient, then state.
@@ -223,12 +223,11 @@ class Step:
     def _update_metrics(self, context, losses, labels, logits) -> None:
         """Update Keras' metrics with the whole global batch, on replica 0 only: Keras sums metric variables over the replicas when
         it reads them, so updating on every replica would count each image `R` times."""
-        compiled = self.model._compile_metrics
 
         def update():
             self.model._loss_tracker.update_state(losses)
-            for metric in compiled.metrics if compiled else ():
-                metric.update_state(objective.labels_for(objective.takes_one_hot(metric), labels, logits), logits)
+            for metric, one_hot in self.loss.metrics:
+                metric.update_state(objective.labels_for(one_hot, labels, logits), logits)
             return tf.constant(0)
 
         tf.cond(tf.equal(context.replica_id_in_sync_group, 0), update, lambda: tf.constant(0))

@@ -98,7 +98,6 @@ class Training:
         self.factor = schedule.scale(model.optimizer, batch, scale_learning_rate=settings.scale_learning_rate)
         with freezing.at_most(model, settings.stages):
             self.step = Step(model, learning_rate=self.rate, **settings.of_the_step())
-        objective.check_names(model, HISTORY)
         self.inference = Inference(model, loss=self.step.loss, batch_norm=settings.batch_norm)
         self.variables, self.given_weights = checkpoint.variables_of(model), freezing.count(model)
         self.progress = Progress(self.step.counts)
@@ -226,8 +225,8 @@ class Training:
         logs = [callbacks_of.Scalars(self.directory / "tensorboard", write_graph=False)] * self.group.chief
         bar = [callbacks_of.ProgressBar(lambda: progress.rows[-1]["images_per_second"])] * (self.verbose != 0)
         callbacks = keras.callbacks.CallbackList(
-            [first, *self.callbacks, *logs, *bar], model=self.model, verbose=self.verbose, epochs=self._epochs(), steps=self.epoch_steps,
-            stage=progress.stage + 1, resumed=self.callback_states is not None,
+            [first, *self.callbacks, *logs, *bar], model=self.model, add_history=True, verbose=self.verbose, epochs=self._epochs(),
+            steps=self.epoch_steps, stage=progress.stage + 1, resumed=self.callback_states is not None,
         )  # fmt: skip
         start = {"first_step": progress.counts.step}
         batches = iter(engine.train_batches(self.data.train, self.group.strategy, **start, **settings.of_the_batches()))
@@ -301,7 +300,9 @@ class Training:
         for callback in self.callbacks:
             callback.on_test_begin()
         logits, losses = self.inference(self.data.validation, between=self._stop_if_requested)
-        others = objective.metrics_of(self.model, self.data.validation.labels, logits) if self.step.more_metrics else {}
+        others = (
+            objective.metrics_of(self.step.loss, self.data.validation.labels, logits) if self.step.more_metrics else {}
+        )
         accuracy = float((logits.argmax(axis=1) == self.data.validation.labels).mean())
         tested = others | {"loss": predictions.mean(losses), "accuracy": accuracy}
         for callback in self.callbacks:

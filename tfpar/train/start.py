@@ -10,10 +10,11 @@ import keras
 
 from tfpar import files, results, validate
 from tfpar.results import writing
+from tfpar.results.reading import HISTORY
 from tfpar.schedule import Stage
 from tfpar.settings import FIELDS, Settings
 from tfpar.signals import StopSignal
-from tfpar.steps import accepted
+from tfpar.steps import accepted, objective
 from tfpar.train import callbacks as callbacks_of
 from tfpar.train import identity
 from tfpar.train.loop import Training
@@ -46,9 +47,10 @@ def run(
 
     A stage is one `fit` for callbacks: `on_train_begin` and `on_train_end` are called once for each stage, and once more when an
     interrupted stage continues, so `EarlyStopping` starts afresh in each stage, and `restore_best_weights` takes effect before the
-    stage's inference. `params["stage"]` and `params["resumed"]` tell a callback where it is. The run sets the learning rate of every
-    step (see `schedule`) and refuses a callback that changes it. A callback that sets `model.stop_training` ends its stage after that
-    epoch. `on_test_begin` and `on_test_end` surround each validation, which has no batches of its own: `on_test_batch_end` is not called.
+    stage's inference. `params["stage"]` and `params["resumed"]` tell a callback where it is; `model.history` holds the epochs of the
+    present stage since it began or continued. The run sets the learning rate of every step (see `schedule`) and refuses a callback that
+    changes it. A callback that sets `model.stop_training` ends its stage after that epoch. `on_test_begin` and `on_test_end` surround
+    each validation, which has no batches of its own: `on_test_batch_end` is not called.
 
     Args:
         model: compiled under its strategy; takes `uint8` images, gives logits `[batch, classes]`.
@@ -101,6 +103,8 @@ def run(
         if earlier:
             identity.agree(earlier["settings"], fingerprint, model)
         training = Training(model, data, directory, settings, fingerprint, callbacks, group)
+        if not earlier:  # an earlier version let a metric have the name of a column
+            objective.check_names(model, HISTORY)
         if earlier and earlier["finished"] and len(earlier["settings"]["stages"]) == len(settings.stages):
             training.restore()
             return results.Run(directory)  # nothing is written

@@ -145,7 +145,7 @@ def test_a_stopped_worker_is_lost(digits, alone, tmp_path):
 def test_ten_kills_at_random(digits, tmp_path):
     """Ten kills, each of a worker that is alive; the run ends with the bits of an undisturbed one of two workers."""
     random.seed(6)
-    longer = ["--stage", "12@0.02"]
+    longer = ["--stage", "40@0.02"]  # so that ten kills come before its end
     undisturbed = Gang(tmp_path, digits.directory, "undisturbed", arguments=longer)
     assert undisturbed.end() == 0, "".join(undisturbed.lines)
     gang = Gang(

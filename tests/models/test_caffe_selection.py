@@ -108,6 +108,9 @@ def test_the_logits_are_float32_in_mixed_precision(load):
         (layer("Convolution", "data", "c", 'param { name: "w" } convolution_param { num_output: 1 kernel_size: 3 bias_term: false }')
          + layer("Convolution", "c", "d", 'param { name: "w" } convolution_param { num_output: 1 kernel_size: 3 stride: 2 bias_term: false }'),
          "shared weights with other parameters"),
+        (layer("Convolution", "data", "c", 'param { name: "w" } convolution_param { num_output: 1 kernel_size: 3 bias_term: false }')
+         + layer("Convolution", "c", "d", 'param { name: "w" lr_mult: 0 } convolution_param { num_output: 1 kernel_size: 3 bias_term: false }'),
+         "shared weights with another lr_mult; give the same to all"),
         (FIRST + FIRST.replace('bottom: "data"', 'bottom: "ip"'), "a second layer with weights of this name"),
         # TensorFlow waits ten seconds for so much memory; the test after this one waits for none.
         pytest.param(
@@ -119,6 +122,17 @@ def test_the_logits_are_float32_in_mixed_precision(load):
 def test_what_keras_cannot_express_is_an_error_with_its_layer(rest, words, load):
     with pytest.raises(errors.DataError, match=words):
         load(INPUT + rest)
+
+
+def test_shared_weights_have_the_multipliers_of_all_that_state_some(load):
+    one = (
+        'param { name: "w" lr_mult: 0 MORE } convolution_param { num_output: 1 kernel_size: 3 pad: 1 bias_term: false }'
+    )
+    for more in ("", "decay_mult: 1", "lr_mult: 0"):
+        second = one.replace("lr_mult: 0 MORE", more)
+        two = layer("Convolution", "data", "c", one.replace("MORE", "")) + layer("Convolution", "c", "d", second)
+        model = load(INPUT + two + LAST.replace('"ip"', '"d"'))
+        assert model.get_layer("c").trainable is False
 
 
 def test_a_layer_for_which_there_is_no_memory_is_an_error_with_its_name(load, monkeypatch):

@@ -108,6 +108,10 @@ class Network:
             Unsupported.where(not whole, f"some weights are shared ({', '.join(names)}); share all of them or none")
             same = made.get_config() | {"name": own.name} == own.get_config()
             Unsupported.where(not same, "shared weights with other parameters")
+            for param, pair in zip(layer.param, self.multipliers.get(made, ()), strict=False):
+                for field, value in zip(("lr_mult", "decay_mult"), pair, strict=True):
+                    another = param.HasField(field) and getattr(param, field) != value
+                    Unsupported.where(another, f"shared weights with another {field}; give the same to all")
         self.shared |= {name: (made, number) for number, name in enumerate(names) if name}
         Unsupported.where(layer.name in self.made, "a second layer with weights of this name")
         y = made(x)

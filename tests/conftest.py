@@ -79,6 +79,6 @@ def _default_policy(request):
     of_this_test = getattr(request.node, "callspec", None)
     for value in of_this_test.params.values() if of_this_test else ():
         if limit := machine.too_low_for(str(value).removeprefix("mixed_")):
-            pytest.skip(f"with ONEDNN_MAX_CPU_ISA={limit} TensorFlow cannot compute in {value} on this processor")
+            pytest.skip(f"with {limit} TensorFlow cannot compute in {value} on this processor")
     yield
     keras.config.set_dtype_policy("float32")

@@ -91,10 +91,11 @@ def _predict(given) -> int:
         if not pixels:
             continue
         _import_tensorflow(given)
-        from tfpar.steps import normalization
+        from tfpar.steps import accepted, normalization
 
         with stderr_silenced(not given.verbose), normalization.computed(run.settings["batch_norm"], training=False):
             model = model or run.model()
+            accepted.check_dtypes(model)
             probabilities = predictions.softmax(model.predict(np.stack(pixels), verbose=0))
         for path, row in zip(readable, probabilities, strict=True):
             best = {run.class_names[i]: float(row[i]) for i in (-row).argsort(kind="stable")[: given.top]}

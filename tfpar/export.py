@@ -49,7 +49,10 @@ def write(run: str | os.PathLike, to: str, out: str | os.PathLike | None = None)
     target = validate.path("out", out) if out else run.directory / "export" / name
     if target.exists():
         raise errors.OutputError(f"{target}: exists already; remove it, or give another --out")
+    from tfpar.steps import accepted
+
     model = run.model()
+    accepted.check_dtypes(model)
     images, stored = data.validation.images[:IMAGES], predictions.probabilities_of(run.predictions())[:IMAGES]
     here = predictions.softmax(np.asarray(model(images)))
     if (apart := np.abs(here - stored).max()) > most:

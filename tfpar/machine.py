@@ -16,11 +16,12 @@ import sys
 
 BEST_FIRST = ("amx_bf16", "avx512_bf16", "avx512_vnni", "avx512f", "avx_vnni", "avx2", "avx", "sse4_2")
 COMPUTE_IN_BFLOAT16 = ("amx_bf16", "avx512_bf16")
-# Where the processor has the first, TensorFlow computes in this dtype with oneDNN, which needs one of the second.
+# Where the processor has the first, TensorFlow computes in this dtype with oneDNN, which cannot if it is limited to the second.
 OF_ONEDNN = {
-    "bfloat16": ("avx512f", "ALL|DEFAULT|AVX512_CORE|AVX10"),
-    "float16": ("avx512_fp16", "ALL|DEFAULT|AVX512_CORE_(FP16|AMX)|AVX10"),
+    "bfloat16": ("avx512f", "SSE41|AVX2?(_VNNI(_2)?)?"),
+    "float16": ("avx512_fp16", "SSE41|AVX2?(_VNNI(_2)?)?|AVX512_CORE(_VNNI|_BF16)?"),
 }
+LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")  # oneDNN reads the second where the first is not set
 
 
 def cores() -> list[int]:
@@ -53,7 +54,7 @@ def instructions() -> str:
     """Return the best vector instructions that oneDNN and Eigen may use on this processor."""
     flags = cpuinfo("flags").split()
     best = next((name for name in BEST_FIRST if name in flags), platform.machine())
-    limit = os.environ.get("ONEDNN_MAX_CPU_ISA")
+    limit = next(filter(None, map(os.environ.get, LIMITS)), None)
     return f"{best}, at most {limit}" if limit else best
 
 
@@ -63,11 +64,11 @@ def computes_in_bfloat16() -> bool:
 
 
 def too_low_for(dtype: str) -> str:
-    """Return the value of ONEDNN_MAX_CPU_ISA where it is too low for `dtype`, otherwise an empty text: below these instructions
-    TensorFlow with oneDNN ends in an AbortedError in a convolution, and crashes in a product of matrices."""
-    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
-    flag, enough = OF_ONEDNN.get(dtype, ("", ""))
-    return limit if flag in cpuinfo("flags").split() and not re.match(enough, limit) else ""
+    """Return `ONEDNN_MAX_CPU_ISA=...` where it is too low for `dtype`, otherwise an empty text: below these instructions TensorFlow with
+    oneDNN ends in an AbortedError in a convolution, and crashes in a product of matrices."""
+    name = next(filter(os.environ.get, LIMITS), LIMITS[0])
+    limit, (flag, low) = os.environ.get(name, ""), OF_ONEDNN.get(dtype, ("", ""))
+    return f"{name}={limit}" if flag in cpuinfo("flags").split() and re.fullmatch(low, limit.upper()) else ""
 
 
 def command() -> str | None:

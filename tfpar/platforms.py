@@ -26,6 +26,7 @@ from matplotlib.figure import Figure
 
 from tfpar import errors, export, files, machine, results, validate
 from tfpar.results import tables
+from tfpar.steps import accepted
 
 BATCH, CALIBRATING = 256, 100  # images: of a call for the throughput; that show LiteRT int8 the ranges of its values
 SECONDS, FEWEST_CALLS, MOST_CALLS = 1.0, 30, 20_000  # of a measurement
@@ -104,6 +105,7 @@ def ways(model: keras.Model, images: np.ndarray) -> dict[str, Way]:
         model: a classifier: `uint8` images in, logits out.
         images: `uint8[N, height, width, channels]`, from which LiteRT int8 learns the ranges of its values.
     """
+    accepted.check_dtypes(model)
     places = {" on the CPU": "CPU", " on the GPU": "GPU"} if tf.config.list_logical_devices("GPU") else {"": None}
     found = {name + place: f for place, device in places.items() for name, f in _of_keras(model, device).items()}
     try:

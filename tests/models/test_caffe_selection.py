@@ -108,7 +108,7 @@ def test_the_logits_are_float32_in_mixed_precision(load):
         (layer("Convolution", "data", "c", 'param { name: "w" } convolution_param { num_output: 1 kernel_size: 3 bias_term: false }')
          + layer("Convolution", "c", "d", 'param { name: "w" } convolution_param { num_output: 1 kernel_size: 3 stride: 2 bias_term: false }'),
          "shared weights with other parameters"),
-        (layer("Convolution", "data", "c", 'param { name: "w" } convolution_param { num_output: 1 kernel_size: 3 bias_term: false }')
+        (layer("Convolution", "data", "c", 'param { name: "w" lr_mult: 1 } convolution_param { num_output: 1 kernel_size: 3 bias_term: false }')
          + layer("Convolution", "c", "d", 'param { name: "w" lr_mult: 0 } convolution_param { num_output: 1 kernel_size: 3 bias_term: false }'),
          "shared weights with another lr_mult; give the same to all"),
         (FIRST + FIRST.replace('bottom: "data"', 'bottom: "ip"'), "a second layer with weights of this name"),
@@ -124,15 +124,15 @@ def test_what_keras_cannot_express_is_an_error_with_its_layer(rest, words, load)
         load(INPUT + rest)
 
 
-def test_shared_weights_have_the_multipliers_of_all_that_state_some(load):
-    one = (
-        'param { name: "w" lr_mult: 0 MORE } convolution_param { num_output: 1 kernel_size: 3 pad: 1 bias_term: false }'
-    )
-    for more in ("", "decay_mult: 1", "lr_mult: 0"):
-        second = one.replace("lr_mult: 0 MORE", more)
-        two = layer("Convolution", "data", "c", one.replace("MORE", "")) + layer("Convolution", "c", "d", second)
-        model = load(INPUT + two + LAST.replace('"ip"', '"d"'))
-        assert model.get_layer("c").trainable is False
+@pytest.mark.parametrize(("first", "second", "trains"), [
+    ("lr_mult: 0", "", False), ("lr_mult: 0", "lr_mult: 0", False), ("lr_mult: 0", "decay_mult: 1", False),
+    ("", "lr_mult: 0", False), ("", "lr_mult: 2", True), ("lr_mult: nan", "", True),
+])  # fmt: skip
+def test_shared_weights_have_the_multipliers_of_the_layer_that_states_some(first, second, trains, load):
+    text = 'param {{ name: "w" {} }} convolution_param {{ num_output: 1 kernel_size: 3 pad: 1 bias_term: false }}'
+    two = layer("Convolution", "data", "c", text.format(first)) + layer("Convolution", "c", "d", text.format(second))
+    model = load(INPUT + two + LAST.replace('"ip"', '"d"'))
+    assert model.get_layer("c").trainable == trains
 
 
 def test_a_layer_for_which_there_is_no_memory_is_an_error_with_its_name(load, monkeypatch):

@@ -142,11 +142,21 @@ def test_files_that_are_no_table(name, content, kind, tmp_path):
         prepare.dataset(tmp_path / name, tmp_path / "d")
 
 
-def test_a_column_given_twice_is_refused(pictures, tmp_path):
-    rows = rows_of(pictures)
-    (pictures / "a.csv").write_text("path,label,label\n" + "".join(f"{row['path']},a,{row['label']}\n" for row in rows))
-    with pytest.raises(errors.DataError, match="two columns label"):
-        prepare.dataset(pictures / "a.csv", tmp_path / "d")
+@pytest.mark.parametrize("twice", ["label", "note"])
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_column_given_twice_is_refused_if_it_is_read(pictures, tmp_path, twice, kind):
+    rows, table = rows_of(pictures), pictures / f"a.{kind}"
+    names = ["path", "label", twice] if twice == "label" else ["path", "label", twice, twice]
+    columns = [[row["path"] for row in rows], [row["label"] for row in rows], *[["x"] * len(rows)] * (len(names) - 2)]
+    if kind == "csv":
+        table.write_text("\n".join(",".join(row) for row in [names, *zip(*columns, strict=True)]))
+    else:
+        pyarrow.parquet.write_table(pa.Table.from_arrays([pa.array(column) for column in columns], names), table)
+    if twice == "label":
+        with pytest.raises(errors.DataError, match="two columns label"):
+            prepare.dataset(table, tmp_path / "d")
+    else:
+        assert prepare.dataset(table, tmp_path / "d").class_names == sorted({row["label"] for row in rows})
 
 
 @pytest.mark.parametrize("column", ["path", "label"])

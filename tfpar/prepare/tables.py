@@ -74,8 +74,9 @@ def _read(table: Path, place: str) -> tuple[list[dict], list[str]]:
 
     try:
         if table.suffix.lower() == ".parquet":
-            content = pyarrow.parquet.read_table(table)
-            return content.to_pylist(), content.column_names
+            names = pyarrow.parquet.read_schema(table).names
+            content = pyarrow.parquet.read_table(table, columns=[name for name in names if names.count(name) == 1])
+            return content.to_pylist(), names
         with open(table, newline="", encoding="utf-8-sig") as file:
             header = file.readline()
             file.seek(0)

@@ -93,7 +93,8 @@ def _kind(array: np.ndarray) -> str:
 
 def _pixels(images: np.ndarray) -> np.ndarray:
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3) or 0 in images.shape:
-        convert = {"f": f"; convert them: {_TO_PIXELS}", "O": "; of two datasets give one, first.concatenate(second)"}
+        objects = "; all of one size" if images.ndim else "; of two datasets give one, first.concatenate(second)"
+        convert = {"f": f"; convert them: {_TO_PIXELS}", "O": objects}
         right = "uint8 [N, height, width] or [N, height, width, 1 or 3]"
         raise errors.DataError(f"images are {_kind(images)}; give {right}{convert.get(images.dtype.kind, '')}")
     return images

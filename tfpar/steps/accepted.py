@@ -50,7 +50,7 @@ from tensorflow.python.distribute import distribute_lib
 from tensorflow.python.framework.config import is_op_determinism_enabled
 from tensorflow.python.util import _pywrap_util_port
 
-from tfpar import errors, machine
+from tfpar import devices, errors, machine
 from tfpar.steps import tensorflow_repairs
 
 REPLACED = ("train_step", "compute_loss", "stateless_compute_loss", "compute_metrics", "make_train_function")
@@ -130,10 +130,7 @@ def _refusals(model: keras.Model, sets_rate: bool) -> Iterator[str]:
     yield from _refused_methods(model, REPLACED + REPLACED_BY_A_RUN * sets_rate)
     yield from _refused_shapes(model)
     yield from _refused_layers(model)
-    for dtype in sorted({layer.compute_dtype for layer in model._flatten_layers()}):
-        if (limit := machine.too_low_for(dtype)) and _pywrap_util_port.IsMklEnabled():
-            todo = "unset it, give TF_ENABLE_ONEDNN_OPTS=0, or compute in float32"
-            yield f"with ONEDNN_MAX_CPU_ISA={limit} TensorFlow cannot compute in {dtype} on this processor; {todo}"
+    yield from _refused_dtypes(model)
     if _gives_probabilities(model):
         yield f"model {model.name} ends in a softmax or sigmoid; give logits, and compile with a loss that has from_logits=True"
     yield from _refused_optimizers(model, sets_rate)
@@ -141,6 +138,19 @@ def _refusals(model: keras.Model, sets_rate: bool) -> Iterator[str]:
     for variable in [*model.variables, *model.optimizer.variables] if several else ():
         if not isinstance(variable.value, tf.distribute.DistributedValues):
             yield f"variable {variable.path} was created outside of strategy.scope(); create model and optimizer inside it"
+
+
+def check_dtypes(model: keras.Model) -> None:
+    """Refuse to compute where TensorFlow would end in an error of oneDNN, or crash (see `machine.too_low_for`)."""
+    raise_first(_refused_dtypes(model))
+
+
+def _refused_dtypes(model: keras.Model) -> Iterator[str]:
+    on_cpus = any("CPU" in name for name in devices.names(model.distribute_strategy))
+    for dtype in sorted({layer.compute_dtype for layer in model._flatten_layers()}):
+        if on_cpus and (limit := machine.too_low_for(dtype)) and _pywrap_util_port.IsMklEnabled():
+            todo = "unset it, give TF_ENABLE_ONEDNN_OPTS=0, or compute in float32"
+            yield f"with {limit} TensorFlow cannot compute in {dtype} on this processor; {todo}"
 
 
 def _refused_methods(thing: keras.Model | keras.optimizers.Optimizer, names: tuple[str, ...]) -> Iterator[str]:

@@ -74,8 +74,8 @@ def build(model: keras.Model) -> ImageLoss:
     Refused: crossentropies without `from_logits=True`, `KLDivergence` and `Poisson` (they take probabilities), `Dice`, `Tversky`,
     `Circle` and `CTC` (they give no value for each image alone).
 
-    A metric of Keras gets labels in the form that it takes. A metric of your own, a function or a class with its own `update_state`, gets
-    them as the loss does, as in Keras, and in the other form where it does not take these. Refused: metrics of Keras that take
+    A metric of Keras gets labels in the form that it takes, and so does a class that you derive from one. A function or a metric of your
+    own gets labels as the loss does, as in Keras, and in the other form where it does not take these. Refused: metrics of Keras that take
     probabilities, and metrics that keep their state in no variable (Keras traces `update_state` once).
 
     Raises:
@@ -104,6 +104,12 @@ def name_of(model: keras.Model) -> dict | str:
 
 # What a loss raises that takes the labels in another form.
 MISTAKES = (ValueError, TypeError, LookupError, AttributeError, AssertionError, NotImplementedError, tf.errors.OpError)
+_GENERAL = (
+    keras.metrics.Metric,
+    keras.metrics.Mean,
+    keras.metrics.Sum,
+    keras.metrics.MeanMetricWrapper,
+)  # say nothing of labels
 _PROBABILITIES = "compile with SparseCategoricalCrossentropy or CategoricalCrossentropy(from_logits=True)"
 
 
@@ -147,7 +153,8 @@ def _why_not_per_image(loss: ImageLoss, classes: int) -> tuple[str, Exception | 
     if getattr(loss.loss, "_fn_kwargs", {}).get("ignore_class") is not None:
         return "has ignore_class, so its mean depends on the labels; leave these images out of the data", None
     try:
-        together = tf.function(loss.__call__, autograph=False)(labels, logits)  # as the step calls it
+        traced = tf.function(loss.__call__, autograph=False).get_concrete_function(labels, logits)  # as in the step
+        together = traced(labels, logits)
         alone = [loss(labels[i : i + 1], logits[i : i + 1]) for i in range(4)]
     # So all of Keras' losses refuse other labels or shapes. A mistake in a loss of the user's own looks the same; the
     # stack trace of the cause shows where.
@@ -173,11 +180,11 @@ def _build_metrics(model: keras.Model, one_hot: bool, integers, logits) -> Itera
     if not compiled.built:  # names such as "accuracy" mean what they would mean with the loss's labels
         compiled.build(labels[one_hot], logits)
     for metric in compiled.metrics:
-        of_keras = _takes_one_hot(metric)
-        if of_keras is not None and _metric_takes_probabilities(metric):
+        forms = _forms_to_try(metric, one_hot)
+        if len(forms) == 1 and _metric_takes_probabilities(metric):
             todo = "leave it out, or give AUC from_logits=True, BinaryAccuracy threshold=0"
             raise errors.SettingsError(f"metric {metric.name} takes no logits; {todo}")
-        yield metric, _form_of(metric, [one_hot, not one_hot] if of_keras is None else [of_keras], labels, logits)
+        yield metric, _form_of(metric, forms, labels, logits)
 
 
 def _form_of(metric: keras.metrics.Metric, forms: list[bool], labels: dict, logits) -> bool:
@@ -194,7 +201,8 @@ def _form_of(metric: keras.metrics.Metric, forms: list[bool], labels: dict, logi
         why = f"metric {metric.name} keeps its state in no variable, which a traced step does not change"
         raise errors.SettingsError(f"{why}; create it with add_weight, or leave it out")
     why = f"metric {metric.name} does not take labels and logits [batch, {logits.shape[-1]}] ({errors.first_line(mistakes[0])})"
-    raise errors.SettingsError(f"{why}; write it with keras.ops, or leave it out") from mistakes[0]
+    todo = "leave it out" if len(forms) == 1 else "write it with keras.ops, or leave it out"
+    raise errors.SettingsError(f"{why}; {todo}") from mistakes[0]
 
 
 def check_names(model: keras.Model, taken: Collection[str]) -> None:
@@ -223,9 +231,10 @@ def metrics_of(loss: ImageLoss, labels: np.ndarray, logits: np.ndarray) -> dict:
     for metric, one_hot in loss.metrics:
         given = labels_for(one_hot, tf.constant(labels), tf.constant(logits))
         state = metric.stateless_update_state(metric.stateless_reset_state(), given, tf.constant(logits))
-        result = metric.stateless_result(state)
-        found |= result if isinstance(result, dict) else {metric.name: result}
-    return plain(found)
+        with keras.StatelessScope(state_mapping=list(zip(metric.variables, state, strict=True))):
+            result = metric.result()
+            found |= plain(result if isinstance(result, dict) else {metric.name: result})  # it may be a variable
+    return found
 
 
 def plain(found: dict) -> dict:
@@ -234,13 +243,20 @@ def plain(found: dict) -> dict:
     return {name: array.item() if array.size == 1 else array for name, array in arrays.items()}
 
 
-def _takes_one_hot(metric: keras.metrics.Metric) -> bool | None:
-    """Tell whether a metric of Keras takes one-hot labels; None for a function or an `update_state` of the user's own."""
-    updated_by = next(kind for kind in type(metric).__mro__ if "update_state" in vars(kind))
-    function = getattr(metric, "_fn", updated_by)
-    if not all(f"{each.__module__}".startswith("keras.") for each in (updated_by, function)):
-        return None
-    return not metric.sparse_y_true if isinstance(metric, keras.metrics.IoU) else _is_one_hot(function)
+def _forms_to_try(metric: keras.metrics.Metric, one_hot: bool) -> list[bool]:
+    """Return in which forms to offer labels to a metric, one-hot or not: one form to a metric of Keras; first that form to a class made
+    of it with another `update_state`; first the form of the loss (`one_hot`) to all others."""
+
+    def of_keras(thing) -> bool:
+        return f"{thing.__module__}".startswith("keras.") and thing not in _GENERAL
+
+    kinds = [kind for kind in type(metric).__mro__ if issubclass(kind, keras.metrics.Metric)]
+    function = getattr(metric, "_fn", None) or next(filter(of_keras, kinds), kinds[0])
+    if not of_keras(function):
+        return [one_hot, not one_hot]
+    first = not metric.sparse_y_true if isinstance(metric, keras.metrics.IoU) else _is_one_hot(function)
+    updated_by = next(kind for kind in kinds if "update_state" in vars(kind))
+    return [first] if updated_by.__module__.startswith("keras.") else [first, not first]
 
 
 def _is_one_hot(function: Callable) -> bool:

@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from tfpar import devices, engine, errors, prepare, results
 from tfpar.engine.batches import INFERENCE_CHUNK
-from tfpar.steps import exchange, normalization, objective, shard, tensorflow_repairs
+from tfpar.steps import accepted, exchange, normalization, objective, shard, tensorflow_repairs
 
 SMALL = 2 << 20  # bytes of a chunk: pictures of up to 104 px in colour
 
@@ -28,6 +28,7 @@ class Inference:
 
     def __init__(self, model: keras.Model, *, loss: objective.ImageLoss | None = None, batch_norm: str = "fused"):
         """Take a compiled model and its loss (from `objective.build`; built here when not given); `batch_norm` as for `steps.Step`."""
+        accepted.check_dtypes(model)
         self.model, self.strategy = model, model.distribute_strategy
         self.loss, self.batch_norm = loss or objective.build(model), batch_norm
         self.chunk = exchange.not_inlined(self._chunk)
@@ -41,7 +42,8 @@ class Inference:
         """
         rows, batches = [], iter(engine.inference_batches(split, self.strategy))
         # The operations of one small chunk leave cores idle, and two large ones might not fit into the memory.
-        two = devices.names(self.strategy) == ["CPU:0"] and split[0][:INFERENCE_CHUNK].nbytes <= SMALL
+        alone = self.strategy.num_replicas_in_sync == 1 and devices.names(self.strategy) == ["CPU:0"]
+        two = alone and split[0][:INFERENCE_CHUNK].nbytes <= SMALL
         while together := list(itertools.islice(batches, 1 + two)):
             with tensorflow_repairs.fixed_order():
                 rows.append(self.run(together).numpy())

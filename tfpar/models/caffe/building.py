@@ -26,7 +26,8 @@ class Network:
         outputs: what each layer gives, by the layer's name.
         made: the Keras layer with the weights of each layer, by the layer's name.
         unfilled: layers with neither weights nor a filler for them.
-        multipliers: by the Keras layer, for each of its weights `lr_mult` and `decay_mult`; not of `BatchNorm`, whose weights are averages.
+        multipliers: by the Keras layer, what is stated of each of its weights: `lr_mult`, `decay_mult`; not of `BatchNorm`, whose weights
+            are averages.
     """
 
     def __init__(self, weights: dict[str, list[np.ndarray]], *, source: object, where: Callable[[object], str]):
@@ -41,7 +42,7 @@ class Network:
         self.outputs: dict[str, keras.KerasTensor] = {}
         self.made: dict[str, keras.Layer] = {}
         self.unfilled: list[str] = []
-        self.multipliers: dict[keras.Layer, list[tuple[float, float]]] = {}
+        self.multipliers: dict[keras.Layer, list[dict[str, float]]] = {}
         self.weights, self.source, self.where = weights, source, where
         self.names = {"images", "scaled", "minus_mean"}
         self.shared: dict[str, tuple[keras.Layer, int]] = {}
@@ -108,10 +109,6 @@ class Network:
             Unsupported.where(not whole, f"some weights are shared ({', '.join(names)}); share all of them or none")
             same = made.get_config() | {"name": own.name} == own.get_config()
             Unsupported.where(not same, "shared weights with other parameters")
-            for param, pair in zip(layer.param, self.multipliers.get(made, ()), strict=False):
-                for field, value in zip(("lr_mult", "decay_mult"), pair, strict=True):
-                    another = param.HasField(field) and getattr(param, field) != value
-                    Unsupported.where(another, f"shared weights with another {field}; give the same to all")
         self.shared |= {name: (made, number) for number, name in enumerate(names) if name}
         Unsupported.where(layer.name in self.made, "a second layer with weights of this name")
         y = made(x)
@@ -121,11 +118,27 @@ class Network:
                 self.unfilled += [layer.name] * (fillers[0] is None)
                 blobs = [_drawn(filler, shape) for filler, shape in zip(fillers, shapes, strict=True)]
             made.set_weights(convert(*blobs))
-            if layer.type != "BatchNorm":
-                given = [(param.lr_mult, param.decay_mult) for param in layer.param[: len(blobs)]]
-                self.multipliers[made] = given + [(1.0, 1.0)] * (len(blobs) - len(given))
+        if layer.type != "BatchNorm":
+            self._multiply(made, layer.param, len(shapes))
         self.made[layer.name] = made
         return y
+
+    def _multiply(self, made: keras.Layer, params: Sequence, count: int) -> None:
+        """Note what a layer states of `lr_mult` and `decay_mult`, of which layers that share weights must state the same, or nothing."""
+        known = self.multipliers.setdefault(made, [{} for _ in range(count)])
+        for stated, param in zip(known, params, strict=False):
+            for field in ("lr_mult", "decay_mult"):
+                if param.HasField(field):
+                    other = stated.setdefault(field, getattr(param, field))
+                    differ = other != getattr(param, field) and not math.isnan(other)
+                    Unsupported.where(differ, f"shared weights with another {field}; give the same to all")
+
+    def all_multipliers(self) -> dict[keras.Layer, list[tuple[float, float]]]:
+        """Return `lr_mult` and `decay_mult` of each weight of each Keras layer; they are 1 where no layer states them."""
+        return {
+            made: [(stated.get("lr_mult", 1.0), stated.get("decay_mult", 1.0)) for stated in of_weights]
+            for made, of_weights in self.multipliers.items()
+        }
 
     def _blobs_of(self, layer, shapes: Sequence[tuple]) -> list[np.ndarray] | None:
         """Return a layer's blobs of the file; ones in front may be missing or be there, as Caffe compares shapes."""

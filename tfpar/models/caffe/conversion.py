@@ -175,7 +175,8 @@ def _build(selection: Selection, x, weights, needed: list, *, head=None, is_new:
     if blobs and not built.made.keys() & blobs.keys():
         why = f"none of its layers ({_some(blobs)}) is in {selection.net.path}"
         raise errors.SettingsError(f"{weights}: {why}; give the file of this network")
-    rates = {name: [rate for rate, _ in built.multipliers.get(made, ())] for name, made in built.made.items()}
+    multipliers = built.all_multipliers()
+    rates = {name: [rate for rate, _ in multipliers.get(made, ())] for name, made in built.made.items()}
     frozen = [name for name, of_layer in rates.items() if of_layer and not any(of_layer)]
     for name in frozen:
         built.made[name].trainable = False
@@ -202,7 +203,7 @@ def _model(selection: Selection, inputs, outputs, built: Network) -> keras.Model
     twice = f"{selection.net.path}: {errors.REASON}; give that layer another name"
     with errors.translated(ValueError, errors.DataError, twice):  # as of a layer `a/pad` beside a padded layer `a`
         model = keras.Model(inputs, outputs, name=re.sub(r"[^\w.-]", "_", selection.net.message.name) or "caffe")
-    _facts[model] = Facts(selection.batch_size, built.multipliers, built.outputs)
+    _facts[model] = Facts(selection.batch_size, built.all_multipliers(), built.outputs)
     for note in selection.notes:
         print(f"{selection.net.path}: {note}")
     return model

@@ -91,11 +91,10 @@ def _predict(given) -> int:
         if not pixels:
             continue
         _import_tensorflow(given)
-        from tfpar.steps import accepted, normalization
+        from tfpar.steps import normalization
 
         with stderr_silenced(not given.verbose), normalization.computed(run.settings["batch_norm"], training=False):
-            model = model or run.model()
-            accepted.check_dtypes(model)
+            model = model or _model_of(run)
             probabilities = predictions.softmax(model.predict(np.stack(pixels), verbose=0))
         for path, row in zip(readable, probabilities, strict=True):
             best = {run.class_names[i]: float(row[i]) for i in (-row).argsort(kind="stable")[: given.top]}
@@ -109,6 +108,14 @@ def _predict(given) -> int:
     if unreadable:
         say(f"tfpar: {unreadable} of {len(paths)} pictures cannot be read; the others are labelled")
     return errors.DataError.exit_code if unreadable else 0
+
+
+def _model_of(run):
+    from tfpar.steps import accepted
+
+    model = run.model()
+    accepted.check_dtypes(model)
+    return model
 
 
 def _evaluate(given) -> None:

@@ -105,7 +105,6 @@ def ways(model: keras.Model, images: np.ndarray) -> dict[str, Way]:
         model: a classifier: `uint8` images in, logits out.
         images: `uint8[N, height, width, channels]`, from which LiteRT int8 learns the ranges of its values.
     """
-    accepted.check_dtypes(model)
     places = {" on the CPU": "CPU", " on the GPU": "GPU"} if tf.config.list_logical_devices("GPU") else {"": None}
     found = {name + place: f for place, device in places.items() for name, f in _of_keras(model, device).items()}
     try:
@@ -177,6 +176,7 @@ def measure(
         errors.SettingsError: images and labels are no split, or a number is out of range.
         RuntimeError: the logits of LiteRT in float32 differ from Keras' by more than 1e-4 of the largest.
     """
+    accepted.check_dtypes(model)
     images, labels = validate.split((images, labels))
     repeated = np.arange(validate.integer("batch", batch, 1, validate.MOST_BATCH)) % len(images)
     part, compared, rows = images[repeated], min(batch, len(images)), []

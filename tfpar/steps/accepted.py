@@ -14,8 +14,8 @@ logits `[batch, classes]`; `add_loss`, regularizers and constraints; float state
 shards); random layers, also those without a seed generator; frozen layers; losses and metrics (see `objective`); all arguments of
 optimizers but those below; `loss_weights`, `jit_compile`, `auto_scale_loss` of `compile`.
 
-One difference: a gradient of rows (of `Embedding`, `keras.ops.take`) reaches the optimizer as the sum for each row. Plain Keras on
-TensorFlow gives Adam and others that square a gradient the parts, and they square each part alone.
+One difference: a sparse gradient (`tf.IndexedSlices`, of `Embedding` or `keras.ops.take`) reaches the optimizer as the sum for each row.
+Plain Keras on TensorFlow gives Adam and others that square a gradient the parts, and they square each part alone.
 
 Refused, because the step would ignore it or its result would depend on the number of replicas:
 

@@ -37,7 +37,7 @@ def test_a_file_that_cannot_be_read_is_named(data, name, verify, monkeypatch):
         return real(path, *arguments, **options)
 
     monkeypatch.setattr("builtins.open", refusing)
-    monkeypatch.setattr("io.open", refusing)
+    monkeypatch.setattr("pathlib.Path.open", refusing)
     with pytest.raises(errors.InputNotFound, match=rf"{name}: cannot be read \(Permission denied\)"):
         arrays.load(data.directory, verify=verify)
 

@@ -403,7 +403,7 @@ HONOURED = {
         for kind in (
             optimizers.Adadelta, optimizers.Adafactor, optimizers.Adagrad, optimizers.Adam, optimizers.AdamW, optimizers.Adamax,
             optimizers.Ftrl, optimizers.Lamb, optimizers.Lion, optimizers.Muon, optimizers.Nadam, optimizers.RMSprop,
-            optimizers.ScheduleFreeAdamW,
+            *([optimizers.ScheduleFreeAdamW] if hasattr(optimizers, "ScheduleFreeAdamW") else []),  # not before Keras 3.13
         )
     },
     "optimizer, SGD with Nesterov": optimizer(momentum=0.9, nesterov=True),

@@ -317,5 +317,6 @@ OPTIMIZERS = {
             "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "Ftrl", "Lamb", "Lion", "Muon", "Nadam", "RMSprop",
             "ScheduleFreeAdamW",
         )
+        if hasattr(optimizers, name)
     },
 }  # fmt: skip

@@ -43,7 +43,12 @@ def computed(how: str, *, training: bool) -> Iterator[None]:
 
 def is_covered(layer: keras.layers.BatchNormalization, inputs, mask) -> bool:
     """Tell whether the fused operation computes what the layer does: it normalizes the last of four axes."""
-    ordinary = mask is None and not layer.renorm and not layer.synchronized and layer.epsilon >= LEAST_EPSILON
+    ordinary = (
+        mask is None
+        and not getattr(layer, "renorm", False)
+        and not layer.synchronized
+        and layer.epsilon >= LEAST_EPSILON
+    )
     own = type(layer)._moments is not keras.layers.BatchNormalization._moments
     return ordinary and not own and len(inputs.shape) == 4 and layer.axis in (-1, 3) and inputs.dtype in DTYPES
 

@@ -261,6 +261,17 @@ class Around(layers.Layer):
         return super().get_config()
 
 
+def test_another_keras_is_named_where_it_may_write_the_model_otherwise(digits):
+    first = given_to_a_run(digits, network())
+    other = first | {"model_config": "0123456789abcdef"}
+    with pytest.raises(
+        errors.SettingsError, match=r"than 3\.0\.1, which began the run: continue with keras==3\.0\.1, another"
+    ):
+        identity.agree(other, first, compiled(network()), of_keras="3.0.1")
+    with pytest.raises(errors.SettingsError, match="Give those again"):
+        identity.agree(other, first, compiled(network()))
+
+
 class Within(keras.Model):
     def __init__(self, factor, **options):
         super().__init__(**options)

@@ -53,8 +53,8 @@ def fingerprint(model: keras.Model, data: Dataset, settings: Settings) -> dict:
     return json.loads(json.dumps(values, default=_number))
 
 
-def agree(earlier: dict, now: dict, model: keras.Model) -> None:
-    """Refuse to continue a run with other settings; stages may be added at the end.
+def agree(earlier: dict, now: dict, model: keras.Model, *, of_keras: str = keras.__version__) -> None:
+    """Refuse to continue a run with other settings; stages may be added at the end. `of_keras` is the version that began the run.
 
     A run of version 0.1.0 holds the name of the model, and a hash of it, with the number that Keras had counted; in the hash and in
     the loss a lambda has its file and line; and the run computed batch normalization as Keras does.
@@ -73,6 +73,9 @@ def agree(earlier: dict, now: dict, model: keras.Model) -> None:
     )
     if differing:
         todo = "Give those again, another --run, or --fresh"
+        if "model_config is" in differing and of_keras != keras.__version__:
+            why = f"Keras {keras.__version__} may write the same model otherwise than {of_keras}, which began the run"
+            todo = f"{why}: continue with keras=={of_keras}, another --run, or --fresh"
         raise errors.SettingsError(f"the run was begun with other settings: {differing}. {todo}")
 
 

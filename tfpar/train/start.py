@@ -101,7 +101,8 @@ def run(
         settings = settings.resolved(group.strategy.num_replicas_in_sync, earlier and earlier["settings"])
         fingerprint = identity.fingerprint(model, data, settings)
         if earlier:
-            identity.agree(earlier["settings"], fingerprint, model)
+            of_keras = earlier.get("environment", {}).get("keras", keras.__version__)
+            identity.agree(earlier["settings"], fingerprint, model, of_keras=of_keras)
         training = Training(model, data, directory, settings, fingerprint, callbacks, group)
         if not earlier:  # an earlier version let a metric have the name of a column
             objective.check_names(model, HISTORY)

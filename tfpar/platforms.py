@@ -176,7 +176,6 @@ def measure(
         errors.SettingsError: images and labels are no split, or a number is out of range.
         RuntimeError: the logits of LiteRT in float32 differ from Keras' by more than 1e-4 of the largest.
     """
-    accepted.check_dtypes(model)
     images, labels = validate.split((images, labels))
     repeated = np.arange(validate.integer("batch", batch, 1, validate.MOST_BATCH)) % len(images)
     part, compared, rows = images[repeated], min(batch, len(images)), []
@@ -206,7 +205,9 @@ def compare(run: str | Path, *, batch: int = BATCH) -> list[Row]:
     """
     run = results.Run(run)
     data = export.data_of(run)
-    rows = measure(run.model(compile=False), data.validation.images, data.validation.labels, batch=batch)
+    model = run.model(compile=False)
+    accepted.check_dtypes(model)
+    rows = measure(model, data.validation.images, data.validation.labels, batch=batch)
     figure = draw({row.way: (row.p50, row.throughput) for row in rows})
     files.write(run.directory / "platforms.png", lambda path: figure.savefig(path, dpi=120))
     return rows

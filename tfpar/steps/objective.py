@@ -251,12 +251,13 @@ def _forms_to_try(metric: keras.metrics.Metric, one_hot: bool) -> list[bool]:
         return f"{thing.__module__}".startswith("keras.") and thing not in _GENERAL
 
     kinds = [kind for kind in type(metric).__mro__ if issubclass(kind, keras.metrics.Metric)]
-    function = getattr(metric, "_fn", None) or next(filter(of_keras, kinds), kinds[0])
-    if not of_keras(function):
-        return [one_hot, not one_hot]
-    first = not metric.sparse_y_true if isinstance(metric, keras.metrics.IoU) else _is_one_hot(function)
     updated_by = next(kind for kind in kinds if "update_state" in vars(kind))
-    return [first] if updated_by.__module__.startswith("keras.") else [first, not first]
+    function = getattr(metric, "_fn", None) or next(filter(of_keras, kinds), updated_by)
+    first = one_hot
+    if of_keras(function):
+        first = not metric.sparse_y_true if isinstance(metric, keras.metrics.IoU) else _is_one_hot(function)
+    only_keras = all(f"{each.__module__}".startswith("keras.") for each in (updated_by, function))
+    return [first] if only_keras else [first, not first]
 
 
 def _is_one_hot(function: Callable) -> bool:

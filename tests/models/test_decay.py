@@ -104,7 +104,7 @@ def test_what_takes_no_regularizer_or_has_one_is_refused():
     with pytest.raises(errors.SettingsError, match="has no weights yet"):
         decay.add_l2(keras.Sequential([layers.Dense(2)]), 0.1)
     with pytest.raises(errors.SettingsError, match="exclude='x'"):
-        decay.excluded(network(), ["x"])
+        decay.excluded(network(layers.Flatten()), ["x"])
 
 
 @pytest.mark.slow

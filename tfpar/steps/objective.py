@@ -102,7 +102,7 @@ def name_of(model: keras.Model) -> dict | str:
     return {"loss": known, "weights": weights} if weights else known
 
 
-# What a loss raises that takes the labels in another form.
+# What Keras, NumPy and TensorFlow raise in a loss or metric that takes labels in another form, or is not written with keras.ops.
 MISTAKES = (ValueError, TypeError, LookupError, AttributeError, AssertionError, NotImplementedError, tf.errors.OpError)
 _GENERAL = (
     keras.metrics.Metric,

@@ -172,6 +172,7 @@ def _test_computation() -> dict[str, str]:
 
 def _model_fingerprint(model: keras.Model, *, counted: bool = False) -> str:
     """Return a hash of what a model is made of; the names Keras counts up within a process do not matter."""
+    # NotImplementedError: a class without get_config; OSError: a lambda without its source; TypeError: a value that Keras cannot write.
     why = f"model {model.name} cannot be saved: {errors.REASON}; write functions with def, and get_config for classes"
     with errors.translated((NotImplementedError, OSError, TypeError), errors.SettingsError, why):
         config = model.get_config()
@@ -189,7 +190,7 @@ def _inside_own_layers(model: keras.Model) -> str:
     own = [layer for layer in model._flatten_layers() if not type(layer).__module__.startswith("keras.")]
     inside, configs = [layer for outer in own for layer in outer._flatten_layers(include_self=False)], []
     for layer in inside:
-        with contextlib.suppress(NotImplementedError):  # its own layers follow
+        with contextlib.suppress(NotImplementedError):  # a layer without get_config; the layers inside it follow
             config = layer.get_config()
             with contextlib.suppress(OSError, TypeError):  # Keras cannot write it, and saves the outer layer alone
                 configs.append(keras.saving.serialize_keras_object(config))

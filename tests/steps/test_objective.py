@@ -222,8 +222,26 @@ class InNumPy(InPython):
         self.values.append(np.mean(np.asarray(y_pred)))
 
 
+class CountsBatches(M.Mean):
+    """A variable for the sum, and Python for the rest."""
+
+    def __init__(self):
+        super().__init__(name="counts_batches")
+        self.batches, self.last = 0, None
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        self.batches += 1
+        self.last = keras.ops.mean(y_pred)
+        return super().update_state(self.last)
+
+
 @pytest.mark.parametrize(
-    ("make", "text"), [(InPython, "keeps its state in no variable"), (InNumPy, "write it with keras.ops")]
+    ("make", "text"),
+    [
+        (InPython, "keeps values in no variable"),
+        (CountsBatches, "keeps batches and last in no variable"),
+        (InNumPy, "write it with keras.ops"),
+    ],
 )
 def test_a_metric_that_a_traced_step_would_freeze_is_refused(make, text):
     with pytest.raises(errors.SettingsError, match=text) as refused:

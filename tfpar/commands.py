@@ -41,15 +41,17 @@ def _train(given) -> None:
         check_connection(strategy)
         continues = (run / "run.json").exists() and not given.fresh
         known = results.Run(run).facts["data"]["verified"] if continues else {}
+        settings = {name: getattr(given, name) for name in SETTINGS}
+        if not given.solver:
+            begins = not (continues or given.dry_run or given.profile)
+            settings["stages"] = compiling.stages(given, begins=begins)
         with group.chief_first(), stderr_silenced(not given.verbose, but_python=True):
             data = _data(given.data, known)
         keras.config.set_dtype_policy(given.precision)
         keras.utils.set_random_seed(given.seed)
         with strategy.scope():
             model, by_solver = compiling.compiled(given, data)
-        settings = {name: getattr(given, name) for name in SETTINGS}
-        begins = not (continues or given.dry_run or given.profile)
-        settings |= by_solver or {"stages": compiling.stages(given, begins=begins)}
+        settings |= by_solver
         if given.dry_run:
             print(f"{profiling.dry_run(model, data, **settings)}\nnothing was trained")
             return

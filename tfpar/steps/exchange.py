@@ -1,13 +1,13 @@
-"""The one exchange of a step: it adds the vectors of all shards in one order, on any number of replicas and workers.
+"""The one exchange of a step: it adds the vectors of all shards in a fixed order, on any number of replicas and workers.
 
 The order is the binary tree over the shard numbers that `tfpar.steps` draws. How the replicas compute it:
 
 - In one process every replica gathers all vectors and adds the tree itself.
-- Between workers each node of the tree is a round of **pairs**: a replica that has the left sum and one that has the right sum reduce
-  the two between them, and then both have the node's sum. Neither the order within a pair nor the names of the workers matter. If the
+- Between workers each node of the tree is a round of **pairs**: a replica that holds the left sum and one that holds the right sum add
+  the two, and then both hold the node's sum. Neither the order within a pair nor the names of the workers matter. If the
   number of replicas `R` is a power of two, the sum takes log2(R) rounds, and each replica sends its vector once a round; to gather
   everything would send R - 1 vectors. Other numbers take at most twice the rounds.
-- Two replicas that send one vector each, and `"fast"`, take one all-reduce.
+- Two replicas, and any number of replicas with `"fast"`, take one all-reduce.
 
 The rows (loss, penalty, label and logits of each image) travel in the same message. Where the message is summed, each replica puts its
 rows at its own position and -0.0 elsewhere, because adding -0.0 changes no bit.
@@ -28,10 +28,11 @@ not_inlined = tf.function(experimental_attributes={"_noinline": True}, autograph
 _add = not_inlined(lambda a, b: a + b)
 
 FIRST_GROUP = 1 << 20  # TensorFlow uses the lower keys for its own groups of devices, from 1 on
-# The most pieces, of 4 MB or more, into which a vector is split for one collective. With TensorFlow's 2 a replica held 1.2 gradients
+# The most pieces, of 4 MB or more, into which one collective splits a vector. With TensorFlow's default of 2 a replica held 1.2 gradients
 # more, and the exchange took longer.
 PIECES = 24
-# The next instance key of each (replica, a, b). Every replica must count alike, so all trace the same program.
+# The next instance key of each (replica, a, b). Both replicas of a pair must number their sums alike, so all replicas must trace the
+# same exchanges in the same order.
 _uses = collections.defaultdict(itertools.count)
 
 
@@ -40,9 +41,9 @@ class Exchange:
     """What a replica sends and holds, and the sum over all shards.
 
     Attributes:
-        shards, replicas: their numbers; `shards` is a multiple of `replicas`.
+        shards, replicas: how many there are; `shards` is a multiple of `replicas`.
         all_reduce: `"ordered"`, or `"fast"`, which is TensorFlow's own sum.
-        several_workers: whether the replicas belong to several processes.
+        several_workers: whether the strategy is a `MultiWorkerMirroredStrategy`.
     """
 
     shards: int
@@ -57,13 +58,14 @@ class Exchange:
     @property
     def sends(self) -> int:
         """The vectors that a replica contributes: one if its shards are one subtree, otherwise one for each shard."""
-        one_subtree = self.replicas & (self.replicas - 1) == 0  # a power of two: halving the tree gives each one a node
+        # Halving the tree k times gives each of 2^k replicas one node.
+        one_subtree = self.replicas & (self.replicas - 1) == 0
         return 1 if self.all_reduce == "fast" or one_subtree else self.shards_per_replica
 
     @property
     def holds(self) -> int:
-        """The vectors, each as long as gradient and averaged state, that a replica holds at most at once: those of its shards,
-        those that it sends, those that it receives, the sum and the mean."""
+        """The most vectors that a replica holds at once: those of its shards, those that it sends, those that it receives, the sum
+        and the mean."""
         received = self.replicas * self.sends if self._gathers else 1
         return self.shards_per_replica + self.sends + received + 2
 
@@ -73,16 +75,16 @@ class Exchange:
 
     @property
     def _one_sum_of_all(self) -> bool:
-        # a + b is b + a: with two parts every all-reduce gives the tree's bits.
-        return self.all_reduce == "fast" or (self.replicas == 2 and self.sends == 1)
+        # a + b is b + a: with two vectors every all-reduce gives the tree's bits.
+        return self.all_reduce == "fast" or self.replicas == 2
 
     def __call__(self, context, parts: list[tf.Tensor], rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Return the sum over all shards and the rows of all images, on every replica.
 
         Args:
-            context: of this replica.
-            parts: vectors `float32[size]` of this replica's shards, or the `sends` vectors that it contributes.
-            rows: `float32[images, width]`: what is kept of each of this replica's images.
+            context: the replica context.
+            parts: vectors `float32[size]` of this replica's shards, in their order, or the `sends` sums of these.
+            rows: `float32[images, width]`: the results of this replica's images.
 
         Returns:
             `float32[size]` and `float32[replicas * images, width]`.
@@ -93,7 +95,9 @@ class Exchange:
         size, (images, width) = sums[0].shape[0], rows.shape
         if not self._gathers:
             placed = tf.reshape(_placed(context, rows), [-1])
-            vectors = [tf.concat([part, placed if k == 0 else _nothing(placed)], axis=0) for k, part in enumerate(sums)]
+            vectors = [
+                tf.concat([part, placed if k == 0 else _negative_zeros(placed)], axis=0) for k, part in enumerate(sums)
+            ]
             # data-parallel: the only communication between replicas in a step.
             if self._one_sum_of_all:
                 total = context.all_reduce(tf.distribute.ReduceOp.SUM, vectors[0])
@@ -103,7 +107,7 @@ class Exchange:
             total, placed = tf.split(total, [size, -1])
             return total, tf.reshape(placed, [self.replicas * images, width])
         vector = tf.concat([*sums, tf.reshape(rows, [-1])], axis=0)
-        # data-parallel: the same in a single process, where copying is cheap: every replica gets everything.
+        # data-parallel: copying is cheap within one process, so every replica gathers all vectors and adds the tree itself.
         gathered = tf.ensure_shape(context.all_gather(vector[tf.newaxis], axis=0), [self.replicas, *vector.shape])
         of_shards, of_images = tf.split(gathered, [len(sums) * size, -1], axis=1)
         parts = tf.unstack(tf.reshape(of_shards, [self.replicas * len(sums), size]))
@@ -122,7 +126,7 @@ def in_order(context, rows: tf.Tensor) -> tf.Tensor:
 
 
 def tree(parts: list[tf.Tensor]) -> tf.Tensor:
-    """Add the parts in the one order: the sum of each half first."""
+    """Add the parts in a fixed order: the sum of each half first."""
     if len(parts) == 1:
         return parts[0]
     half = len(parts) // 2
@@ -130,11 +134,11 @@ def tree(parts: list[tf.Tensor]) -> tf.Tensor:
 
 
 def sum_in_pairs(own: Sequence, *, replica: int, replicas: int, reduce: Callable):
-    """Return the sum of the tree over the parts of all replicas, which all hold equally many.
+    """Return the sum of the tree over the parts of all replicas, on every replica. All replicas hold the same number of parts.
 
     Args:
         own: the parts of this replica.
-        replica, replicas: which it is, of how many.
+        replica, replicas: the number of this replica, and how many there are.
         reduce: takes a vector and two replicas, of which this is one, and returns the sum of the vectors of both.
     """
     count = len(own)
@@ -143,7 +147,7 @@ def sum_in_pairs(own: Sequence, *, replica: int, replicas: int, reduce: Callable
         return range(low // count, (high - 1) // count + 1)
 
     def node(low, high):
-        """Return the sum of the parts `[low, high)`, if this replica holds some of them."""
+        """Return the sum of the parts `[low, high)` on each replica that holds one of them; None on the others."""
         if replica not in holders(low, high):
             return None
         if high - low == 1:
@@ -152,17 +156,17 @@ def sum_in_pairs(own: Sequence, *, replica: int, replicas: int, reduce: Callable
         left, right = node(low, middle), node(middle, high)
         total = _add(left, right) if left is not None and right is not None else None
         of_left, of_right = holders(low, middle), holders(middle, high)
-        done = [r for r in of_left if r in of_right]  # at most one, whose parts lie on both sides
-        have_left, have_right = ([r for r in holding if r not in done] for holding in (of_left, of_right))
+        have_total = [r for r in of_left if r in of_right]  # at most one, whose parts lie on both sides
+        have_left, have_right = ([r for r in of if r not in have_total] for of in (of_left, of_right))
         for a, b in zip(have_left, have_right, strict=False):
             if replica in (a, b):
                 total = reduce(left if replica == a else right, a, b)
-        met = min(len(have_left), len(have_right))
-        done += have_left[:met] + have_right[:met]
-        rest = have_left[met:] + have_right[met:]
-        for a, b in zip(done, rest, strict=False):  # a level that does not split evenly: a has the sum, b gets it
+        pairs = min(len(have_left), len(have_right))
+        have_total += have_left[:pairs] + have_right[:pairs]
+        lack_total = have_left[pairs:] + have_right[pairs:]  # where a level does not split evenly
+        for a, b in zip(have_total, lack_total, strict=False):
             if replica in (a, b):
-                total = reduce(total if replica == a else _nothing(own[0]), min(a, b), max(a, b))
+                total = reduce(total if replica == a else _negative_zeros(own[0]), min(a, b), max(a, b))
         return total
 
     return node(0, count * replicas)
@@ -191,9 +195,9 @@ def _pairs_one_by_one(replica: int) -> Callable:
 def _placed(context, rows: tf.Tensor) -> tf.Tensor:
     """Return `float32[replicas, images, width]`: this replica's rows at its position, nothing at the others'."""
     here = tf.equal(tf.range(context.num_replicas_in_sync), context.replica_id_in_sync_group)
-    return tf.where(here[:, tf.newaxis, tf.newaxis], rows, _nothing(rows))
+    return tf.where(here[:, tf.newaxis, tf.newaxis], rows, _negative_zeros(rows))
 
 
-def _nothing(vector: tf.Tensor) -> tf.Tensor:
+def _negative_zeros(vector: tf.Tensor) -> tf.Tensor:
     """Return -0.0 everywhere: adding it changes no bit, while adding 0.0 would turn -0.0 into 0.0."""
     return tf.fill(vector.shape, tf.constant(-0.0, vector.dtype))

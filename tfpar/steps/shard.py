@@ -1,8 +1,8 @@
-"""One shard of the global batch as a pure function of the weights, the state, the images and two numbers.
+"""What a step computes for one shard of the global batch, as a pure function that is traced once and called for every shard.
 
-Inputs: the trainable and the non-trainable variables' values, the loss scale, images and labels, the number of the step and of the
-shard. Outputs: one vector (the gradient and the changed state), and for each image its loss, its penalty, its label and its logits. The
-function does not know how many replicas there are, reads no variable and changes none.
+Inputs: the values of the trainable and the non-trainable variables, the loss scale, images, labels and weights, the step number and the
+shard number. Outputs: one vector (the gradient, multiplied by the loss scale, and the changed state), and for each image its loss, its
+penalty, its label and its logits. The function does not know how many replicas there are, reads no variable and changes none.
 """
 
 import contextlib
@@ -24,18 +24,18 @@ COLUMNS = 3  # of the rows, before the logits: loss, penalty, label
 
 
 class Shard:
-    """A shard of one model, traced for one shape of batch.
+    """The computation of one shard, traced for one model and one batch shape.
 
     Attributes:
-        function: the concrete function of TensorFlow; `function.graph` holds every operation of the shard.
-        trained: the trainable variables that the loss depends on; the others have no gradient, and the optimizer leaves them.
+        function: the `tf.ConcreteFunction`; `function.graph` holds every operation of the shard.
+        trained: the trainable variables that the loss depends on; the others have no gradient, and the optimizer leaves them unchanged.
         averaged: the non-trainable float variables that the model changes in training, such as the moving averages of
             `BatchNormalization`. A step sets each to its mean over the shards.
-        vector: how the gradients of `trained` and the values of `averaged` lie in `float32[size]`.
+        vector: the layout of the gradients of `trained` and the values of `averaged` in `float32[size]`.
     """
 
     def __init__(self, model: keras.Model, loss: objective.ImageLoss, batch: Sequence, *, seed: int, batch_norm: str):
-        """Trace the shard once for all replicas, outside of them: a trace of a large network takes seconds.
+        """Trace the shard once for all replicas, outside any replica context, because tracing a large network takes seconds.
 
         Args:
             model: compiled and built.
@@ -46,7 +46,7 @@ class Shard:
             batch_norm: `"fused"` or `"keras"`, see `normalization`.
 
         Raises:
-            errors.SettingsError: the model depends on more than these inputs, or has a sum in no fixed order.
+            errors.SettingsError: the model depends on more than these inputs, or an operation adds in no fixed order.
         """
         self.model, self.loss, self.seed = model, loss, seed
         layers = model._flatten_layers(include_self=True, recursive=True)
@@ -65,7 +65,7 @@ class Shard:
         accepted.raise_first(accepted.refusals_of_graph(self.function, xla=xla))
 
     def values(self) -> list:
-        """Return the present values of the model's variables, and the loss scale."""
+        """Return the current values of the model's variables, and the loss scale."""
         optimizer = self.model.optimizer
         scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
         return [*values_of(self.model), tf.convert_to_tensor(optimizer.dynamic_scale.value if scaled else 1.0)]
@@ -76,7 +76,7 @@ class Shard:
         Args:
             values: from `values()`.
             batch: as described to `__init__`.
-            step, shard: `int64[]` and `int32[]`, their numbers; the keys of random layers follow from them.
+            step, shard: the step number `int64[]` and the shard number `int32[]`, from which the seeds of random layers are derived.
 
         Returns:
             `float32[size]`, see `Vector`, and `float32[rows, 3 + classes]`: loss, penalty, label and logits of each image.
@@ -89,37 +89,38 @@ class Shard:
         images, labels, *weights = batch
         model, variables = self.model, self.model.non_trainable_variables
         draws = [id(variable) in self.seed_states for variable in variables]
-        given = [seed_state(v, self.seed, step, shard) if drawn else v for v, drawn in zip(state, draws, strict=True)]
+        before = [seed_state(v, self.seed, step, shard) if drawn else v for v, drawn in zip(state, draws, strict=True)]
         unseeded = seed_state(tf.zeros([2], tf.uint32), self.seed, step, shard)
         with tf.GradientTape() as tape, drawn_from(unseeded), weights_not_assigned():
             tape.watch(trainable)
-            logits, changed, penalties = model.stateless_call(
-                trainable, given, images, training=True, return_losses=True
+            logits, after, penalties = model.stateless_call(
+                trainable, before, images, training=True, return_losses=True
             )
-            # Never Keras' reduced loss: it is divided by the number of replicas.
+            # Not Keras' reduced loss, which is divided by the number of replicas.
             losses = self.loss(labels, logits)
             if weights:
                 losses *= tf.cast(weights[0], tf.float32)
-            penalty = sum(tf.cast(p, tf.float32) for p in penalties)
+            penalty = sum((tf.cast(p, tf.float32) for p in penalties), 0.0)
             objective_value = (tf.reduce_mean(losses) + penalty) * scale
         gradients = tape.gradient(objective_value, trainable)
         trained = [(v, g) for v, g in zip(model.trainable_variables, gradients, strict=True) if g is not None]
         if not trained:
             raise errors.SettingsError(f"the loss of {model.name} has no trainable variable; unfreeze a layer")
-        together = zip(variables, given, changed, draws, strict=True)
-        averages = [(v, after) for v, before, after, drawn in together if after is not before and not drawn]
-        for variable, _ in averages:
+        # `stateless_call` returns the tensor that it got where nothing assigns the variable.
+        together = zip(variables, before, after, draws, strict=True)
+        changed = [(v, new) for v, old, new, drawn in together if new is not old and not drawn]
+        for variable, _ in changed:
             if not keras.backend.is_float_dtype(variable.dtype):
                 why = f"state {variable.path} is {variable.dtype} and changes in training, so it has no mean"
                 raise errors.SettingsError(f"{why}; make it float32")
-        self.trained, self.averaged = [v for v, _ in trained], [v for v, _ in averages]
-        rows = [losses, tf.fill(tf.shape(losses), penalty + 0.0), tf.cast(objective.integers(labels), tf.float32)]
+        self.trained, self.averaged = [v for v, _ in trained], [v for v, _ in changed]
+        rows = [losses, tf.fill(tf.shape(losses), penalty), tf.cast(objective.integers(labels), tf.float32)]
         rows = tf.concat([tf.stack(rows, axis=1), tf.cast(logits, tf.float32)], axis=1)
-        return Vector.pack([gradient for _, gradient in trained], [value for _, value in averages]), rows
+        return Vector.pack([gradient for _, gradient in trained], [value for _, value in changed]), rows
 
 
 class Vector:
-    """How tensors lie in one vector `float32[size]`, the form in which replicas exchange them.
+    """The layout of several tensors in one vector `float32[size]`, the form in which replicas exchange them.
 
     Example:
         >>> vector = Vector(model.trainable_variables)
@@ -150,20 +151,21 @@ def variables_of(model: keras.Model) -> tuple[list[keras.Variable], list[keras.V
 
 
 def values_of(model: keras.Model) -> list[list[tf.Tensor]]:
-    """Return the present values of the trainable and the non-trainable variables, on this replica."""
+    """Return the current values of the trainable and the non-trainable variables, on this replica."""
     return [[tf.convert_to_tensor(v.value) for v in group] for group in variables_of(model)]
 
 
 def is_compiled_by_xla(model: keras.Model) -> bool:
-    """Tell whether the model was compiled with `jit_compile=True`. Keras resolves "auto" to XLA without a strategy and to no XLA
-    under one, which would change the bits, so "auto" is no XLA here."""
+    """Return whether the model was compiled with `jit_compile=True`. Keras resolves "auto" to XLA without a strategy and to no XLA
+    under one, which would change the bits; here "auto" means no XLA."""
     return model._compile_config.config.get("jit_compile") is True
 
 
 def seed_state(layer_seed: tf.Tensor, seed: int, step: tf.Tensor, shard: tf.Tensor) -> tf.Tensor:
     """Return the seed state `uint32[2]` of a random layer: a hash of layer seed, run seed, step and shard, and a counter of 0.
 
-    Keras increments the counter at each draw, so step and shard go into the hash and not into the counter.
+    Keras increments the counter at each draw. A counter that started at the shard number would repeat draws of the next shard, so step
+    and shard are hashed.
     """
     draw = functools.partial(tf.random.stateless_uniform, minval=None, maxval=None, alg="philox")
     mixed = draw([2], [tf.cast(layer_seed[0], tf.int64), step], dtype=tf.int64)
@@ -173,7 +175,8 @@ def seed_state(layer_seed: tf.Tensor, seed: int, step: tf.Tensor, shard: tf.Tens
 
 @contextlib.contextmanager
 def drawn_from(state: tf.Tensor) -> Iterator[None]:
-    """Let `keras.random` draw from this state where it is given no seed: a step would not save Keras' global generator."""
+    """Let `keras.random` draw from this state where it gets no seed. Keras' own global generator would give the same numbers in every
+    step, because a pure function changes no variable."""
     draws = itertools.count()
 
     def next_state(ordered: bool = True) -> tf.Tensor:
@@ -189,11 +192,12 @@ def weights_not_assigned() -> Iterator[None]:
     assigned, add_update = [], StatelessScope.add_update
 
     def noting(scope, update):
-        assigned.extend([update[0].path] * update[0].trainable)
+        if update[0].trainable:
+            assigned.append(update[0].path)
         add_update(scope, update)
 
     with mock.patch.object(StatelessScope, "add_update", noting):
         yield
-    if assigned:  # inside of the layer Keras would put lines of its own around the message
+    if assigned:  # raised here, because Keras would wrap an error of the layer in its own message
         why = f"weight {assigned[0]} is trained, and its layer assigns it (as SpectralNormalization does)"
         raise errors.SettingsError(f"{why}; leave that layer out")

@@ -1,4 +1,4 @@
-"""The step: each replica computes its shards, all exchange what they found, and every replica applies the same update."""
+"""The step: each replica computes its shards, the replicas exchange the results, and every replica applies the same update."""
 
 import contextlib
 import math
@@ -35,14 +35,14 @@ class Counts:
     images: int = 0
 
     def restart(self) -> None:
-        """Start the sums of an epoch anew."""
+        """Reset the sums at the start of an epoch."""
         self.losses, self.correct, self.images = 0.0, 0, 0
 
 
 class Step:
     """Training steps of one model: call it with an iterator of batches and a number of steps.
 
-    It counts the steps itself: an optimizer's `iterations` skips steps that overflow in mixed precision.
+    It counts the steps itself, because an optimizer's `iterations` skips steps that overflow in mixed precision.
 
     Attributes:
         counts: steps done, and loss and correct answers of their images, added in the order of the steps.
@@ -84,7 +84,7 @@ class Step:
         self.exchange = _exchange(self.strategy, shards, all_reduce)
         self.shards_at_once = min(self.exchange.shards_per_replica, 1 + (devices.names(self.strategy) == ["CPU:0"]))
         self.loss = objective.build(model)
-        # Besides those that the step counts itself.
+        # Whether there are metrics besides the accuracy, which the step counts itself.
         self.more_metrics = [metric.name for metric, _ in self.loss.metrics] not in ([], ["accuracy"])
         self.jit_compile = is_compiled_by_xla(model)
         self.variables = model.variables
@@ -92,13 +92,13 @@ class Step:
         self.renew()
 
     def renew(self) -> None:
-        """Forget the traced shard; do this after layers were frozen or unfrozen. The counts stay."""
+        """Discard the traced shard, as is needed after layers were frozen or unfrozen. The counts are kept."""
         self.shard = self.spec = None
         self.training = [variable.trainable for variable in self.variables]
         self.run = tf.function(self._run, autograph=True, reduce_retracing=True)
 
     def __call__(self, iterator, count: int) -> None:
-        """Take `count` steps in one call into TensorFlow, and add up the loss and the correct answers of their images."""
+        """Run `count` steps (at most `MOST_STEPS_PER_CALL`) in one TensorFlow call, and add their losses and correct answers to `counts`."""
         spec = getattr(iterator, "element_spec", None)
         self._check_batches(spec)
         self.trace(spec)
@@ -118,26 +118,26 @@ class Step:
         self.counts.step += count
 
     def _check_batches(self, element_spec) -> None:
-        """Refuse batches that were made for another strategy than the model."""
+        """Refuse batches that were made for a strategy other than the model's."""
         of_batch = len(getattr(tf.nest.flatten(element_spec)[0], "_value_specs", [None]))
         of_model = self.exchange.replicas
         if of_batch != of_model and not self.exchange.several_workers:
-            both = f"{of_batch} replica{'s'[: of_batch > 1]}, and the model was created for {of_model}"
+            both = f"{of_batch} replica{'s' if of_batch > 1 else ''}, and the model was created for {of_model}"
             todo = "give both the same strategy: create the model inside strategy.scope()"
             raise errors.SettingsError(f"the batches are for {both}; {todo}")
 
     def assigned_rate(self) -> np.float32:
-        """Return the optimizer's present learning rate."""
+        """Return the optimizer's current learning rate."""
         return np.float32(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
 
     def _check_rate(self) -> None:
-        """Refuse a learning rate that somebody else has assigned since the last step."""
+        """Refuse a learning rate that other code has assigned since the last step."""
         rate = self.assigned_rate()
         if self.last_rate is not None and rate != self.last_rate:
             raise errors.SettingsError(RATE_OF_STAGES.format(who="a callback", what=f"assigned learning_rate={rate:g}"))
 
     def is_outdated(self) -> bool:
-        """Tell whether a layer was frozen or unfrozen since this step was made or renewed."""
+        """Return whether a layer was frozen or unfrozen since this step was made or renewed."""
         return self.training != [variable.trainable for variable in self.variables]
 
     def trace(self, element_spec) -> Shard:
@@ -161,11 +161,12 @@ class Step:
             yield "metrics besides accuracy need integer labels [batch]; give the batches those, or compile with accuracy alone"
 
     def gradient(self, batch: tuple, *, shard: int = 0) -> tf.Tensor:
-        """Compute one shard with the present weights on one device, and return its vector `float32[size]`: gradient, then state.
+        """Compute one shard with the current weights on one device, and return its vector `float32[size]`: the gradient, multiplied by the
+        loss scale of `mixed_float16`, then the state.
 
         Args:
             batch: images `[rows, height, width, channels]` in the dtype of the model's input, and labels `int32[rows]`.
-            shard: its number.
+            shard: the shard number.
         """
         count = self.exchange.shards_per_replica
         traced = self.trace(tuple(tf.TensorSpec([count * len(m), *m.shape[1:]], m.dtype) for m in batch))
@@ -206,7 +207,7 @@ class Step:
         batches = zip(*(tf.split(member, count) for member in batch), strict=True)
         vectors, rows = [], []
         for k, shard_batch in enumerate(batches):
-            # so the memory holds the activations of no more shards
+            # A shard waits for an earlier one, so that memory holds the activations of `shards_at_once` shards.
             with tf.control_dependencies(vectors[: k + 1 - self.shards_at_once][-1:]):
                 vector, row = self.shard(values, shard_batch, number, context.replica_id_in_sync_group * count + k)
             vectors.append(vector)
@@ -234,7 +235,8 @@ class Step:
 
 
 def _check_labels(labels: np.ndarray, classes: int) -> None:
-    """Refuse labels without a logit, which a loss answers with NaN on a GPU and an error of its own on a CPU (see `objective.labels_for`)."""
+    """Refuse labels outside the model's classes, which the loss has moved into their range (see `objective.labels_for`). The steps of this
+    call have been applied by then."""
     outside = labels[(labels < 0) | (labels >= classes)]
     if outside.size:
         why = f"label {outside[0]}: the model has {classes} logits, so labels are 0 to {classes - 1}"
@@ -260,8 +262,8 @@ def _of_one_shard(spec, count: int) -> tf.TensorSpec:
 
 
 def all_reduce_left_to_the_step(optimizer: keras.optimizers.Optimizer) -> contextlib.AbstractContextManager:
-    """Disable the optimizer's own all-reduce during a step, because the gradients are summed already. It is restored afterwards;
-    otherwise a plain `fit` with the same optimizer would no longer sum the gradients."""
+    """Disable the optimizer's own all-reduce during a step, because the gradients have already been summed. It is restored afterwards,
+    so that a plain `fit` with the same optimizer still sums its gradients."""
     inner = getattr(optimizer, "inner_optimizer", optimizer)  # on the wrapper of mixed_float16 it would do nothing
     return mock.patch.object(inner, "_all_reduce_sum_gradients", lambda pairs: pairs)
 

@@ -7,6 +7,8 @@ The order is the binary tree over the shard numbers that `tfpar.steps` draws. Ho
   the two, and then both hold the node's sum. Neither the order within a pair nor the names of the workers matter. If the
   number of replicas `R` is a power of two, the sum takes log2(R) rounds, and each replica sends its vector once a round; to gather
   everything would send R - 1 vectors. Other numbers take at most twice the rounds.
+  The `g` GPUs of a machine share its link, over which `g` vectors go in each round. For ResNet-50 (102 MB) on 128 machines of 8 H200,
+  `scaling.formulas` gives 19 ms, and 1.3 ms for `"fast"`; it would be 3.8 ms if each GPU sent its own 1/g of the sum (not built).
 - Two replicas, and any number of replicas with `"fast"`, take one all-reduce.
 
 The rows (loss, penalty, label and logits of each image) travel in the same message. Where the message is summed, each replica puts its

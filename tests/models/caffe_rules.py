@@ -157,6 +157,8 @@ RULES = {
     "ELU": lambda p, _, x: np.where(x > 0, x, one(p, "alpha", 1) * np.expm1(np.minimum(x, 0))),
     "Sigmoid": lambda p, _, x: 1 / (1 + np.exp(-x)),
     "TanH": lambda p, _, x: np.tanh(x),
+    "Swish": lambda p, _, x: x / (1 + np.exp(-one(p, "beta", 1) * x)),
+    "Clip": lambda p, _, x: np.clip(x, one(p, "min"), one(p, "max")),
     "BNLL": lambda p, _, x: np.logaddexp(0, x),
     "AbsVal": lambda p, _, x: np.abs(x),
     "Exp": exp,

@@ -166,6 +166,12 @@ def test_a_broken_prototxt_is_an_error_with_its_line_and_column(name, tmp_path):
     assert line >= expected if name in LATER else line == expected, str(error.value)
 
 
+def test_what_is_wrong_is_said_of_a_long_line_too(tmp_path):
+    (tmp_path / "net.prototxt").write_text(GOOD.replace("\n", " ").replace("stride: 2", "stride: 2.5"))
+    with pytest.raises(errors.DataError, match=r"net\.prototxt:1:\d+: Couldn't parse integer: 2\.5"):
+        caffe.network(tmp_path / "net.prototxt")
+
+
 def test_every_cut_of_a_prototxt_is_an_error_or_a_network(tmp_path):
     """Where a layer ends the rest is a network; elsewhere the error says where."""
     path = tmp_path / "net.prototxt"
@@ -234,10 +240,10 @@ def test_an_unsupported_layer_is_named_with_its_line(kind, tmp_path):
 
 # Of each type that BVLC's Caffe has and Keras has not, a parameter; of some types of its forks, too.
 PARAMETERS = {
-    "Bias": "bias_param { axis: 1 }", "Clip": "clip_param { min: 0 max: 6 }", "Crop": "crop_param { axis: 2 offset: 19 offset: 1 }",
+    "Bias": "bias_param { axis: 1 }", "Crop": "crop_param { axis: 2 offset: 19 offset: 1 }",
     "Embed": "embed_param { input_dim: 5 }", "LSTM": "recurrent_param { num_output: 5 }", "Log": "log_param { base: 2 }",
     "MVN": "mvn_param { across_channels: true }", "ArgMax": "argmax_param { top_k: 5 }", "Parameter": "parameter_param { shape { dim: 3 } }",
-    "Reduction": "reduction_param { operation: MEAN }", "SPP": "spp_param { pyramid_height: 3 }", "Swish": "swish_param { beta: 1 }",
+    "Reduction": "reduction_param { operation: MEAN }", "SPP": "spp_param { pyramid_height: 3 }",
     "Threshold": "threshold_param { threshold: 0.5 }", "Tile": "tile_param { tiles: 3 }",
 }  # fmt: skip
 OF_FORKS = {
@@ -296,6 +302,11 @@ def test_an_unsupported_layer_of_v1(kind, tmp_path):
         ("shape: { dim: 1 dim: 3 dim: 8 dim: 8 }", "shape: { dim: 1 dim: 3 dim: -8 dim: 8 }"),
         ("shape: { dim: 1 dim: 3 dim: 8 dim: 8 }", "shape: { dim: 3 dim: 8 dim: 8 }"),
         (POOL, "    pool: STOCHASTIC\n"),
+        (POOL, "    pad: 2\n"),  # as much as the kernel
+        (POOL, "    stride: 4294967295\n"),
+        (POOL, "    kernel_h: 2 kernel_w: 2\n"),  # beside kernel_size
+        (STRIDE, "    stride: [1, 2, 1]\n"),
+        ('  top: "ip"\n', '  top: "conv"\n'),  # as another layer
     ],
 )
 def test_a_network_that_is_none_is_an_error_that_names_its_layer(old, new, tmp_path):

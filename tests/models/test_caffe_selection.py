@@ -52,6 +52,18 @@ def test_the_logits_are_found(rest, phase, expected, load):
     assert last_layer(load(INPUT + FIRST + LAST + rest, phase=phase)) == expected
 
 
+@pytest.mark.parametrize("kind", ["SoftmaxWithLoss", "Accuracy"])
+def test_the_head_of_the_largest_loss_is_found_in_each_phase(kind, load):
+    """As in GoogLeNet, whose first accuracy is of an auxiliary classifier, where the losses are of the training alone."""
+    others = "".join(
+        layer("SoftmaxWithLoss", f"{blob} label", f"loss {blob}", f"loss_weight: {weight} include {{ phase: TRAIN }}")
+        for blob, weight in (("ip", 0.3), ("last", 1))
+    )
+    judges = layer(kind, "ip label", "a", "loss_weight: 0.3") + layer(kind, "last label", "b")
+    for phase in ("TRAIN", "TEST"):
+        assert last_layer(load(INPUT + FIRST + LAST + judges + others, phase=phase)) == "last"
+
+
 def test_a_misspelt_blob_of_the_loss_is_an_error(load):
     with pytest.raises(errors.DataError, match="reads lost, which no layer"):
         load(INPUT + FIRST + LAST + layer("SoftmaxWithLoss", "lost label", "loss"))
@@ -165,6 +177,14 @@ def test_what_is_not_used_is_said(load, capsys):
     said = capsys.readouterr().out
     assert "loss_weight 0.5 is not used" in said and "mirror and crop_size of the data layer are not used" in said
     assert "is not used; tfpar trains" not in said
+    load(
+        INPUT
+        + layer("BatchNorm", "data", "b", "batch_norm_param { use_global_stats: false }")
+        + FIRST.replace('"data"', '"b"')
+    )
+    assert "use_global_stats false is not used at prediction, which takes the averages: b" in capsys.readouterr().out
+    load(INPUT + FIRST + layer("ReLU", "ip", "r", "propagate_down: false"))
+    assert "propagate_down false is not used, so what they read is trained: r" in capsys.readouterr().out
     load(INPUT + FIRST + layer("HingeLoss", "ip label", "loss"))
     assert "HingeLoss is not used; tfpar trains with the cross-entropy" in capsys.readouterr().out
     assert "assumed" not in said  # the data layer states the preprocessing of gray images
@@ -176,6 +196,14 @@ def test_an_input_for_labels_may_come_first(load):
     assert load(label + image + FIRST).input_shape == (None, 8, 9, 2)
     both = 'input: "label" input_shape { dim: 1 } input: "data" input_shape { dim: 1 dim: 2 dim: 8 dim: 9 }\n'
     assert load(both + FIRST).input_shape == (None, 8, 9, 2)
+    both = 'layer { name: "d" type: "Input" top: "label" top: "data" input_param { shape { dim: 1 } shape { dim: [1, 2, 8, 9] } } }\n'
+    assert load(both + FIRST).input_shape == (None, 8, 9, 2)
+    assert load(both.replace("Input", "DummyData").replace("input_p", "dummy_data_p") + FIRST).input_shape == (
+        None,
+        8,
+        9,
+        2,
+    )
 
 
 def test_constants_stay_when_a_stage_trains_everything(load):
@@ -204,9 +232,12 @@ def test_a_weight_of_nan_is_a_difference(tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("solver", "words"),
     [
-        ('lr_policy: "fixed" weight_decay: -0.1', "weight_decay and momentum"),
-        ('lr_policy: "fixed" momentum: nan', "weight_decay and momentum"),
+        ('lr_policy: "fixed" weight_decay: -0.1', "must be a number from 0"),
+        ('lr_policy: "fixed" momentum: nan', "must be a number from 0"),
         ('lr_policy: "fixed" regularization_type: "L3"', "regularization_type 'L3'"),
+        ('lr_policy: "fixed" momentum2: -1', "s: momentum2 must be a number from 0"),
+        ('lr_policy: "step" stepsize: -2', "s: lr_policy step, type SGD: steps=-2: give a whole number"),
+        ('lr_policy: "exp" gamma: 7', "s: lr_policy exp, type SGD: gamma=7.0: give a number from 0 to 1"),
         ('lr_policy: "step" gamma: 0.1', "needs stepsize"),
         ('lr_policy: "multistep" gamma: 0.1', "needs stepvalue"),
     ],

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import caffe_write
 import keras
@@ -247,6 +248,11 @@ def test_check_compares_with_opencv_and_names_the_first_layer_that_differs(convo
         lines = capsys.readouterr().out.splitlines()
         assert [line.split()[0] for line in lines[:3]] == ["conv/a", "relu", "norm"]
         assert all(float(line.split()[1]) < 5e-6 for line in lines[:3])
+    text = Path(convolution[0]).read_text()
+    odd = Path(convolution[0]).with_name("odd.prototxt")
+    odd.write_text(text.replace("alpha: 2", "alpha: 2 k: 2"))  # which OpenCV ignores
+    assert cli.main(["caffe", "check", str(odd), convolution[1]]) == 69
+    assert "nothing was compared: of layer norm OpenCV does not follow k" in capsys.readouterr().err
     monkeypatch.setattr(layers, "ACROSS_CHANNELS", 7)  # so LRN is taken within a channel
     assert cli.main(["caffe", "check", *convolution]) == 65
     assert "layer norm is the first that differs" in capsys.readouterr().err

@@ -9,6 +9,7 @@ import numpy as np
 
 from tfpar import errors
 from tfpar.models.caffe import conversion, files
+from tfpar.models.caffe.selection import is_by_batch
 
 BOUND = 5e-6  # of the largest value of a layer
 
@@ -29,16 +30,13 @@ def differences(
     outputs = conversion.facts(model).outputs
     x = _input(model.input_shape[1:], image)
     theirs = _by_opencv(net, weights, x, list(outputs))
-    names = [name for name in outputs if name in theirs]
-    if not names:
+    if not theirs:
         raise errors.Unavailable(f"nothing was compared: OpenCV knows no layer of {net} by its name")
-    ours = keras.Model(model.input, [outputs[name] for name in names]).predict(x, verbose=0)
-    for name, here in zip(names, ours, strict=True):
-        there = theirs[name].transpose(0, 2, 3, 1) if theirs[name].ndim == 4 else theirs[name]
-        if here.size != there.size:
-            yield name, math.inf
-            continue
-        difference = np.abs(here.reshape(there.shape) - there).max()  # OpenCV keeps 1x1 maps that are flat here
+    ours = keras.Model(model.input, [outputs[name] for name in theirs]).predict(x, verbose=0)
+    for (name, there), here in zip(theirs.items(), ours, strict=True):
+        there = there.transpose(0, 2, 3, 1) if there.ndim == 4 else there
+        alike = here.size == there.size  # OpenCV keeps 1x1 maps that are flat here
+        difference = np.abs(here.reshape(there.shape) - there).max() if alike else math.inf
         yield name, float(difference / max(np.abs(there).max(), 1e-30))
 
 
@@ -60,13 +58,18 @@ def _by_opencv(net, weights, x: np.ndarray, names: list[str]) -> dict[str, np.nd
         import cv2
     if not hasattr(cv2.dnn, "readNetFromCaffe"):
         raise errors.Unavailable(f"nothing was compared: OpenCV {cv2.__version__} no longer reads Caffe. {install}")
+    layers = files.read_net(net).layers
+    odd = [it for it in layers if it.lrn_param.k != 1 or it.inner_product_param.transpose or is_by_batch(it)]
+    if odd:
+        why = f"of layer {odd[0].name} OpenCV does not follow k, transpose or use_global_stats false as tfpar does"
+        raise errors.Unavailable(f"nothing was compared: {why}; compare a copy of {net} without that word")
     why = f"nothing was compared: OpenCV cannot read {net}: {errors.REASON}"
     with errors.translated(cv2.error, errors.Unavailable, why):
         there = cv2.dnn.readNetFromCaffe(os.fspath(net), os.fspath(weights))
         there.enableWinograd(False)  # it adds up to 3e-6
         there.enableFusion(False)
         there.setInput(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))
-        tops = {layer.name: layer.top[0] for layer in files.read_net(net).layers if layer.top}
+        tops = {layer.name: layer.top[0] for layer in layers if layer.top}
         known = {*there.getLayerNames()}  # by the name of a layer, or of its output
         called = {name: name if name in known else tops.get(name) for name in names}
         called = {name: other for name, other in called.items() if other in known}

@@ -11,11 +11,11 @@ import numpy as np
 import tensorflow as tf
 
 from tfpar import errors
-from tfpar.models.caffe.layers import TABLE, WITH_SEVERAL_INPUTS, WITH_WEIGHTS, Unsupported
+from tfpar.models.caffe.layers import INPUTS, TABLE, WITH_WEIGHTS, Unsupported
 
 # What a layer raises that Keras cannot express; the last three come from Keras, about shapes.
 UNSUPPORTED = (Unsupported, ValueError, MemoryError, tf.errors.ResourceExhaustedError)
-NAMES_OF_OPERATIONS = r"(abs(olute)?|flip|pad|power|split|square)(_\d+)?"  # of keras.ops, which count them up
+NAMES_OF_OPERATIONS = r"(abs(olute)?|clip|flip|pad|power|split|square)(_\d+)?"  # of keras.ops, which count them up
 
 
 class Network:
@@ -26,8 +26,8 @@ class Network:
         outputs: what each layer gives, by the layer's name.
         made: the Keras layer with the weights of each layer, by the layer's name.
         unfilled: layers with neither weights nor a filler for them.
-        multipliers: by the Keras layer, what is stated of each of its weights: `lr_mult`, `decay_mult`; not of `BatchNorm`, whose weights
-            are averages.
+        multipliers: by the Keras layer, the `param` of each of its weights, with `lr_mult` and `decay_mult`; not of `BatchNorm`, whose
+            weights are averages.
     """
 
     def __init__(self, weights: dict[str, list[np.ndarray]], *, source: object, where: Callable[[object], str]):
@@ -42,7 +42,7 @@ class Network:
         self.outputs: dict[str, keras.KerasTensor] = {}
         self.made: dict[str, keras.Layer] = {}
         self.unfilled: list[str] = []
-        self.multipliers: dict[keras.Layer, list[dict[str, float]]] = {}
+        self.multipliers: dict[keras.Layer, list] = {}
         self.weights, self.source, self.where = weights, source, where
         self.names = {"images", "scaled", "minus_mean"}
         self.shared: dict[str, tuple[keras.Layer, int]] = {}
@@ -51,19 +51,15 @@ class Network:
         """Add the Keras layers of a layer of Caffe.
 
         Raises:
-            errors.DataError: its type or a parameter is not supported, or it reads a blob that is not there.
+            errors.DataError: its type or a parameter is not supported.
             errors.SettingsError: the weights have other shapes.
         """
         if layer.type not in TABLE:
             raise errors.DataError(f"{self.where(layer)} is not supported; supported are {', '.join(TABLE)}")
-        if missing := [name for name in layer.bottom if name not in self.blobs]:
-            todo = "correct it, or give one input alone"
-            raise errors.DataError(f"{self.where(layer)} reads {missing[0]}, which no layer before it gives; {todo}")
         function, parameters = TABLE[layer.type]
         inputs, name = [self.blobs[blob] for blob in layer.bottom], self._free_name(layer)
         try:
-            several = inputs and function in WITH_SEVERAL_INPUTS
-            Unsupported.where(len(inputs) != 1 and not several, f"{len(inputs)} inputs")
+            Unsupported.where(len(inputs) not in INPUTS.get(function, (1,)), f"{len(inputs)} inputs")
             Unsupported.where(len(layer.top) > 1 and layer.type not in ("Slice", "Split"), f"{len(layer.top)} outputs")
             first = [functools.partial(self.weigh, layer)] if function in WITH_WEIGHTS else []
             first += [len(layer.top)] if layer.type == "Slice" else []
@@ -119,26 +115,22 @@ class Network:
                 blobs = [_drawn(filler, shape) for filler, shape in zip(fillers, shapes, strict=True)]
             made.set_weights(convert(*blobs))
         if layer.type != "BatchNorm":
-            self._multiply(made, layer.param, len(shapes))
+            self._multiply(made, layer, len(shapes))
         self.made[layer.name] = made
         return y
 
-    def _multiply(self, made: keras.Layer, params: Sequence, count: int) -> None:
+    def _multiply(self, made, layer, count: int) -> None:
         """Note what a layer states of `lr_mult` and `decay_mult`, of which layers that share weights must state the same, or nothing."""
-        known = self.multipliers.setdefault(made, [{} for _ in range(count)])
-        for stated, param in zip(known, params, strict=False):
+        for _ in range(count - len(layer.param)):
+            layer.param.add()
+        for stated, param in zip(self.multipliers.setdefault(made, layer.param[:count]), layer.param, strict=False):
             for field in ("lr_mult", "decay_mult"):
                 if param.HasField(field):
-                    other = stated.setdefault(field, getattr(param, field))
-                    differ = other != getattr(param, field) and not math.isnan(other)
+                    differ = stated.HasField(field) and str(getattr(stated, field)) != str(
+                        getattr(param, field)
+                    )  # NaN is NaN
                     Unsupported.where(differ, f"shared weights with another {field}; give the same to all")
-
-    def all_multipliers(self) -> dict[keras.Layer, list[tuple[float, float]]]:
-        """Return `lr_mult` and `decay_mult` of each weight of each Keras layer; they are 1 where no layer states them."""
-        return {
-            made: [(stated.get("lr_mult", 1.0), stated.get("decay_mult", 1.0)) for stated in of_weights]
-            for made, of_weights in self.multipliers.items()
-        }
+                    setattr(stated, field, getattr(param, field))
 
     def _blobs_of(self, layer, shapes: Sequence[tuple]) -> list[np.ndarray] | None:
         """Return a layer's blobs of the file; ones in front may be missing or be there, as Caffe compares shapes."""

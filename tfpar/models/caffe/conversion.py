@@ -14,7 +14,7 @@ from tfpar import errors, validate
 from tfpar.models.caffe import files
 from tfpar.models.caffe.building import Network
 from tfpar.models.caffe.layers import in_float32
-from tfpar.models.caffe.selection import Selection
+from tfpar.models.caffe.selection import Selection, is_by_batch
 
 
 class Facts(NamedTuple):
@@ -22,12 +22,12 @@ class Facts(NamedTuple):
 
     Attributes:
         batch_size: of its data layer for training.
-        multipliers: by the Keras layer, for each of its weights `lr_mult` and `decay_mult`.
+        multipliers: by the Keras layer, for each of its weights a message with `lr_mult` and `decay_mult`.
         outputs: the tensor that each layer gives, by its name in Caffe.
     """
 
     batch_size: int | None
-    multipliers: dict[keras.Layer, list[tuple[float, float]]]
+    multipliers: dict[keras.Layer, list]
     outputs: dict[str, keras.KerasTensor]
 
 
@@ -110,14 +110,12 @@ def load(
     selection = Selection(net, phase, image_shape)
     end, logits = selection.logits()
     needed = selection.needed(end, logits)
-    head, is_new = selection.head(needed, logits, num_classes)
+    head, is_new = selection.head(needed, num_classes)
     inputs = keras.Input(selection.image_shape, dtype="uint8", name="images")
     with in_float32():
         scale, mean = selection.preprocessing(scale, mean, order, trained=weights is not None)
         x = _preprocessed(inputs, scale, mean, order)
     built = _build(selection, x, weights, needed, head=head, is_new=is_new)
-    if logits not in built.blobs:
-        raise errors.DataError(f"{net}: its loss reads {logits}, which no layer before it gives; correct the file")
     outputs = built.blobs[logits]
     if len(outputs.shape) == 4 and outputs.shape[1] == outputs.shape[2] == 1:
         outputs = keras.layers.Flatten(dtype="float32", name="logits.flat")(outputs)
@@ -175,17 +173,20 @@ def _build(selection: Selection, x, weights, needed: list, *, head=None, is_new:
     if blobs and not built.made.keys() & blobs.keys():
         why = f"none of its layers ({_some(blobs)}) is in {selection.net.path}"
         raise errors.SettingsError(f"{weights}: {why}; give the file of this network")
-    multipliers = built.all_multipliers()
-    rates = {name: [rate for rate, _ in multipliers.get(made, ())] for name, made in built.made.items()}
+    rates = {name: [param.lr_mult for param in built.multipliers.get(made, ())] for name, made in built.made.items()}
     frozen = [name for name, of_layer in rates.items() if of_layer and not any(of_layer)]
     for name in frozen:
         built.made[name].trainable = False
     filled = [name for name in built.made if (blobs and name not in blobs) or name in built.unfilled]
-    xavier = {name: f"{name} (by xavier, the file has no weight_filler)" for name in built.unfilled}
+    by_xavier = " (by xavier, the file has no weight_filler)"
+    by_batch = [layer.name for layer in needed if is_by_batch(layer)]
+    apart = [layer.name for layer in needed if not all(layer.propagate_down)]
     for what, names in (
         (f"weights of {weights} that no layer takes", [name for name in blobs if name not in built.made]),
-        ("without weights, so initialized", [xavier.get(name, name) for name in filled]),
+        ("without weights, so initialized", [name + by_xavier * (name in built.unfilled) for name in filled]),
         ("frozen by lr_mult 0", frozen),
+        ("use_global_stats false is not used at prediction, which takes the averages", by_batch),
+        ("propagate_down false is not used, so what they read is trained", apart),
     ):
         if names:
             selection.notes.append(f"{what}: {_some(names)}")
@@ -203,7 +204,7 @@ def _model(selection: Selection, inputs, outputs, built: Network) -> keras.Model
     twice = f"{selection.net.path}: {errors.REASON}; give that layer another name"
     with errors.translated(ValueError, errors.DataError, twice):  # as of a layer `a/pad` beside a padded layer `a`
         model = keras.Model(inputs, outputs, name=re.sub(r"[^\w.-]", "_", selection.net.message.name) or "caffe")
-    _facts[model] = Facts(selection.batch_size, built.all_multipliers(), built.outputs)
+    _facts[model] = Facts(selection.batch_size, built.multipliers, built.outputs)
     for note in selection.notes:
         print(f"{selection.net.path}: {note}")
     return model

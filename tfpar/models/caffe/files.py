@@ -39,13 +39,13 @@ class Net(NamedTuple):
         path: of the file.
         message: the whole of it.
         layers: in today's syntax.
-        lines: of the file, where each layer begins.
+        lines: of the file, where each layer begins, by its `id`.
     """
 
     path: Path
     message: Any
     layers: list
-    lines: list[int]
+    lines: dict[int, int]
 
 
 def read_net(path: str | os.PathLike) -> Net:
@@ -62,7 +62,7 @@ def read_net(path: str | os.PathLike) -> Net:
     lines = _lines_of_layers(text)
     lines = lines if len(lines) == len(layers) else [1] * len(layers)  # as in `layer: [{...}, {...}]`
     found = _without_padding(list(zip(layers, lines, strict=True)))
-    return Net(Path(path), parsed, [layer for layer, _ in found], [line for _, line in found])
+    return Net(Path(path), parsed, [layer for layer, _ in found], {id(layer): line for layer, line in found})
 
 
 def read_solver(path: str | os.PathLike):
@@ -103,22 +103,6 @@ def read_mean(path: str | os.PathLike) -> np.ndarray:
     return mean.reshape(mean.shape[-3:]).transpose(1, 2, 0)
 
 
-def size(parameters, both: str, short: str = "") -> tuple[int, int] | None:
-    """Return height and width of a size, written `kernel_size` once or twice, or `kernel_h` and `kernel_w`; None if it is not given.
-
-    Example:
-        >>> convolution = files.read_net("lenet.prototxt").layers[1]
-        >>> files.size(convolution.convolution_param, "kernel_size", "kernel")
-        (5, 5)
-    """
-    given = getattr(parameters, both)
-    values = [given] * parameters.HasField(both) if isinstance(given, int) else [*given]
-    sides = [f"{short or both}_{side}" for side in "hw"]
-    if sides[0] in parameters.DESCRIPTOR.fields_by_name and any(map(parameters.HasField, sides)):
-        values = [getattr(parameters, side) for side in sides]
-    return (values[0], values[-1]) if values else None
-
-
 def beside(file: Path, named: str) -> Path | None:
     """Return the file that another one names: by the path as it stands, from the other's folder, or in that folder; None if it is not there."""
     there = (Path(named), file.parent / named, file.parent / Path(named).name)
@@ -150,8 +134,8 @@ def _classes(package: str) -> dict[str, type]:
                 _add_field(added, kind, word, package)
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
-    names = {f"{package}.{added.name}": added.name for added in file.message_type}
-    return {name: message_factory.GetMessageClass(pool.FindMessageTypeByName(path)) for path, name in names.items()}
+    names = [added.name for added in file.message_type]
+    return {name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{package}.{name}")) for name in names}
 
 
 def _parameters_of(name: str) -> str:
@@ -190,10 +174,11 @@ def _parse(path: str | os.PathLike, kind: str):
         text_format.Parse(text, parsed)
     except text_format.ParseError as error:
         line, column = error.GetLine() or text.count("\n") + 1, error.GetColumn() or 1
-        why = re.sub(r"^[\d: ]+", "", errors.first_line(error)).replace(f"{TEXT}.", "")
-        inside = _layer_at(text, line) if kind == "Net" else ""
+        why = errors.first_line(re.sub(r"^[\d: ]+('.*': )?", "", str(error))).replace(
+            f"{TEXT}.", ""
+        )  # without the line
         todo = "correct the file (fields of Caffe's forks are unknown)" if "no field" in why else "correct the file"
-        raise errors.DataError(f"{path}:{line}:{column}: {why.rstrip('.')}{inside}; {todo}") from error
+        raise errors.DataError(f"{path}:{line}:{column}: {why.rstrip('.')}{_layer_at(text, line)}; {todo}") from error
     return text, parsed
 
 

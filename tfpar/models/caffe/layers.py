@@ -12,8 +12,6 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from tfpar.models.caffe import files
-
 AXES = {1: 3, 2: 1, 3: 2}  # of a picture: Caffe's and ours
 LOWEST = -3.4028235e38  # of float32; minus infinity is no JSON
 MAX, STOCHASTIC, CEIL, PROD, SUM, ACROSS_CHANNELS = 0, 2, 0, 0, 1, 0  # Caffe's numbers
@@ -61,13 +59,23 @@ def _axis(x, axis: int) -> int:
     return AXES[axis] if _is_picture(x) else axis
 
 
+def _size(p, name: str, short: str = "", default=(1, 1)) -> tuple[int, int] | None:
+    """Return height and width of a size, written `kernel_size` once or twice, or `kernel_h` and `kernel_w`."""
+    given, sides = getattr(p, name), [f"{short or name}_{side}" for side in "hw"]
+    values = [given] * p.HasField(name) if isinstance(given, int) else [*given]
+    if sides[0] in p.DESCRIPTOR.fields_by_name and any(map(p.HasField, sides)):
+        values += [getattr(p, side) for side in sides]
+    Unsupported.where(len(values) > 2 or max(values, default=0) >= 2**31, f"{name} {values}")
+    return (values[0], values[-1]) if values else default
+
+
 # ---- layers with weights
 
 
 def _convolution(weigh, p, name, x):
     Unsupported.where(not (_is_picture(x) and _is_first(x, p.axis)), f"axis {p.axis} of {len(x.shape)}")
-    kernel, stride, pad = (files.size(p, *words) for words in (("kernel_size", "kernel"), ("stride",), ("pad",)))
-    stride, pad, dilation = stride or (1, 1), pad or (0, 0), files.size(p, "dilation") or (1, 1)
+    kernel, stride, pad = _size(p, "kernel_size", "kernel", None), _size(p, "stride"), _size(p, "pad", default=(0, 0))
+    dilation = _size(p, "dilation")
     channels, filters, groups = x.shape[-1], p.num_output, p.group
     empty = not kernel or 0 in (*kernel, *stride, *dilation, filters, groups)
     stated = f"{filters} outputs of kernel {kernel}, stride {stride}, {groups} groups for {channels} channels"
@@ -108,13 +116,11 @@ def _inner_product(weigh, p, name, x):
     return weigh(layers.Dense(outputs, use_bias=p.bias_term, name=name), x, shapes, _fillers(p), convert)
 
 
-def _scale(weigh, p, name, x, *factor):
-    if factor:
-        (by,) = factor
+def _scale(weigh, p, name, x, by=None):
+    if by is not None:
         of_channels = len(by.shape) == 2 and p.axis == 0 and _is_picture(x)
-        Unsupported.where(p.bias_term, "a bias beside a second input")
         fits = of_channels or by.shape == x.shape
-        Unsupported.where(not fits, "a second input of neither one number a channel nor this shape")
+        Unsupported.where(not fits or p.bias_term, "a second input of other than one number a channel, or a bias")
         by = layers.Reshape((1, 1, by.shape[1]), name=f"{name}.factor")(by) if of_channels else by
         return layers.Multiply(name=name)([x, by])
     channels, flat = x.shape[_axis(x, 1)], len(x.shape) == 2
@@ -155,10 +161,9 @@ def _prelu(weigh, p, name, x):
 def _pooling(p, name, x):
     Unsupported.where(not _is_picture(x) or p.pool == STOCHASTIC, "stochastic pooling, or no height and width")
     sides = x.shape[1:3]
-    kernel, stride, pad = files.size(p, "kernel_size", "kernel"), files.size(p, "stride"), files.size(p, "pad")
+    kernel, stride, pad = _size(p, "kernel_size", "kernel", None), _size(p, "stride"), _size(p, "pad", default=(0, 0))
     if p.global_pooling:
-        kernel, stride, pad = sides, None, None
-    stride, pad = stride or (1, 1), pad or (0, 0)
+        kernel, stride, pad = sides, (1, 1), (0, 0)
     Unsupported.where(not kernel or 0 in (*kernel, *stride), f"kernel {kernel} with stride {stride}")
     axes, rounded = zip(sides, kernel, stride, pad, strict=True), math.ceil if p.round_mode == CEIL else math.floor
     sizes, around = zip(*(_windows(*axis, rounded=rounded, padded=any(pad)) for axis in axes), strict=True)
@@ -179,7 +184,7 @@ def _windows(side: int, kernel: int, stride: int, pad: int, *, rounded: Callable
     """Return the sizes of a pooling's windows within the padded picture along one axis, and the padding before and after it."""
     count = rounded((side + 2 * pad - kernel) / stride) + 1
     count -= padded and (count - 1) * stride >= side + pad
-    Unsupported.where(count < 1, f"a kernel of {kernel} on {side} pixels")
+    Unsupported.where(count < 1 or pad >= kernel, f"a kernel of {kernel} on {side} pixels with a pad of {pad}")
     starts = np.arange(count) * stride
     past_the_end = int(starts[-1]) + kernel - side - pad
     return np.minimum(starts + kernel, side + 2 * pad) - starts, (pad, max(past_the_end, 0))
@@ -187,8 +192,7 @@ def _windows(side: int, kernel: int, stride: int, pad: int, *, rounded: Callable
 
 def _lrn(p, name, x):
     n = p.local_size
-    Unsupported.where(n % 2 == 0, f"local_size {n}, which must be odd")
-    Unsupported.where(not _is_picture(x), "an input that is no picture")
+    Unsupported.where(n % 2 == 0 or not _is_picture(x), f"local_size {n}, which must be odd, of {len(x.shape)} axes")
     with in_float32():
         x = x if x.dtype == "float32" else layers.Activation("linear", name=f"{name}.float32")(x)
         if p.norm_region == ACROSS_CHANNELS:  # their sum is a convolution with a band of ones
@@ -212,13 +216,18 @@ def _exp(p, name, x):
     return layers.Activation("exponential", name=name)(inner)
 
 
+def _swish(p, name, x):
+    inner = layers.Rescaling(p.beta, name=f"{name}.inner")(x)
+    return layers.Multiply(name=name)([x, layers.Activation("sigmoid", name=f"{name}.gate")(inner)])
+
+
 def _power(p, name, x):
     inner = layers.Rescaling(p.scale, p.shift, name=name if p.power == 1 else f"{name}.inner")(x)
     return inner if p.power == 1 else ops.square(inner) if p.power == 2 else ops.power(inner, p.power)
 
 
 def _eltwise(p, name, *inputs):
-    alike = len(inputs) > 1 and len({x.shape for x in inputs}) == 1
+    alike = len({x.shape for x in inputs}) == 1
     stated = f"inputs {[x.shape[1:] for x in inputs]} with {len(p.coeff)} coefficients"
     Unsupported.where(not alike or len(p.coeff) not in (0, len(inputs)), stated)
     by = p.coeff if p.coeff and p.operation == SUM else [1] * len(inputs)
@@ -281,6 +290,7 @@ TABLE: dict[str, tuple[Callable, str]] = {
     "AbsVal": (lambda _, name, x: ops.absolute(x), ""),
     "BNLL": (_activation("softplus"), ""),
     "BatchNorm": (_batch_norm, "batch_norm_param"),
+    "Clip": (lambda p, name, x: ops.clip(x, p.min, p.max), "clip_param"),
     "Concat": (_concat, "concat_param"),
     "Convolution": (_convolution, "convolution_param"),
     "Dropout": (lambda p, name, x: layers.Dropout(p.dropout_ratio, name=name)(x), "dropout_param"),
@@ -300,7 +310,8 @@ TABLE: dict[str, tuple[Callable, str]] = {
     "Slice": (_slice, "slice_param"),
     "Softmax": (lambda p, name, x: layers.Softmax(_axis(x, p.axis), name=name)(x), "softmax_param"),
     "Split": (lambda _, name, x: x, ""),
+    "Swish": (_swish, "swish_param"),
     "TanH": (_activation("tanh"), ""),
 }
-WITH_SEVERAL_INPUTS = (_concat, _eltwise, _scale)
+INPUTS = {_concat: range(1, 10**6), _eltwise: range(2, 10**6), _scale: (1, 2)}  # how many; of others 1
 WITH_WEIGHTS = (_batch_norm, _convolution, _inner_product, _prelu, _scale)

@@ -10,7 +10,8 @@ from tfpar.models.caffe import files
 
 DATA = ("Data", "ImageData", "MemoryData", "HDF5Data", "WindowData", "DummyData", "Input")
 WEIGHTED = {"Convolution": "convolution_param", "InnerProduct": "inner_product_param"}
-OF_SEVERAL = ("Concat", "Eltwise", "Slice", "Reshape")  # their outputs are not those of one layer before
+RESHAPING = ("Slice", "Reshape")  # their outputs are not those of the layer before
+JUDGES = ("SoftmaxWithLoss", "Accuracy")  # of one number a class
 PHASES = ("TRAIN", "TEST")
 SIDES = ("channels", "height", "width")
 
@@ -32,16 +33,17 @@ class Selection:
         validate.choice("phase", phase, PHASES)
         path = validate.path("net", path)
         self.net, self.notes = files.read_net(path), []
-        self.lines = {id(layer): line for layer, line in zip(self.net.layers, self.net.lines, strict=True)}
         there = [layer for layer in self.net.layers if self._takes_part(layer, phase)]
         sources = [layer for layer in [*there, *self.net.layers] if layer.type in DATA]
-        self.source = min(sources, key=lambda layer: layer.type == "Input" and not _is_of_pictures(layer), default=None)
+        self.source = min(sources, key=lambda layer: layer.type == "Input" and not _has_picture(layer), default=None)
         self.layers = [layer for layer in there if layer.type not in DATA]
         if all(is_loss(layer) for layer in self.layers):
             raise errors.DataError(f"{path}: no layer of phase {phase} computes anything; correct the file")
+        given = set()
         for layer in self.layers:
-            if not layer.top and not is_loss(layer):
-                raise errors.DataError(f"{self.where(layer)} has no top; correct the file")
+            if not is_loss(layer) and (not layer.top or given & {*layer.top} - {*layer.bottom}):
+                raise errors.DataError(f"{self.where(layer)} has the tops {[*layer.top]}; give it a top of its own")
+            given |= {*layer.top}
         self.input, self.image_shape = self._input(image_shape)
 
     @property
@@ -52,7 +54,7 @@ class Selection:
 
     def where(self, layer) -> str:
         """Return file, line, name and type of a layer, for a message."""
-        return f"{self.net.path}:{self.lines[id(layer)]}: layer {layer.name} of type {layer.type}"
+        return f"{self.net.path}:{self.net.lines[id(layer)]}: layer {layer.name} of type {layer.type}"
 
     def last(self) -> tuple[int, str]:
         """Return the number and the blob of the last layer that is no loss."""
@@ -61,23 +63,27 @@ class Selection:
 
     def logits(self) -> tuple[int, str]:
         """Return the blob of the logits, and the number of the layer that reads it: of several losses that of the largest weight."""
-        accuracies = [(n, layer) for n, layer in enumerate(self.layers) if layer.type == "Accuracy" and layer.bottom]
-        judged = {layer.bottom[0] for layer in self.net.layers if layer.type == "Accuracy" and layer.bottom}
-        losses = [(n, layer) for n, layer in enumerate(self.layers) if layer.type == "SoftmaxWithLoss" and layer.bottom]
-        if losses:
-            number, loss = max(losses, key=lambda it: ([*it[1].loss_weight, 1.0][0], it[1].bottom[0] in judged, it[0]))
-            if loss.loss_param.HasField("ignore_label") or loss.loss_param.normalization == files.NO_NORMALIZATION:
+        judges = [layer for layer in self.net.layers if layer.type in JUDGES and layer.bottom]  # of every phase
+        weights = {it.bottom[0]: [*it.loss_weight, 1.0][0] for it in judges if it.type != "Accuracy"}
+        judged = {it.bottom[0] for it in judges if it.type == "Accuracy"}
+
+        def rank(layer) -> tuple:
+            return layer.type != "Accuracy", weights.get(layer.bottom[0], 1.0), layer.bottom[0] in judged
+
+        judge = max((layer for layer in reversed(self.layers) if layer in judges), key=rank, default=None)
+        if judge is not None and judge.type != "Accuracy":
+            if judge.loss_param.HasField("ignore_label") or judge.loss_param.normalization == files.NO_NORMALIZATION:
                 why = "ignore_label and normalization NONE are not supported; leave them out"
-                raise errors.DataError(f"{self.where(loss)}: {why}")
-            if len(losses) == 1 and [*loss.loss_weight, 1.0][0] != 1:
-                self.notes.append(f"loss_weight {loss.loss_weight[0]:g} is not used; multiply the learning rate by it")
-            return number, loss.bottom[0]
+                raise errors.DataError(f"{self.where(judge)}: {why}")
+            if len(weights) == 1 and judge.loss_weight[:1] not in ([], [1]):
+                self.notes.append(f"loss_weight {judge.loss_weight[0]:g} is not used; multiply the learning rate by it")
+            return self.layers.index(judge), judge.bottom[0]
         others = {layer.type for layer in self.layers if layer.type.endswith("Loss")} - {"MultinomialLogisticLoss"}
         if others:
             self.notes.append(f"{', '.join(sorted(others))} is not used; tfpar trains with the cross-entropy")
         number, blob = self.last()
-        if accuracies:
-            end, blob = accuracies[0][0], accuracies[0][1].bottom[0]
+        if judge is not None:
+            end, blob = self.layers.index(judge), judge.bottom[0]
             number = max((n for n in range(end) if blob in self.layers[n].top), default=end)
         layer = self.layers[number]
         return (number, layer.bottom[0]) if layer.type == "Softmax" and layer.bottom else (number + 1, blob)
@@ -89,20 +95,19 @@ class Selection:
             if wanted & {*layer.top} and not is_loss(layer):
                 kept.insert(0, layer)
                 wanted = (wanted - {*layer.top}) | {*layer.bottom}
+        if missing := wanted - {self.input}:
+            layer, blob = next((it, blob) for it in self.layers for blob in it.bottom if blob in missing)
+            todo = "correct it, or give one input alone"
+            raise errors.DataError(f"{self.where(layer)} reads {blob}, which no layer before it gives; {todo}")
         left = [layer for layer in self.layers if layer not in kept and layer.type != "Silence"]
         if left:
             self.notes.append(f"left out: {', '.join(f'{layer.name} ({layer.type})' for layer in left)}")
         return kept
 
-    def head(self, needed: list, logits: str, num_classes: int | None):
+    def head(self, needed: list, num_classes: int | None):
         """Return the last layer with weights before the logits, with as many outputs as there are classes, and whether that is new."""
-        head = None
-        for layer in reversed(needed):
-            if logits in layer.top:
-                if layer.type in (*WEIGHTED, *OF_SEVERAL):
-                    head = layer if layer.type in WEIGHTED else None
-                    break
-                logits = layer.bottom[0] if layer.bottom else ""
+        ends = [layer for layer in needed if layer.type in (*WEIGHTED, *RESHAPING) or len(layer.bottom) > 1]
+        head = ends[-1] if ends and ends[-1].type in WEIGHTED else None
         if num_classes is None or head is None:
             return head, False
         validate.integer("num_classes", num_classes, 1, validate.MOST_CLASSES)
@@ -156,8 +161,7 @@ class Selection:
         def holds(rule) -> bool:
             return (
                 (not rule.HasField("phase") or PHASES[rule.phase] == phase)
-                and (not rule.HasField("min_level") or rule.min_level <= state.level)
-                and (not rule.HasField("max_level") or rule.max_level >= state.level)
+                and rule.min_level <= state.level <= rule.max_level
                 and {*rule.stage} <= {*state.stage}
                 and not {*rule.not_stage} & {*state.stage}
             )
@@ -166,28 +170,24 @@ class Selection:
 
     def _input(self, given: tuple[int, int, int] | None) -> tuple[str, tuple[int, int, int]]:
         """Return the name of the input and the shape of the images."""
-        message, source, dims = self.net.message, self.source, []
+        message, source, dummy = self.net.message, self.source, self.source and self.source.dummy_data_param
         if message.input:
-            shapes = [[*shape.dim] for shape in message.input_shape]
-            number = next((n for n, shape in enumerate(shapes) if len(shape) == 4), 0)
-            name, dims = message.input[number], shapes[number] if shapes else message.input_dim[:4]
+            names, dims = message.input, message.input_dim
+            shapes = [shape.dim for shape in message.input_shape] or [dims[n : n + 4] for n in range(0, len(dims), 4)]
         elif source and source.top:
-            name, dummy = source.top[0], source.dummy_data_param
-            shapes = source.input_param.shape or dummy.shape
-            sides = [[*getattr(dummy, side), getattr(source.memory_data_param, side)] for side in SIDES]
-            dims = shapes[0].dim if shapes else [1, *(side[0] for side in sides)]
+            sides = [[*getattr(dummy, side), getattr(source.memory_data_param, side)][0] for side in SIDES]
+            names, shapes = source.top, [it.dim for it in source.input_param.shape or dummy.shape] or [[1, *sides]]
         else:
             raise errors.DataError(f"{self.net.path}: neither an input nor a data layer; add `input` and `input_shape`")
+        name, dims = max(zip(names, shapes or [()], strict=False), key=lambda it: len(it[1]) == 4)  # not of labels
         stated = (*dims[2:], dims[1]) if len(dims) == 4 and min(dims[1:]) > 0 else None
         if given is None and stated is None:
             why = f"the shape of its input {name} is {[*dims]}, which says no size of images"
             raise errors.SettingsError(f"{self.net.path}: {why}; give image_shape=(height, width, channels)")
-        if given is None:
-            return name, stated
-        given = validate.image_shape(given)
-        if stated and stated != given:
-            self.notes.append(f"images of {given} instead of {stated}")
-        return name, given
+        shape = stated if given is None else validate.image_shape(given)
+        if stated not in (None, shape):
+            self.notes.append(f"images of {shape} instead of {stated}")
+        return name, shape
 
     def _beside(self, named: str, needed: bool) -> Path | None:
         if path := files.beside(self.net.path, named):
@@ -208,10 +208,15 @@ class Selection:
         return mean[top : top + height, left : left + width]
 
 
-def _is_of_pictures(layer) -> bool:
-    return [len(shape.dim) for shape in layer.input_param.shape[:1]] == [4]
+def _has_picture(layer) -> bool:
+    return 4 in [len(shape.dim) for shape in layer.input_param.shape]
 
 
 def is_loss(layer) -> bool:
     """Tell whether a layer judges the network instead of being a part of it."""
     return layer.type in ("Accuracy", "Silence", "HDF5Output") or layer.type.endswith("Loss")
+
+
+def is_by_batch(layer) -> bool:
+    """Tell whether a layer takes the statistics of the batch even in prediction, by `use_global_stats: false`."""
+    return layer.batch_norm_param.HasField("use_global_stats") and not layer.batch_norm_param.use_global_stats

@@ -33,6 +33,7 @@ READ = {
     "net", "train_net", "base_lr", "max_iter", "iter_size", "lr_policy", "gamma", "power", "weight_decay", "type",
     "regularization_type", "stepsize", "stepvalue", "clip_gradients", "solver_type",
 }  # besides the fields of its optimizer  # fmt: skip
+NUMBERS = ("weight_decay", "momentum", "momentum2", "delta", "rms_decay")  # from 0
 
 
 class Solver(NamedTuple):
@@ -83,8 +84,8 @@ def solver(file: str | os.PathLike, model: keras.Model, *, examples: int) -> Sol
         [Stage(epochs=2, learning_rate=0.01, ..., schedule=Schedule(policy='inv', ..., end=40))]
     """
     facts, given = conversion.facts(model), files.read_solver(file)
-    numbers = [number for multipliers in facts.multipliers.values() for both in multipliers for number in both]
-    if not all(0 <= number < math.inf for number in numbers):
+    params = [param for of_layer in facts.multipliers.values() for param in of_layer]
+    if not all(0 <= number < math.inf for param in params for number in (param.lr_mult, param.decay_mult)):
         raise errors.DataError(f"model {model.name}: lr_mult and decay_mult must be from 0; correct its prototxt")
     examples = validate.integer("examples", examples, 1, validate.MOST_POSITION)
     if given.HasField("solver_type"):  # the older field
@@ -95,18 +96,22 @@ def solver(file: str | os.PathLike, model: keras.Model, *, examples: int) -> Sol
             raise errors.DataError(f"{file}: {what} {getattr(given, what)!r}; give one of {', '.join(known)}")
     if given.max_iter < 1 or not 0 < given.base_lr < math.inf or given.iter_size < 1:
         raise errors.DataError(f"{file}: max_iter, base_lr and iter_size must be above 0; correct the file")
-    if not (0 <= given.weight_decay < math.inf and 0 <= given.momentum < math.inf):
-        raise errors.DataError(f"{file}: weight_decay and momentum must be numbers from 0; correct the file")
+    if wrong := [name for name in NUMBERS if not 0 <= getattr(given, name) < math.inf]:
+        raise errors.DataError(f"{file}: {wrong[0]} must be a number from 0; correct the file")
+    if given.clip_gradients >= 0 and (given.weight_decay or given.iter_size > 1):
+        why = "Caffe clips before it adds the decay and divides, Keras after; leave one of them out"
+        raise errors.SettingsError(f"{file}: clip_gradients with weight_decay or iter_size: {why}")
     batch = (facts.batch_size or _batch_size_beside(Path(file), given)) * given.iter_size
     policy, of_steps = POLICIES[given.lr_policy]
-    steps = getattr(given, of_steps or "stepvalue")
-    if of_steps and not steps:
+    steps = tuple(np.atleast_1d(getattr(given, of_steps) if of_steps else []).tolist())
+    if of_steps and not any(steps):
         raise errors.DataError(f"{file}: lr_policy {given.lr_policy} needs {of_steps}; add it")
     numbers = {name: getattr(given, name) for name in schedule.POLICIES[policy][0] if name != "steps"}
-    steps = tuple(np.atleast_1d(steps).tolist()) if of_steps else ()
-    rates = Schedule(policy, **numbers, steps=steps, end=given.max_iter)
-    stage = Stage(-(-given.max_iter * batch // examples), given.base_lr, schedule=rates)
-    optimizer = _optimizer(file, given)
+    why = f"{file}: lr_policy {given.lr_policy}, type {given.type}: {errors.REASON}; correct the file"
+    with errors.translated(ValueError, errors.DataError, why):
+        rates = Schedule(policy, **numbers, steps=steps, end=given.max_iter)
+        stage = schedule.checked(Stage(-(-given.max_iter * batch // examples), given.base_lr, schedule=rates))
+        optimizer = _optimizer(given)
     if factors := _regularize(facts, given):
         _multiply_rates(optimizer, factors)
     used = READ | {*OPTIMIZERS[given.type][1].values()}
@@ -132,26 +137,22 @@ def _batch_size_beside(file: Path, given) -> int:
 def _regularize(facts: conversion.Facts, given) -> dict[str, float]:
     """Give the weights the decay as regularizers, and return the factors on their rates."""
     rates = {}
-    for layer, multipliers in facts.multipliers.items():
-        for weight, (rate, decayed) in zip(layer.weights, multipliers, strict=True):
-            by = given.weight_decay * decayed
+    for layer, params in facts.multipliers.items():
+        for weight, param in zip(layer.weights, params, strict=True):
+            by = given.weight_decay * param.decay_mult
             kind = keras.regularizers.L1(by) if given.regularization_type == "L1" else keras.regularizers.L2(by / 2)
             decay.regularize(layer, weight, kind if by else None)
-            if rate != 1:
-                rates[weight.path] = rate
+            if param.lr_mult != 1:
+                rates[weight.path] = param.lr_mult
     return rates
 
 
-def _optimizer(file, given) -> keras.optimizers.Optimizer:
+def _optimizer(given) -> keras.optimizers.Optimizer:
     build, fields = OPTIMIZERS[given.type]
     options = {name: getattr(given, field) for name, field in fields.items()}
-    if given.clip_gradients >= 0:
-        if given.weight_decay or given.iter_size > 1:
-            why = "Caffe clips before it adds the decay and divides, Keras after; leave one of them out"
-            raise errors.SettingsError(f"{file}: clip_gradients with weight_decay or iter_size: {why}")
+    if 0 <= given.clip_gradients < math.inf:
         options["global_clipnorm"] = given.clip_gradients
-    with errors.translated(ValueError, errors.DataError, f"{file}: {errors.REASON}; correct the file"):
-        return build(given.base_lr, **options)
+    return build(given.base_lr, **options)
 
 
 def _multiply_rates(optimizer: keras.optimizers.Optimizer, rates: dict[str, float]) -> None:

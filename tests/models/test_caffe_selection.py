@@ -194,6 +194,11 @@ def test_an_input_for_labels_may_come_first(load):
     label = 'layer { name: "label" type: "Input" top: "label" input_param { shape { dim: 1 } } }\n'
     image = 'layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 2 dim: 8 dim: 9 } } }\n'
     assert load(label + image + FIRST).input_shape == (None, 8, 9, 2)
+    data = layer("HDF5Data", "", "label", "", "first") + layer(
+        "Data", "", "data", "transform_param { scale: 0.5 }", "second"
+    )
+    model = load(data + FIRST + layer("SoftmaxWithLoss", "ip label", "loss"), image_shape=(8, 9, 2))
+    assert model.input_shape == (None, 8, 9, 2) and model.get_layer("scaled").scale == 0.5
     both = 'input: "label" input_shape { dim: 1 } input: "data" input_shape { dim: 1 dim: 2 dim: 8 dim: 9 }\n'
     assert load(both + FIRST).input_shape == (None, 8, 9, 2)
     both = 'layer { name: "d" type: "Input" top: "label" top: "data" input_param { shape { dim: 1 } shape { dim: [1, 2, 8, 9] } } }\n'

@@ -41,13 +41,12 @@ def differences(
 
 
 def _input(shape: tuple[int, int, int], image) -> np.ndarray:
-    height, width, channels = shape
     if image is None:
         return np.random.default_rng(0).normal(0, 50, (1, *shape)).astype(np.float32)
     from tfpar.prepare import pictures
 
     with pictures.quiet(), errors.translated(pictures.BadPicture, errors.InputNotFound, f"{image}: {errors.REASON}"):
-        pixels = pictures.load(image, (height, width), channels=channels)
+        pixels = pictures.load(image, shape[:2], channels=shape[2])
     return np.ascontiguousarray(pixels[np.newaxis, ..., ::-1], dtype=np.float32)
 
 
@@ -60,8 +59,11 @@ def _by_opencv(net, weights, x: np.ndarray, names: list[str]) -> dict[str, np.nd
         raise errors.Unavailable(f"nothing was compared: OpenCV {cv2.__version__} no longer reads Caffe. {install}")
     layers = files.read_net(net).layers
     odd = [it for it in layers if it.lrn_param.k != 1 or it.inner_product_param.transpose or is_by_batch(it)]
+    odd += [it for it in layers if it.swish_param.beta != 1]
     if odd:
-        why = f"of layer {odd[0].name} OpenCV does not follow k, transpose or use_global_stats false as tfpar does"
+        why = (
+            f"of layer {odd[0].name} OpenCV does not follow k, transpose, beta or use_global_stats false as tfpar does"
+        )
         raise errors.Unavailable(f"nothing was compared: {why}; compare a copy of {net} without that word")
     why = f"nothing was compared: OpenCV cannot read {net}: {errors.REASON}"
     with errors.translated(cv2.error, errors.Unavailable, why):

@@ -78,11 +78,9 @@ class Network:
 
     def _free_name(self, layer) -> str:
         """Return the name of a layer in Keras, which allows no slash, and no name twice."""
-        wanted = name = layer.name.replace("/", ".") or layer.type
-        number = 1
-        while name in self.names or re.fullmatch(NAMES_OF_OPERATIONS, name):
-            number += 1
-            name = f"{wanted}.{number}"
+        wanted = layer.name.replace("/", ".") or layer.type
+        names = itertools.chain([wanted], (f"{wanted}.{number}" for number in itertools.count(2)))
+        name = next(it for it in names if it not in self.names and not re.fullmatch(NAMES_OF_OPERATIONS, it))
         self.names.add(name)
         return name
 

@@ -62,6 +62,11 @@ def read_net(path: str | os.PathLike) -> Net:
     lines = _lines_of_layers(text)
     lines = lines if len(lines) == len(layers) else [1] * len(layers)  # as in `layer: [{...}, {...}]`
     found = _without_padding(list(zip(layers, lines, strict=True)))
+    if parsed.input:
+        first, dims = _classes(TEXT)["Layer"](name="input", type="Input", top=parsed.input), parsed.input_dim
+        for shape in [it.dim for it in parsed.input_shape] or [dims[n : n + 4] for n in range(0, len(dims), 4)]:
+            first.input_param.shape.add(dim=shape)
+        found.insert(0, (first, 1))
     return Net(Path(path), parsed, [layer for layer, _ in found], {id(layer): line for layer, line in found})
 
 

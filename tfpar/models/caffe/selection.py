@@ -22,7 +22,7 @@ class Selection:
     Attributes:
         net: from `files.read_net`.
         layers: those that compute, in the order of the file.
-        source: the data layer that feeds them, or of another phase where this one has none, if there is one.
+        source: the data layer that feeds them, or of another phase where this one has none.
         input: name of the input.
         image_shape: height, width, channels.
         batch_size: of the data layer for training, if there is one.
@@ -34,8 +34,12 @@ class Selection:
         path = validate.path("net", path)
         self.net, self.notes = files.read_net(path), []
         there = [layer for layer in self.net.layers if self._takes_part(layer, phase)]
+        read = {blob for layer in there if not is_loss(layer) for blob in layer.bottom}
         sources = [layer for layer in [*there, *self.net.layers] if layer.type in DATA]
-        self.source = min(sources, key=lambda layer: layer.type == "Input" and not _has_picture(layer), default=None)
+        tops = [(layer, number) for layer in sources for number in range(len(layer.top))]
+        if not tops:
+            raise errors.DataError(f"{path}: neither an input nor a data layer; add `input` and `input_shape`")
+        self.source, number = next((it for it in tops if it[0].top[it[1]] in read), tops[0])  # not that of the labels
         self.layers = [layer for layer in there if layer.type not in DATA]
         if all(is_loss(layer) for layer in self.layers):
             raise errors.DataError(f"{path}: no layer of phase {phase} computes anything; correct the file")
@@ -44,7 +48,7 @@ class Selection:
             if not is_loss(layer) and (not layer.top or given & {*layer.top} - {*layer.bottom}):
                 raise errors.DataError(f"{self.where(layer)} has the tops {[*layer.top]}; give it a top of its own")
             given |= {*layer.top}
-        self.input, self.image_shape = self._input(image_shape)
+        self.input, self.image_shape = self._input(number, image_shape)
 
     @property
     def batch_size(self) -> int | None:
@@ -127,8 +131,8 @@ class Selection:
         Returns:
             The mean as one number, one for each channel, or a picture `[height, width, channels]`.
         """
-        states = self.source is not None and self.source.type != "Input"  # a data layer without a scale means 1
-        stated = (self.source or self.net.layers[0]).transform_param  # of other layers it is empty, which means 1 and 0
+        states = self.source.type != "Input"  # a data layer without a scale means 1
+        stated = self.source.transform_param  # of an Input it is empty, which means 1 and 0
         assumed = [] if states else [word for word, value in (("scale 1", scale), ("mean 0", mean)) if value is None]
         scale = stated.scale if scale is None else scale
         if mean is None and stated.mean_file and not stated.mean_value:
@@ -168,18 +172,12 @@ class Selection:
 
         return any(map(holds, layer.include)) if layer.include else not any(map(holds, layer.exclude))
 
-    def _input(self, given: tuple[int, int, int] | None) -> tuple[str, tuple[int, int, int]]:
-        """Return the name of the input and the shape of the images."""
-        message, source, dummy = self.net.message, self.source, self.source and self.source.dummy_data_param
-        if message.input:
-            names, dims = message.input, message.input_dim
-            shapes = [shape.dim for shape in message.input_shape] or [dims[n : n + 4] for n in range(0, len(dims), 4)]
-        elif source and source.top:
-            sides = [[*getattr(dummy, side), getattr(source.memory_data_param, side)][0] for side in SIDES]
-            names, shapes = source.top, [it.dim for it in source.input_param.shape or dummy.shape] or [[1, *sides]]
-        else:
-            raise errors.DataError(f"{self.net.path}: neither an input nor a data layer; add `input` and `input_shape`")
-        name, dims = max(zip(names, shapes or [()], strict=False), key=lambda it: len(it[1]) == 4)  # not of labels
+    def _input(self, number: int, given: tuple[int, int, int] | None) -> tuple[str, tuple[int, int, int]]:
+        """Return the name of the input, which is a top of the data layer, and the shape of the images."""
+        source, dummy = self.source, self.source.dummy_data_param
+        sides = [[*getattr(dummy, side), getattr(source.memory_data_param, side)][0] for side in SIDES]
+        shapes = [it.dim for it in source.input_param.shape or dummy.shape] or [[1, *sides]]
+        name, dims = source.top[number], shapes[min(number, len(shapes) - 1)]
         stated = (*dims[2:], dims[1]) if len(dims) == 4 and min(dims[1:]) > 0 else None
         if given is None and stated is None:
             why = f"the shape of its input {name} is {[*dims]}, which says no size of images"
@@ -206,10 +204,6 @@ class Selection:
             both = f"a mean of {mean.shape} for images of {self.image_shape}"
             raise errors.SettingsError(f"{path}: {both}; give the mean of such images")
         return mean[top : top + height, left : left + width]
-
-
-def _has_picture(layer) -> bool:
-    return 4 in [len(shape.dim) for shape in layer.input_param.shape]
 
 
 def is_loss(layer) -> bool:

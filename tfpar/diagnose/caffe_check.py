@@ -24,7 +24,7 @@ def differences(
         image: a picture, scaled to the input; None is random numbers.
 
     Raises:
-        errors.Unavailable: OpenCV below 5 is not installed, or it cannot read the files.
+        errors.Unavailable: OpenCV below 5 is not installed, it cannot read the files, or it does not compute a layer as Caffe does.
     """
     model = conversion.network(net, weights)
     outputs = conversion.facts(model).outputs

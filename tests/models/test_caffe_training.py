@@ -252,7 +252,10 @@ def test_check_compares_with_opencv_and_names_the_first_layer_that_differs(convo
     odd = Path(convolution[0]).with_name("odd.prototxt")
     odd.write_text(text.replace("alpha: 2", "alpha: 2 k: 2"))  # which OpenCV ignores
     assert cli.main(["caffe", "check", str(odd), convolution[1]]) == 69
-    assert "nothing was compared: of layer norm OpenCV does not follow k" in capsys.readouterr().err
+    assert (
+        "nothing was compared: OpenCV computes k, transpose, beta or use_global_stats false of layer norm otherwise"
+        in capsys.readouterr().err
+    )
     monkeypatch.setattr(layers, "ACROSS_CHANNELS", 7)  # so LRN is taken within a channel
     assert cli.main(["caffe", "check", *convolution]) == 65
     assert "layer norm is the first that differs" in capsys.readouterr().err

@@ -61,9 +61,7 @@ def _by_opencv(net, weights, x: np.ndarray, names: list[str]) -> dict[str, np.nd
     odd = [it for it in layers if it.lrn_param.k != 1 or it.inner_product_param.transpose or is_by_batch(it)]
     odd += [it for it in layers if it.swish_param.beta != 1]
     if odd:
-        why = (
-            f"of layer {odd[0].name} OpenCV does not follow k, transpose, beta or use_global_stats false as tfpar does"
-        )
+        why = f"OpenCV computes k, transpose, beta or use_global_stats false of layer {odd[0].name} otherwise"
         raise errors.Unavailable(f"nothing was compared: {why}; compare a copy of {net} without that word")
     why = f"nothing was compared: OpenCV cannot read {net}: {errors.REASON}"
     with errors.translated(cv2.error, errors.Unavailable, why):

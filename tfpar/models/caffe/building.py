@@ -123,11 +123,9 @@ class Network:
             layer.param.add()
         for stated, param in zip(self.multipliers.setdefault(made, layer.param[:count]), layer.param, strict=False):
             for field in ("lr_mult", "decay_mult"):
+                said = {str(getattr(it, field)) for it in (stated, param) if it.HasField(field)}  # NaN is NaN
+                Unsupported.where(len(said) > 1, f"shared weights with another {field}; give the same to all")
                 if param.HasField(field):
-                    differ = stated.HasField(field) and str(getattr(stated, field)) != str(
-                        getattr(param, field)
-                    )  # NaN is NaN
-                    Unsupported.where(differ, f"shared weights with another {field}; give the same to all")
                     setattr(stated, field, getattr(param, field))
 
     def _blobs_of(self, layer, shapes: Sequence[tuple]) -> list[np.ndarray] | None:

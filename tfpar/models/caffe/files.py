@@ -179,9 +179,7 @@ def _parse(path: str | os.PathLike, kind: str):
         text_format.Parse(text, parsed)
     except text_format.ParseError as error:
         line, column = error.GetLine() or text.count("\n") + 1, error.GetColumn() or 1
-        why = errors.first_line(re.sub(r"^[\d: ]+('.*': )?", "", str(error))).replace(
-            f"{TEXT}.", ""
-        )  # without the line
+        why = errors.first_line(re.sub(rf"^[\d: ]+('.*': )?|{TEXT}\.", "", str(error)))  # without the whole line
         todo = "correct the file (fields of Caffe's forks are unknown)" if "no field" in why else "correct the file"
         raise errors.DataError(f"{path}:{line}:{column}: {why.rstrip('.')}{_layer_at(text, line)}; {todo}") from error
     return text, parsed

@@ -46,9 +46,8 @@ class Selection:
         given = set()
         for layer in self.layers:
             if not is_loss(layer) and (not layer.top or given & {*layer.top} - {*layer.bottom}):
-                raise errors.DataError(
-                    f"{self.where(layer)} has the tops {[*layer.top]}; give it one that no other has"
-                )
+                todo = "give it one that no other layer has"
+                raise errors.DataError(f"{self.where(layer)} has the tops {[*layer.top]}; {todo}")
             given |= {*layer.top}
         self.input, self.image_shape = self._input(number, image_shape)
 

@@ -306,7 +306,6 @@ def test_an_unsupported_layer_of_v1(kind, tmp_path):
         (POOL, "    stride: 4294967295\n"),
         (POOL, "    kernel_h: 2 kernel_w: 2\n"),  # beside kernel_size
         (STRIDE, "    stride: [1, 2, 1]\n"),
-        ('  top: "ip"\n', '  top: "conv"\n'),  # as another layer
     ],
 )
 def test_a_network_that_is_none_is_an_error_that_names_its_layer(old, new, tmp_path):

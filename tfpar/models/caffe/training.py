@@ -150,8 +150,7 @@ def _regularize(facts: conversion.Facts, given) -> dict[str, float]:
 def _optimizer(given) -> keras.optimizers.Optimizer:
     build, fields = OPTIMIZERS[given.type]
     options = {name: getattr(given, field) for name, field in fields.items()}
-    if 0 <= given.clip_gradients < math.inf:
-        options["global_clipnorm"] = given.clip_gradients
+    options["global_clipnorm"] = given.clip_gradients if 0 <= given.clip_gradients < math.inf else None
     return build(given.base_lr, **options)
 
 

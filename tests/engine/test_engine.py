@@ -165,6 +165,23 @@ def test_places_in_a_huge_batch_are_counted_in_64_bits(count, kind):
     assert places == kind
 
 
+@pytest.mark.parametrize("form", [list, tuple, tf.constant, np.asarray, lambda w: np.asarray(w) > 1])
+def test_weights_of_a_tuple_in_every_form(form):
+    images, labels = split_of(6)[:2]
+    given = form([0.0, 2.0] * 3)
+    batches = engine.train_batches((images, labels, given), devices.strategy(), global_batch_size=6)
+    chosen, _, weights = next(iter(batches))
+    for image, weight in zip(chosen.numpy(), weights.numpy(), strict=True):
+        (number,) = [i for i in range(6) if np.array_equal(images[i], image)]
+        assert weight == float(given[number])
+
+
+@pytest.mark.parametrize("weights", [[1.0] * 5, [-1.0] * 6, [np.nan] * 6, ["a"] * 6, np.ones((6, 1)), 2.0])
+def test_weights_that_are_none_are_refused(weights):
+    with pytest.raises(errors.SettingsError, match="give a number from 0 to 1e9 for each"):
+        engine.train_batches((*split_of(6)[:2], weights), devices.strategy(), global_batch_size=6)
+
+
 @pytest.mark.parametrize("kind", [np.uint8, np.int64, np.uint32])
 def test_labels_of_any_whole_kind_come_as_int32(kind):
     split = (split_of(10)[0], np.arange(10).astype(kind))

@@ -61,7 +61,7 @@ def test_weights_of_images_multiply_those_of_classes():
         position = [next(i for i in range(24) if np.array_equal(IMAGES[i], image)) for image in images.numpy()]
         assert found.numpy().tolist() == [np.float32(weights[i] * LABELS[i]) for i in position]
         assert sorted(position) == list(range(24)) and np.array_equal(LABELS[position], labels)
-    with pytest.raises(errors.SettingsError, match="give one for each"):
+    with pytest.raises(errors.SettingsError, match="for each"):
         engine.train_batches((IMAGES, LABELS, weights[1:]), devices.strategy(), global_batch_size=24)
 
 

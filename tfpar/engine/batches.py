@@ -39,8 +39,8 @@ def train_batches(
 
     Args:
         split: `(images, labels, ...)`: `uint8[N, height, width, channels]` and `int32[N]`, or one-hot labels `[N, classes]`
-            for a loss that takes those. Weights `[N]`, as the third of a tuple or of a prepared split, multiply the loss of each
-            image.
+            for a loss that takes those. Weights `[N]` from 0 to 1e9, as the third of a tuple or those of a prepared split, multiply
+            the loss of each image.
         strategy: whose replicas get the batches.
         global_batch_size: images of one step over all replicas; a multiple of the replicas.
         seed: of the order and of the augmentation.
@@ -118,16 +118,16 @@ def _constants(split) -> tuple[tf.Tensor, tf.Tensor]:
 
 def _weights(split, class_weights) -> tf.Tensor | None:
     """Return the weight of each image, `float32[N]`: its own times that of its class."""
-    labels, third = split[1], split[2] if len(split) > 2 else None
-    own = third if isinstance(third, np.ndarray) and third.dtype.kind in "iuf" else getattr(split, "weights", None)
-    if own is not None and own.shape != labels.shape[:1]:
-        raise errors.SettingsError(f"weights {list(own.shape)} for {len(labels)} images: give one for each")
+    labels, given = split[1], split.weights if hasattr(split, "weights") else (*split, None)[2]
+    own = np.ones(len(labels), np.float32) if given is None else np.asarray(given)
+    if own.dtype.kind not in "biuf" or own.shape != labels.shape[:1] or not ((own >= 0) & (own < 1e9)).all():
+        what = f"weights {own.dtype}{list(own.shape)} for {len(labels)} images"
+        raise errors.SettingsError(f"{what}: give a number from 0 to 1e9 for each")
     classes = labels.shape[1] if labels.ndim == 2 else int(labels.max()) + 1
     class_weights = validate.class_weights(class_weights, classes, exactly=False)
-    if class_weights is None:
-        return None if own is None else tf.constant(own, tf.float32)
-    of_class = np.asarray(class_weights, np.float32)[labels.argmax(axis=1) if labels.ndim == 2 else labels]
-    return tf.constant(of_class if own is None else own * of_class, tf.float32)
+    if class_weights is not None:
+        own = own * np.asarray(class_weights, np.float32)[labels.argmax(axis=1) if labels.ndim == 2 else labels]
+    return None if given is None and class_weights is None else tf.constant(own, tf.float32)
 
 
 def _constant(array: np.ndarray) -> tf.Tensor:

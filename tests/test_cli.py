@@ -426,3 +426,12 @@ def test_an_option_that_is_nearly_right_is_answered_with_the_nearest(tfpar, word
     told = err.strip().splitlines()[-1]
     assert code == 2 and f"unrecognized arguments: {word}" in told
     assert told.endswith(f"did you mean {meant}?") if meant else "did you mean" not in told
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_standard_stream_that_is_closed_is_no_fault_and_no_file_takes_its_number(tmp_path, closed):
+    manifests = "-m tfpar kubernetes --workers 2 --gpus 1 --image i -- train data/x"
+    probe = "from tfpar import screen; screen.open_streams(); raise SystemExit(open('file', 'w').fileno())"
+    for program, codes in ((manifests, {0}), (f'-c "{probe}"', range(3, 99))):
+        done = subprocess.run(["bash", "-c", f"{sys.executable} {program} {closed}"], cwd=tmp_path, check=False)
+        assert done.returncode in codes

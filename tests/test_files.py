@@ -169,3 +169,8 @@ def test_no_room_for_a_directory_is_a_fault_that_may_pass(tmp_path, monkeypatch)
     monkeypatch.setattr(Path, "mkdir", full)
     with pytest.raises(errors.InputOutputFailed, match=r"No space left on device.*Free some space"):
         files.make_directory(tmp_path / "new")
+
+
+def test_a_path_that_is_no_text_is_the_same_when_it_is_read_again(tmp_path):
+    files.write(tmp_path / "run.json", json.dumps({"directory": "/x\udcff"}, ensure_ascii=False))
+    assert json.loads((tmp_path / "run.json").read_text()) == {"directory": "/x\udcff"}

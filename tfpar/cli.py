@@ -9,7 +9,7 @@ import traceback
 from tfpar import errors, files
 from tfpar.arguments import parser
 from tfpar.commands import COMMANDS, require_tensorflow
-from tfpar.screen import say, to_nowhere
+from tfpar.screen import open_streams, say, to_nowhere
 
 _WITHOUT_TENSORFLOW = (COMMANDS["doctor"], COMMANDS["kubernetes"], COMMANDS["scaling"])
 _OTHER_WORDS = dict.fromkeys(("--epoch", "--epochs", "--lr", "--learning-rate"), "--stage")  # of other programs
@@ -18,6 +18,7 @@ _WRITING = (COMMANDS["prepare"], COMMANDS["train"], COMMANDS["launch"])  # files
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code; what a user can cause becomes one line."""
+    open_streams()
     arguments = sys.argv[1:] if arguments is None else arguments
     for stream in (sys.stdout, sys.stderr):  # names of files may be no valid UTF-8
         if hasattr(stream, "reconfigure"):

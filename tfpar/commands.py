@@ -7,7 +7,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from tfpar import compiling, errors, files
+from tfpar import compiling, errors, files, validate
 from tfpar.arguments import SETTINGS, parser
 from tfpar.screen import quiet, say, stderr_silenced
 
@@ -33,7 +33,7 @@ def _train(given) -> None:
     from tfpar.diagnose import profiling
     from tfpar.workers.group import WorkerGroup, check_connection
 
-    run = Path(given.run or f"runs/{files.name_of(given.data)}")
+    run = validate.path("run", f"runs/{files.name_of(given.data)}" if given.run is None else given.run)
     strategy = _strategy(given)
     group = WorkerGroup(strategy)
     # After the strategy: TensorFlow takes SIGTERM for itself when several workers start.

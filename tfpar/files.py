@@ -54,7 +54,8 @@ def write(path: str | os.PathLike, content: bytes | str | Callable[[Path], None]
         if callable(content):
             content(beside)
         else:
-            beside.write_bytes(content.encode() if isinstance(content, str) else content)
+            # A path may hold bytes that are no text: in JSON it is read again as it was.
+            beside.write_bytes(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
         sync(beside)
         beside.replace(path)
         sync(path.parent)

@@ -13,6 +13,13 @@ def say(line: str) -> None:
         to_nowhere(sys.stderr)
 
 
+def open_streams() -> None:
+    """Open the standard streams that this process was started without: the next file would get their number, and what C code prints."""
+    while os.open(os.devnull, os.O_RDWR) < 3:
+        pass
+    sys.stdout, sys.stderr = sys.stdout or open(1, "w"), sys.stderr or open(2, "w")  # noqa: SIM115 - they stay open
+
+
 def to_nowhere(stream) -> None:
     """Discard what is left to be written; otherwise Python would end with its own exit code."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

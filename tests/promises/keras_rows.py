@@ -4,6 +4,8 @@ A row begins with what it is about: `Class.attribute`, `compile(argument)`, `fit
 `test_keras_rows` tries each row beside plain Keras. `keras_attributes` names the attributes of Keras that no row is about.
 """
 
+import random
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -450,6 +452,8 @@ REFUSED = {
     ),
     "Layer.call, random numbers of TensorFlow": (made(lambda: OfTensorFlow(lambda x: tf.random.normal(tf.shape(x)))), "RandomStandardNormal"),
     "Layer.call, a function of Python": (made(lambda: OfTensorFlow(lambda x: tf.ensure_shape(tf.numpy_function(np.ones_like, [x], x.dtype), x.shape))), "calls Python within the step"),
+    "Layer.call, random numbers of NumPy": (made(lambda: OfTensorFlow(lambda x: float(np.random.rand()))), "draws from random or numpy"),
+    "Layer.call, random numbers of Python": (made(lambda: OfTensorFlow(lambda x: random.random())), "draws from random or numpy"),
     "layer, stateful=True": (lambda: rows_as_a_sequence(batch_shape=(64, 8, 8, 1), stateful=True), "leave stateful=True out"),
     "Layer.call, a generator of TensorFlow": (
         made(lambda: OfTensorFlow(lambda x: GENERATOR[0].normal(tf.shape(x)))), "variables outside of the step",

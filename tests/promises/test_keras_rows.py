@@ -5,6 +5,7 @@ import keras_rows as table
 import numpy as np
 import pytest
 import tensorflow as tf
+from networks import LOSS
 
 from tfpar import devices, engine, errors, steps
 from tfpar.train import callbacks as callbacks_of
@@ -146,6 +147,28 @@ def test_what_is_set_on_the_model_after_install_is_not_lost(batches):
         model = begun(table.compiled, ours=True)
         change(model)
         refused(said, lambda model=model: outcome(model, batches))
+
+
+@pytest.mark.parametrize(
+    ("name", "attribute", "value"),
+    [
+        (None, "momentum", 0.5),
+        (None, "weight_decay", 0.1),
+        ("dropout", "rate", 0.5),
+        ("logits", "kernel_regularizer", keras.regularizers.L2(0.1)),
+    ],
+)
+def test_what_a_graph_keeps_is_refused_when_it_changes_and_honoured_after_compile(batches, name, attribute, value):
+    model = begun(
+        lambda: table.compiled(table.network(keras.layers.Dropout(0.1, name="dropout"), name="whole")), ours=True
+    )
+    outcome(model, batches)
+    model.predict(np.zeros((2, 8, 8, 1)), verbose=0)  # nothing that the model does itself counts as a change
+    outcome(model, batches)
+    setattr(model.get_layer(name) if name else model.optimizer, attribute, value)
+    refused(f"{attribute} is", lambda: outcome(model, batches))
+    model.compile(model.optimizer, LOSS, metrics=["accuracy"])
+    outcome(model, batches)
 
 
 @pytest.mark.parametrize("given", ["validation_data", "validation_split"])

@@ -20,7 +20,7 @@ from keras_rows import Largest, Penalized, compiled, network, without_decay
 from networks import LOSS
 from PIL import Image
 
-from tfpar import devices, engine, errors, prepare, results, signals, steps, train
+from tfpar import devices, engine, errors, models, prepare, results, signals, steps, train
 from tfpar.prepare import folders
 from tfpar.results.reading import HISTORY
 from tfpar.settings import Settings
@@ -129,6 +129,47 @@ def test_fit_obeys_a_callback_from_the_next_step_and_refuses_one_within_a_call(d
             verbose=0,
             callbacks=[Rate()],
         )
+
+
+class StopBehind(keras.callbacks.Callback):
+    def __init__(self, batch):
+        super().__init__()
+        self.batch = batch
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.model.stop_training = batch == self.batch
+
+
+def test_a_callback_that_stops_fit_within_a_call_is_refused_and_at_its_end_obeyed(digits):
+    batches = engine.train_batches(digits.train, devices.strategy(simulate=1), global_batch_size=64)
+    model = compiled(network())
+    step = steps.install(model, shards=1, steps_per_call=4, steps_per_epoch=12)
+    model.fit(batches, steps_per_epoch=12, verbose=0, callbacks=[StopBehind(7)])
+    assert step.counts.step == 8
+    with pytest.raises(errors.SettingsError, match="stopped fit 2 steps into a call; give steps_per_call=1"):
+        model.fit(batches, steps_per_epoch=12, verbose=0, callbacks=[StopBehind(5)])
+
+
+def test_images_with_channels_first_are_refused(monkeypatch):
+    monkeypatch.setattr(keras.config, "image_data_format", lambda: "channels_first")
+    for attempt in (lambda: steps.install(compiled(network())), lambda: models.small_cnn((8, 8, 1), 10)):
+        with pytest.raises(errors.SettingsError, match="give channels_last"):
+            attempt()
+
+
+def test_a_rate_in_16_bits_is_not_taken_for_one_that_a_callback_assigned(digits, tmp_path):
+    keras.config.set_floatx("float16")
+    try:
+        run = trained(digits, tmp_path / "run", stages=[(1, 0.1)])
+    finally:
+        keras.config.set_floatx("float32")
+    assert run.finished
+
+
+def test_a_run_whose_name_is_no_text_is_refused(digits, tmp_path):
+    with pytest.raises(errors.SettingsError, match="rename it"):
+        trained(digits, tmp_path / "run_\udcff")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -256,7 +256,8 @@ def test_a_fit_that_was_ended_inside_a_call_does_not_shift_the_next(digits):
     stop = keras.callbacks.LambdaCallback(
         on_train_batch_end=lambda batch, logs: setattr(model, "stop_training", batch == 5)
     )
-    model.fit(batches, steps_per_epoch=10, verbose=0, callbacks=[stop])
+    with pytest.raises(errors.SettingsError, match="2 steps into a call"):
+        model.fit(batches, steps_per_epoch=10, verbose=0, callbacks=[stop])
     assert step.counts.step == 4  # the steps of full calls
     model.fit(batches, steps_per_epoch=10, verbose=0)
     assert step.counts.step == 14 and calls == [4, 4, 4, 2]

@@ -274,6 +274,7 @@ def _logits(x, num_classes: int):
 
 
 def _check(image_shape, num_classes) -> None:
+    validate.choice("keras.config.image_data_format()", keras.config.image_data_format(), ("channels_last",))
     validate.image_shape(image_shape)
     validate.integer("num_classes", num_classes, 1, validate.MOST_CLASSES)
 

@@ -28,7 +28,8 @@ Refused, because the step would ignore it or its result would depend on the numb
 | metrics inside layers | `compile(metrics=[...])` |
 | layers that assign their trained weights (`SpectralNormalization`) | other layers |
 | state of layers that is not float, variables of no layer | float state created with `add_weight` |
-| random operations of TensorFlow (`tf.random.uniform`) | `keras.random`, `tf.random.stateless_uniform` |
+| random numbers of TensorFlow (`tf.random.uniform`), NumPy or Python | `keras.random`, `tf.random.stateless_uniform` |
+| other rates, momentums or regularizers after the first step | the same, or `compile` after the change |
 | Python in the graph (`tf.py_function`); recurrent layers with `stateful=True` | `keras.ops`; the default |
 | variables in float64 | float32 |
 | `BatchNormalization(synchronized=True)`, layers that look across replicas | the layer's own shard |
@@ -50,7 +51,7 @@ from tensorflow.python.distribute import distribute_lib
 from tensorflow.python.framework.config import is_op_determinism_enabled
 from tensorflow.python.util import _pywrap_util_port
 
-from tfpar import devices, errors, machine
+from tfpar import devices, errors, machine, validate
 from tfpar.steps import tensorflow_repairs
 
 REPLACED = ("train_step", "compute_loss", "stateless_compute_loss", "compute_metrics", "make_train_function")
@@ -85,6 +86,7 @@ def check(model: keras.Model, *, sets_rate: bool = False) -> None:
     Raises:
         errors.SettingsError: with the remedy.
     """
+    validate.choice("keras.config.image_data_format()", keras.config.image_data_format(), ("channels_last",))
     raise_first(_refusals(model, sets_rate))
 
 
@@ -219,7 +221,7 @@ def _refused_optimizers(model: keras.Model, sets_rate: bool) -> Iterator[str]:
     yield from _refused_methods(inner, ("scale_loss", *["finalize_variable_values"] * sets_rate))
     known = {id(variable) for variable in inner._trainable_variables}
     if inner.built and any(id(variable) not in known for variable in model.trainable_variables):
-        yield "a layer was unfrozen after the optimizer had been built without its weights; call compile again with a new optimizer"
+        yield "the optimizer was built for other weights (of another model, or before a layer was unfrozen); compile again with a new optimizer"
     if hasattr(inner, "optimizers"):
         yield f"{type(inner).__name__} holds several optimizers, and the step sums the gradients of one; compile with one of them"
     if sets_rate and not isinstance(inner._learning_rate, keras.Variable):
@@ -230,6 +232,17 @@ def _refused_optimizers(model: keras.Model, sets_rate: bool) -> Iterator[str]:
     for name, remedy in REFUSED_OF_OPTIMIZERS.items():
         if getattr(inner, name):
             yield f"the optimizer has {name}={getattr(inner, name)}; {remedy}"
+
+
+def constants(model: keras.Model) -> Iterator[tuple]:
+    """Yield what a trace keeps as it is, such as the rate of a `Dropout` or the momentum of `SGD`: layer or optimizer of Keras, name of the
+    attribute, value."""
+    inner = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    for thing in [inner, *model._flatten_layers()]:
+        if type(thing).__module__.startswith("keras.") and not isinstance(thing, keras.Model):
+            for name, value in vars(thing).items():
+                if name[0] != "_" and (callable(value) or isinstance(value, (int, float, str, type(None)))):
+                    yield thing, name, value
 
 
 @contextlib.contextmanager

@@ -45,18 +45,16 @@ def install(
     Raises:
         errors.SettingsError: the model, its loss, its optimizer, the shards or the numbers break the law; the message
             says how.
-            `fit` raises it too. A label without a logit is noticed after its step, which the model then holds.
+            `fit` raises it too, also where a callback has stopped it within a call. A label without a logit is noticed after its step, which the model then holds.
 
     Example:
         >>> steps.install(model, shards=4, steps_per_call=4, steps_per_epoch=10)    # calls of 4, 4 and 2 steps
         >>> model.fit(batches, steps_per_epoch=10, epochs=3)
     """
     if not 1 <= steps_per_call <= MOST_STEPS_PER_CALL or (steps_per_call > 1 and not steps_per_epoch):
-        rule = f"1 to {MOST_STEPS_PER_CALL}, and with more than 1 the steps_per_epoch of fit"
-        validate.reject("steps_per_call", steps_per_call, rule)
+        validate.reject("steps_per_call", steps_per_call, f"1 to {MOST_STEPS_PER_CALL}, above 1 with steps_per_epoch")
     of_step = {"shards": shards, "seed": seed, "batch_norm": batch_norm}
-    step = Step(model, first_step=first_step, **of_step)
-    train_function = _TrainFunction(step, steps_per_call, steps_per_epoch)
+    train_function = _TrainFunction(Step(model, first_step=first_step, **of_step), steps_per_call, steps_per_epoch)
 
     def compile_again(*arguments, **options):
         with model.distribute_strategy.scope():  # an optimizer that is named as text is created here
@@ -76,13 +74,16 @@ def install(
             given = inspect.signature(type(model).fit).bind(model, *arguments, **options).arguments
             accepted.raise_first(_refusals(given, train_function, lost=model.train_function is None))
             accepted.check(model)  # it may have been changed since
-        return type(model).fit(model, *arguments, **options)
+        history = type(model).fit(model, *arguments, **options)
+        if left := train_function.asked % steps_per_call:
+            raise errors.SettingsError(f"a callback stopped fit {left} steps into a call; give steps_per_call=1")
+        return history
 
     keras_repairs.repair(model)
     model.train_function = train_function
     object.__setattr__(model, "fit", fit)
     object.__setattr__(model, "compile", compile_again)  # Keras' own drops the function without a message
-    return step
+    return train_function.step
 
 
 def _refuse(error: errors.SettingsError, _iterator) -> None:

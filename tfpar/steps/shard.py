@@ -8,6 +8,7 @@ penalty, its label and its logits. The function does not know how many replicas 
 import contextlib
 import functools
 import itertools
+import random
 from collections.abc import Iterator, Sequence
 from unittest import mock
 
@@ -49,18 +50,21 @@ class Shard:
             errors.SettingsError: the model depends on more than these inputs, or an operation adds in no fixed order.
         """
         self.model, self.loss, self.seed = model, loss, seed
-        layers = model._flatten_layers(include_self=True, recursive=True)
-        self.seed_states = {id(generator.state) for layer in layers for generator in layer._seed_generators}
+        self.seed_states = {id(draws.state) for layer in model._flatten_layers() for draws in layer._seed_generators}
         self.trained: list[keras.Variable] = []
         self.averaged: list[keras.Variable] = []
         xla = is_compiled_by_xla(model)
         decorate = tf.function(jit_compile=True, autograph=False) if xla else exchange.not_inlined
         normalized = normalization.computed(batch_norm, training=True)
+        drawn = str((random.getstate(), np.random.get_state()))
         with tensorflow_repairs.fixed_order(), accepted.replicas_hidden(), normalized:
             self.function = decorate(self._compute).get_concrete_function(
                 *([tf.TensorSpec(v.shape, v.dtype) for v in group] for group in variables_of(model)),
                 tf.TensorSpec([], tf.float32), tuple(batch), tf.TensorSpec([], tf.int64), tf.TensorSpec([], tf.int32),
             )  # fmt: skip
+        if drawn != str((random.getstate(), np.random.get_state())):
+            why = "the model or its loss draws from random or numpy.random, in each step the same number"
+            raise errors.SettingsError(f"{why}; use keras.random with a SeedGenerator")
         self.vector = Vector(self.trained, self.averaged)
         accepted.raise_first(accepted.refusals_of_graph(self.function, xla=xla))
 

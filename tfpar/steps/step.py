@@ -94,6 +94,7 @@ class Step:
     def renew(self) -> None:
         """Discard the traced shard, as is needed after layers were frozen or unfrozen. The counts are kept."""
         self.shard = self.spec = None
+        self.traced: list[tuple] = []  # see `accepted.constants`
         self.training = [variable.trainable for variable in self.variables]
         self.run = tf.function(self._run, autograph=True, reduce_retracing=True)
 
@@ -105,6 +106,7 @@ class Step:
         first, rates = self.counts.step, np.zeros(MOST_STEPS_PER_CALL, np.float32)  # one length, so one trace
         if self.learning_rate:
             self._check_rate()
+            rates = rates.astype(keras.backend.standardize_dtype(self.model.optimizer.learning_rate.dtype))
             rates[:count] = [self.learning_rate(first + k) for k in range(count)]
             self.last_rate = rates[count - 1]
         with all_reduce_left_to_the_step(self.model.optimizer), tensorflow_repairs.fixed_order():
@@ -120,9 +122,8 @@ class Step:
     def _check_batches(self, element_spec) -> None:
         """Refuse batches that were made for a strategy other than the model's."""
         of_batch = len(getattr(tf.nest.flatten(element_spec)[0], "_value_specs", [None]))
-        of_model = self.exchange.replicas
-        if of_batch != of_model and not self.exchange.several_workers:
-            both = f"{of_batch} replica{'s' if of_batch > 1 else ''}, and the model was created for {of_model}"
+        if of_batch != self.exchange.replicas and not self.exchange.several_workers:
+            both = f"{of_batch} replica{'s' if of_batch > 1 else ''}, and the model was created for {self.exchange.replicas}"
             todo = "give both the same strategy: create the model inside strategy.scope()"
             raise errors.SettingsError(f"the batches are for {both}; {todo}")
 
@@ -145,12 +146,16 @@ class Step:
         if self.is_outdated():
             todo = "in a run say it in the stages: Stage(5, 0.1, trainable='head'), and for fit call compile again"
             raise errors.SettingsError(f"a layer was frozen or unfrozen after this step was made; {todo}")
+        for thing, name, value in self.traced:
+            if (now := getattr(thing, name)) is not value and now != value:
+                why = f"{thing.name}.{name} is {now!r:.40}, and the step was traced with {value!r:.40}"
+                raise errors.SettingsError(f"{why}; call compile after such a change, or leave it out")
         if self.shard is None or element_spec != self.spec:
             members = element_spec if isinstance(element_spec, tuple) else (element_spec,)
             batch = [_of_one_shard(member, self.exchange.shards_per_replica) for member in members]
             accepted.raise_first(self._refused_members(batch))
             self.shard = Shard(self.model, self.loss, batch, seed=self.seed, batch_norm=self.batch_norm)
-            self.spec = element_spec
+            self.spec, self.traced = element_spec, list(accepted.constants(self.model))
         return self.shard
 
     def _refused_members(self, batch: list[tf.TensorSpec]) -> Iterator[str]:

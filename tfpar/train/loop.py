@@ -137,8 +137,7 @@ class Training:
 
     def _warn_of_slow_averages(self) -> None:
         steps, slow = self._steps(), []
-        layers = self.model._flatten_layers(include_self=False, recursive=True)
-        averaging = [layer for layer in layers if isinstance(layer, keras.layers.BatchNormalization)]
+        averaging = [each for each in self.model._flatten_layers() if isinstance(each, keras.layers.BatchNormalization)]
         for number in range(len(self.settings.stages)):
             with freezing.at(self.model, self.settings.stages, number):
                 slow += [each for each in averaging if each.trainable and each.momentum**steps > SHARE_OF_START]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import keras
 
-from tfpar import files, results, validate
+from tfpar import errors, files, results, validate
 from tfpar.results import writing
 from tfpar.results.reading import HISTORY
 from tfpar.schedule import Stage
@@ -49,7 +49,7 @@ def run(
     interrupted stage continues, so `EarlyStopping` starts afresh in each stage, and `restore_best_weights` takes effect before the
     stage's inference. `params["stage"]` and `params["resumed"]` tell a callback where it is; `model.history` holds the epochs of the
     present stage since it began or continued. The run sets the learning rate of every step (see `schedule`) and refuses a callback that
-    changes it. A callback that sets `model.stop_training` ends its stage after that epoch. `on_test_begin` and `on_test_end` surround
+    changes it. A callback that sets `model.stop_training` ends its stage, within an epoch as soon as the present call is over. `on_test_begin` and `on_test_end` surround
     each validation, which has no batches of its own: `on_test_batch_end` is not called.
 
     Args:
@@ -91,6 +91,8 @@ def run(
     if not settings.stages:
         validate.reject("stages", stages, "a list of at least one stage, such as [Stage(epochs=10, learning_rate=0.1)]")
     callbacks, directory = callbacks_of.checked(callbacks), validate.path("directory", directory)
+    with errors.translated(UnicodeError, errors.SettingsError, f"{directory!r} is not in UTF-8; rename it"):
+        str(directory).encode()
     accepted.check(model, sets_rate=True)
     settings = replace(settings, class_weights=identity.check_fit(model, data, class_weights))
     group = WorkerGroup(model.distribute_strategy)

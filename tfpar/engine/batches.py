@@ -119,6 +119,7 @@ def _constants(split) -> tuple[tf.Tensor, tf.Tensor]:
 def _weights(split, class_weights) -> tf.Tensor | None:
     """Return the weight of each image, `float32[N]`: its own times that of its class."""
     labels, given = split[1], split.weights if hasattr(split, "weights") else (*split, None)[2]
+    given = None if np.asarray(given).dtype.kind in "US" else given  # the images' names
     own = np.ones(len(labels), np.float32) if given is None else np.asarray(given)
     if own.dtype.kind not in "biuf" or own.shape != labels.shape[:1] or not ((own >= 0) & (own < 1e9)).all():
         what = f"weights {own.dtype}{list(own.shape)} for {len(labels)} images"

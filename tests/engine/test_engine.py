@@ -102,7 +102,7 @@ def test_sets_smaller_than_the_batch_still_train(examples, batch, epoch):
 
 def test_augmentation_flips_half_and_shifts_within_reach():
     ramp = (np.arange(16, dtype=np.uint8) * 10)[None, None, :, None] * np.ones((1, 16, 1, 1), np.uint8)
-    split = (np.repeat(ramp, 64, 0), np.zeros(64, np.int32), [])
+    split = (np.repeat(ramp, 64, 0), np.zeros(64, np.int32))
     flipped = seen(split, 1, 8, global_batch_size=64, augment="flip")[0]
     falling = flipped[:, :, 0, 0, 0] == 150
     assert 0.4 < falling.mean() < 0.6 and set(flipped[:, :, 0, 0, 0].ravel()) == {0, 150}

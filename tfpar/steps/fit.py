@@ -44,8 +44,8 @@ def install(
 
     Raises:
         errors.SettingsError: the model, its loss, its optimizer, the shards or the numbers break the law; the message
-            says how.
-            `fit` raises it too, also where a callback has stopped it within a call. A label without a logit is noticed after its step, which the model then holds.
+            says how. `fit` raises it too: after the step for a label without a logit, and at its end if a callback has stopped it
+            within a call, whose steps were then not taken.
 
     Example:
         >>> steps.install(model, shards=4, steps_per_call=4, steps_per_epoch=10)    # calls of 4, 4 and 2 steps

@@ -7,8 +7,10 @@ penalty, its label and its logits. The function does not know how many replicas 
 
 import contextlib
 import functools
+import inspect
 import itertools
 import random
+import threading
 from collections.abc import Iterator, Sequence
 from unittest import mock
 
@@ -22,6 +24,7 @@ from tfpar import errors
 from tfpar.steps import accepted, exchange, normalization, objective, tensorflow_repairs
 
 COLUMNS = 3  # of the rows, before the logits: loss, penalty, label
+NO_DRAWS = ("seed", "getstate", "setstate", "get_state", "set_state", "default_rng")
 
 
 class Shard:
@@ -56,15 +59,11 @@ class Shard:
         xla = is_compiled_by_xla(model)
         decorate = tf.function(jit_compile=True, autograph=False) if xla else exchange.not_inlined
         normalized = normalization.computed(batch_norm, training=True)
-        drawn = str((random.getstate(), np.random.get_state()))
-        with tensorflow_repairs.fixed_order(), accepted.replicas_hidden(), normalized:
+        with tensorflow_repairs.fixed_order(), accepted.replicas_hidden(), normalized, nothing_drawn():
             self.function = decorate(self._compute).get_concrete_function(
                 *([tf.TensorSpec(v.shape, v.dtype) for v in group] for group in variables_of(model)),
                 tf.TensorSpec([], tf.float32), tuple(batch), tf.TensorSpec([], tf.int64), tf.TensorSpec([], tf.int32),
             )  # fmt: skip
-        if drawn != str((random.getstate(), np.random.get_state())):
-            why = "the model or its loss draws from random or numpy.random, in each step the same number"
-            raise errors.SettingsError(f"{why}; use keras.random with a SeedGenerator")
         self.vector = Vector(self.trained, self.averaged)
         accepted.raise_first(accepted.refusals_of_graph(self.function, xla=xla))
 
@@ -188,6 +187,30 @@ def drawn_from(state: tf.Tensor) -> Iterator[None]:
 
     with mock.patch.object(seed_generator, "global_seed_generator", lambda: mock.Mock(next=next_state)):
         yield
+
+
+@contextlib.contextmanager
+def nothing_drawn() -> Iterator[None]:
+    """Raise `errors.SettingsError` if this thread draws from `random` or `numpy.random`: the trace would keep the number for all steps."""
+    drawn, thread = [], threading.get_ident()  # in another thread a generator may make batches
+
+    def noting(function):
+        def call(*arguments, **options):
+            if threading.get_ident() == thread:
+                drawn.append(function)
+            return function(*arguments, **options)
+
+        return call
+
+    with contextlib.ExitStack() as stack:
+        for module in (random, np.random):
+            drawing = {name: getattr(module, name) for name in module.__all__ if name not in NO_DRAWS}
+            functions = {name: noting(each) for name, each in drawing.items() if not inspect.isclass(each)}
+            stack.enter_context(mock.patch.multiple(module, **functions))
+        yield
+    if drawn:
+        why = "the model or its loss draws from random or numpy.random, in each step the same number"
+        raise errors.SettingsError(f"{why}; use keras.random with a SeedGenerator")
 
 
 @contextlib.contextmanager

@@ -49,8 +49,8 @@ def run(
     interrupted stage continues, so `EarlyStopping` starts afresh in each stage, and `restore_best_weights` takes effect before the
     stage's inference. `params["stage"]` and `params["resumed"]` tell a callback where it is; `model.history` holds the epochs of the
     present stage since it began or continued. The run sets the learning rate of every step (see `schedule`) and refuses a callback that
-    changes it. A callback that sets `model.stop_training` ends its stage, within an epoch as soon as the present call is over. `on_test_begin` and `on_test_end` surround
-    each validation, which has no batches of its own: `on_test_batch_end` is not called.
+    changes it. A callback that sets `model.stop_training` ends its stage: after the epoch, or within an epoch after the present call.
+    `on_test_begin` and `on_test_end` surround each validation, which has no batches of its own: `on_test_batch_end` is not called.
 
     Args:
         model: compiled under its strategy; takes `uint8` images, gives logits `[batch, classes]`.

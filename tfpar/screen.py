@@ -15,8 +15,9 @@ def say(line: str) -> None:
 
 def open_streams() -> None:
     """Open the standard streams that this process was started without: the next file would get their number, and what C code prints."""
-    while os.open(os.devnull, os.O_RDWR) < 3:
-        pass
+    while (number := os.open(os.devnull, os.O_RDWR)) < 3:
+        os.set_inheritable(number, True)
+    os.close(number)
     sys.stdout, sys.stderr = sys.stdout or open(1, "w"), sys.stderr or open(2, "w")  # noqa: SIM115 - they stay open
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -88,8 +89,7 @@ def main() -> None:
                 started = time.perf_counter()
                 done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
                 seconds = time.perf_counter() - started
-            last = done.stdout.strip().splitlines()[-1]
-            accuracy = float(last.split("accuracy ")[1].split()[0])
+            accuracy = float(re.findall(r"\baccuracy ([\d.]+)", done.stdout)[-1])
             results[name].append({"seconds": seconds, "accuracy": accuracy})
             print(f"  {name:16} {seconds:7.1f} seconds   {accuracy:.4f}", flush=True)
     benchmarks.write("fashion", results)

@@ -165,7 +165,9 @@ def test_places_in_a_huge_batch_are_counted_in_64_bits(count, kind):
     assert places == kind
 
 
-@pytest.mark.parametrize("form", [list, tuple, tf.constant, np.asarray, lambda w: np.asarray(w) > 1])
+@pytest.mark.parametrize(
+    "form", [list, tuple, tf.constant, np.float16, lambda w: tf.cast(w, tf.bfloat16), lambda w: np.asarray(w) > 1]
+)
 def test_weights_of_a_tuple_in_every_form(form):
     images, labels = split_of(6)[:2]
     given = form([0.0, 2.0] * 3)
@@ -176,10 +178,19 @@ def test_weights_of_a_tuple_in_every_form(form):
         assert weight == float(given[number])
 
 
-@pytest.mark.parametrize("weights", [[1.0] * 5, [-1.0] * 6, [np.nan] * 6, np.ones((6, 1)), 2.0])
+@pytest.mark.parametrize(
+    "weights", [[1.0] * 5, [-1.0] * 6, [np.nan] * 6, np.ones((6, 1)), 2.0, [[1.0]] * 5 + [[1.0, 2.0]]]
+)
 def test_weights_that_are_none_are_refused(weights):
     with pytest.raises(errors.SettingsError, match="give a number from 0 to 1e9 for each"):
         engine.train_batches((*split_of(6)[:2], weights), devices.strategy(), global_batch_size=6)
+
+
+@pytest.mark.parametrize("form", [list, np.asarray, lambda names: np.asarray(names, object)])
+def test_names_as_the_third_of_a_tuple_are_no_weights(form):
+    names = form([f"{i}.png" for i in range(6)])
+    batches = engine.train_batches((*split_of(6)[:2], names), devices.strategy(), global_batch_size=6)
+    assert len(next(iter(batches))) == 2
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.int64, np.uint32])

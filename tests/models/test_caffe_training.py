@@ -248,14 +248,17 @@ def test_check_compares_with_opencv_and_names_the_first_layer_that_differs(convo
         lines = capsys.readouterr().out.splitlines()
         assert [line.split()[0] for line in lines[:3]] == ["conv/a", "relu", "norm"]
         assert all(float(line.split()[1]) < 5e-6 for line in lines[:3])
-    text = Path(convolution[0]).read_text()
-    odd = Path(convolution[0]).with_name("odd.prototxt")
-    odd.write_text(text.replace("alpha: 2", "alpha: 2 k: 2"))  # which OpenCV ignores
-    assert cli.main(["caffe", "check", str(odd), convolution[1]]) == 69
-    assert (
-        "nothing was compared: OpenCV computes k, transpose, beta or use_global_stats false of layer norm otherwise"
-        in capsys.readouterr().err
-    )
+    text, odd = Path(convolution[0]).read_text(), Path(convolution[0]).with_name("odd.prototxt")
+    swish = 'layer { name: "swish" type: "Swish" bottom: "a" top: "swish" swish_param { beta: 2 } }'
+    of_training = swish.replace("swish_param", "include { phase: TRAIN } swish_param")
+    for changed, said in (
+        (text.replace("alpha: 2", "alpha: 2 k: 2"), "k of layer norm"),
+        (text + swish, "beta of layer swish"),
+        (text + of_training, ""),
+    ):
+        odd.write_text(changed)
+        assert cli.main(["caffe", "check", str(odd), convolution[1]]) == (69 if said else 0)
+        assert f"OpenCV does not compute {said}" * bool(said) in capsys.readouterr().err
     monkeypatch.setattr(layers, "ACROSS_CHANNELS", 7)  # so LRN is taken within a channel
     assert cli.main(["caffe", "check", *convolution]) == 65
     assert "layer norm is the first that differs" in capsys.readouterr().err

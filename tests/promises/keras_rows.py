@@ -454,6 +454,9 @@ REFUSED = {
     "Layer.call, a function of Python": (made(lambda: OfTensorFlow(lambda x: tf.ensure_shape(tf.numpy_function(np.ones_like, [x], x.dtype), x.shape))), "calls Python within the step"),
     "Layer.call, random numbers of NumPy": (made(lambda: OfTensorFlow(lambda x: float(np.random.rand()))), "draws from random or numpy"),
     "Layer.call, random numbers of Python": (made(lambda: OfTensorFlow(lambda x: random.random())), "draws from random or numpy"),
+    "layer, AugMix": (
+        made(lambda: layers.Dense(192), lambda: layers.Reshape((8, 8, 3)), lambda: layers.AugMix(seed=1), layers.Flatten), "as AugMix does",
+    ),
     "layer, stateful=True": (lambda: rows_as_a_sequence(batch_shape=(64, 8, 8, 1), stateful=True), "leave stateful=True out"),
     "Layer.call, a generator of TensorFlow": (
         made(lambda: OfTensorFlow(lambda x: GENERATOR[0].normal(tf.shape(x)))), "variables outside of the step",

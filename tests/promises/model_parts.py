@@ -251,7 +251,6 @@ AUGMENTING = {
     "RandomColorJitter": lambda seed: layers.RandomColorJitter(brightness_factor=0.3, contrast_factor=0.3, seed=seed),
     "RandomColorDegeneration": lambda seed: layers.RandomColorDegeneration(0.3, seed=seed),
     "RandAugment": lambda seed: layers.RandAugment(seed=seed),
-    "AugMix": lambda seed: layers.AugMix(seed=seed),
     "MixUp": lambda seed: layers.MixUp(seed=seed),
     "CutMix": lambda seed: layers.CutMix(seed=seed, **whole),
     "AutoContrast": lambda seed: layers.AutoContrast(),
@@ -262,7 +261,7 @@ NOT_DRAWN = {
     "bases, and layers of other frameworks": "Layer Wrapper InputLayer InputSpec FlaxLayer JaxLayer TFSMLayer TorchModuleWrapper",
     "of text, tables, sound and boxes": "CategoryEncoding Discretization Embedding HashedCrossing Hashing IntegerLookup "
     "MaxNumBoundingBoxes MelSpectrogram ReversibleEmbedding STFTSpectrogram StringLookup TextVectorization",
-    "refused": "SpectralNormalization",
+    "refused": "AugMix SpectralNormalization",
     "no layer of a functional model in Keras 3.15 (part of a cycle)": "Equalization",
     "without a gradient, for images of its own size": "ContrastLimitedAdaptiveHistogramEqualization",
 }  # fmt: skip

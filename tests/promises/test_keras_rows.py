@@ -163,11 +163,24 @@ def test_what_a_graph_keeps_is_refused_when_it_changes_and_honoured_after_compil
         lambda: table.compiled(table.network(keras.layers.Dropout(0.1, name="dropout"), name="whole")), ours=True
     )
     outcome(model, batches)
-    model.predict(np.zeros((2, 8, 8, 1)), verbose=0)  # nothing that the model does itself counts as a change
+    model.predict(
+        np.zeros((2, 8, 8, 1)), verbose=0
+    )  # neither what the model does itself nor an equal value is a change
+    model.optimizer.momentum, model.optimizer.learning_rate = np.float64(model.optimizer.momentum), 0.05
     outcome(model, batches)
     setattr(model.get_layer(name) if name else model.optimizer, attribute, value)
     refused(f"{attribute} is", lambda: outcome(model, batches))
     model.compile(model.optimizer, LOSS, metrics=["accuracy"])
+    outcome(model, batches)
+
+
+def test_a_momentum_that_comes_after_the_optimizer_was_built_needs_a_new_one(batches):
+    model = begun(lambda: table.compiled(table.network(), optimizer=keras.optimizers.SGD(0.1)), ours=True)
+    outcome(model, batches)
+    model.optimizer.momentum = 0.9
+    refused("built without momentum", lambda: outcome(model, batches))
+    refused("built without momentum", lambda: model.compile(model.optimizer, LOSS))
+    model.compile(keras.optimizers.SGD(0.1, momentum=0.9), LOSS, metrics=["accuracy"])
     outcome(model, batches)
 
 

@@ -227,19 +227,19 @@ class CountsBatches(M.Mean):
 
     def __init__(self):
         super().__init__(name="counts_batches")
-        self.batches, self.last = 0, None
+        self.batches, self.last, self.seen = 0, None, {}
 
     def update_state(self, y_true, y_pred, sample_weight=None):
         self.batches += 1
-        self.last = keras.ops.mean(y_pred)
+        self.last = self.seen["last"] = keras.ops.mean(y_pred)
         return super().update_state(self.last)
 
 
 @pytest.mark.parametrize(
     ("make", "text"),
     [
-        (InPython, "keeps values in no variable"),
-        (CountsBatches, "keeps batches and last in no variable"),
+        (InPython, r"keeps self\.values in no variable"),
+        (CountsBatches, r"keeps self\.batches, self\.last, self\.seen in no variable"),
         (InNumPy, "write it with keras.ops"),
     ],
 )

@@ -8,10 +8,16 @@ import keras
 import numpy as np
 
 from tfpar import errors
-from tfpar.models.caffe import conversion, files
-from tfpar.models.caffe.selection import is_by_batch
+from tfpar.models.caffe import conversion
+from tfpar.models.caffe.selection import Selection, is_by_batch
 
 BOUND = 5e-6  # of the largest value of a layer
+OTHERWISE = {
+    "k": lambda layer: layer.lrn_param.k != 1,
+    "transpose": lambda layer: layer.inner_product_param.transpose,
+    "beta": lambda layer: layer.swish_param.beta != 1,
+    "use_global_stats: false": is_by_batch,
+}
 
 
 def differences(
@@ -57,11 +63,9 @@ def _by_opencv(net, weights, x: np.ndarray, names: list[str]) -> dict[str, np.nd
         import cv2
     if not hasattr(cv2.dnn, "readNetFromCaffe"):
         raise errors.Unavailable(f"nothing was compared: OpenCV {cv2.__version__} no longer reads Caffe. {install}")
-    layers = files.read_net(net).layers
-    odd = [it for it in layers if it.lrn_param.k != 1 or it.inner_product_param.transpose or is_by_batch(it)]
-    odd += [it for it in layers if it.swish_param.beta != 1]
-    if odd:
-        why = f"OpenCV computes k, transpose, beta or use_global_stats false of layer {odd[0].name} otherwise"
+    layers = Selection(net, "TEST", x.shape[1:]).layers
+    for name, word in ((layer.name, word) for layer in layers for word, is_odd in OTHERWISE.items() if is_odd(layer)):
+        why = f"OpenCV does not compute {word} of layer {name} as Caffe does"
         raise errors.Unavailable(f"nothing was compared: {why}; compare a copy of {net} without that word")
     why = f"nothing was compared: OpenCV cannot read {net}: {errors.REASON}"
     with errors.translated(cv2.error, errors.Unavailable, why):

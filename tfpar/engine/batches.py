@@ -1,5 +1,7 @@
 """The batches of training and inference, gathered whole from the mapped array."""
 
+import os
+
 import numpy as np
 import tensorflow as tf
 
@@ -119,11 +121,14 @@ def _constants(split) -> tuple[tf.Tensor, tf.Tensor]:
 def _weights(split, class_weights) -> tf.Tensor | None:
     """Return the weight of each image, `float32[N]`: its own times that of its class."""
     labels, given = split[1], split.weights if hasattr(split, "weights") else (*split, None)[2]
-    given = None if np.asarray(given).dtype.kind in "US" else given  # the images' names
-    own = np.ones(len(labels), np.float32) if given is None else np.asarray(given)
-    if own.dtype.kind not in "biuf" or own.shape != labels.shape[:1] or not ((own >= 0) & (own < 1e9)).all():
-        what = f"weights {own.dtype}{list(own.shape)} for {len(labels)} images"
-        raise errors.SettingsError(f"{what}: give a number from 0 to 1e9 for each")
+    todo = "give a number from 0 to 1e9 for each image"
+    with errors.translated((ValueError, TypeError), errors.SettingsError, f"weights: {errors.REASON}; {todo}"):
+        own = np.asarray(given)
+        if given is None or isinstance(next(iter(own.flat), None), (str, bytes, os.PathLike)):  # the images' names
+            given, own = None, np.ones(len(labels), np.float32)
+        own = own.astype(np.promote_types(own.dtype, np.float32))
+    if own.dtype.kind != "f" or own.shape != labels.shape[:1] or not ((own >= 0) & (own <= 1e9)).all():
+        raise errors.SettingsError(f"weights {own.dtype}{list(own.shape)} for {len(labels)} images: {todo}")
     classes = labels.shape[1] if labels.ndim == 2 else int(labels.max()) + 1
     class_weights = validate.class_weights(class_weights, classes, exactly=False)
     if class_weights is not None:

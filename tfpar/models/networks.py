@@ -273,8 +273,15 @@ def _logits(x, num_classes: int):
     return keras.layers.Dense(num_classes, dtype="float32", name="logits")(x)
 
 
+def check_data_format() -> None:
+    """Refuse to build a network while Keras takes the channels of images first."""
+    if keras.config.image_data_format() != "channels_last":
+        todo = "call keras.config.set_image_data_format('channels_last') first, or set it in keras.json"
+        raise errors.SettingsError(f"keras.config.image_data_format() is channels_first; {todo}")
+
+
 def _check(image_shape, num_classes) -> None:
-    validate.choice("keras.config.image_data_format()", keras.config.image_data_format(), ("channels_last",))
+    check_data_format()
     validate.image_shape(image_shape)
     validate.integer("num_classes", num_classes, 1, validate.MOST_CLASSES)
 

@@ -28,8 +28,8 @@ Refused, because the step would ignore it or its result would depend on the numb
 | metrics inside layers | `compile(metrics=[...])` |
 | layers that assign their trained weights (`SpectralNormalization`) | other layers |
 | state of layers that is not float, variables of no layer | float state created with `add_weight` |
-| random numbers of TensorFlow (`tf.random.uniform`), NumPy or Python | `keras.random`, `tf.random.stateless_uniform` |
-| other rates, momentums or regularizers after the first step | the same, or `compile` after the change |
+| functions of `tf.random`, `numpy.random` or `random` in a layer or a loss | `keras.random`, `tf.random.stateless_uniform` |
+| another rate of a `Dropout`, momentum, weight decay or regularizer after the first step | the same, or `compile` with a new optimizer after the change |
 | Python in the graph (`tf.py_function`); recurrent layers with `stateful=True` | `keras.ops`; the default |
 | variables in float64 | float32 |
 | `BatchNormalization(synchronized=True)`, layers that look across replicas | the layer's own shard |
@@ -40,6 +40,7 @@ Refused, because the step would ignore it or its result would depend on the numb
 """
 
 import contextlib
+import numbers
 import reprlib
 from collections.abc import Iterator
 from unittest import mock
@@ -51,7 +52,7 @@ from tensorflow.python.distribute import distribute_lib
 from tensorflow.python.framework.config import is_op_determinism_enabled
 from tensorflow.python.util import _pywrap_util_port
 
-from tfpar import devices, errors, machine, validate
+from tfpar import devices, errors, machine
 from tfpar.steps import tensorflow_repairs
 
 REPLACED = ("train_step", "compute_loss", "stateless_compute_loss", "compute_metrics", "make_train_function")
@@ -86,7 +87,6 @@ def check(model: keras.Model, *, sets_rate: bool = False) -> None:
     Raises:
         errors.SettingsError: with the remedy.
     """
-    validate.choice("keras.config.image_data_format()", keras.config.image_data_format(), ("channels_last",))
     raise_first(_refusals(model, sets_rate))
 
 
@@ -222,6 +222,8 @@ def _refused_optimizers(model: keras.Model, sets_rate: bool) -> Iterator[str]:
     known = {id(variable) for variable in inner._trainable_variables}
     if inner.built and any(id(variable) not in known for variable in model.trainable_variables):
         yield "the optimizer was built for other weights (of another model, or before a layer was unfrozen); compile again with a new optimizer"
+    if known and getattr(inner, "momentum", 0) and not getattr(inner, "momentums", True):
+        yield "the optimizer was built without momentum; compile with a new optimizer"
     if hasattr(inner, "optimizers"):
         yield f"{type(inner).__name__} holds several optimizers, and the step sums the gradients of one; compile with one of them"
     if sets_rate and not isinstance(inner._learning_rate, keras.Variable):
@@ -235,13 +237,16 @@ def _refused_optimizers(model: keras.Model, sets_rate: bool) -> Iterator[str]:
 
 
 def constants(model: keras.Model) -> Iterator[tuple]:
-    """Yield what a trace keeps as it is, such as the rate of a `Dropout` or the momentum of `SGD`: layer or optimizer of Keras, name of the
-    attribute, value."""
-    inner = getattr(model.optimizer, "inner_optimizer", model.optimizer)
-    for thing in [inner, *model._flatten_layers()]:
+    """Yield the numbers that a trace keeps, such as the rate of a `Dropout` or the momentum of `SGD`: layer, optimizer or regularizer of
+    Keras, name of the attribute, value."""
+    optimizers = {model.optimizer, getattr(model.optimizer, "inner_optimizer", model.optimizer)}
+    things, kind = [*optimizers, *model._flatten_layers()], keras.regularizers.Regularizer
+    things += [each for thing in things for each in vars(thing).values() if isinstance(each, kind)]
+    for thing in things:
         if type(thing).__module__.startswith("keras.") and not isinstance(thing, keras.Model):
             for name, value in vars(thing).items():
-                if name[0] != "_" and (callable(value) or isinstance(value, (int, float, str, type(None)))):
+                number = value is None or (isinstance(value, numbers.Real) and not isinstance(value, bool))
+                if number and name[0] != "_":
                     yield thing, name, value
 
 

@@ -44,8 +44,7 @@ def install(
 
     Raises:
         errors.SettingsError: the model, its loss, its optimizer, the shards or the numbers break the law; the message
-            says how. `fit` raises it too: after the step for a label without a logit, and at its end if a callback has stopped it
-            within a call, whose steps were then not taken.
+            says how. `fit` raises it too: after the step for a label without a logit, and at its end if it was stopped within a call.
 
     Example:
         >>> steps.install(model, shards=4, steps_per_call=4, steps_per_epoch=10)    # calls of 4, 4 and 2 steps
@@ -74,9 +73,9 @@ def install(
             given = inspect.signature(type(model).fit).bind(model, *arguments, **options).arguments
             accepted.raise_first(_refusals(given, train_function, lost=model.train_function is None))
             accepted.check(model)  # it may have been changed since
+        train_function.asked = 0
         history = type(model).fit(model, *arguments, **options)
-        if left := train_function.asked % steps_per_call:
-            raise errors.SettingsError(f"a callback stopped fit {left} steps into a call; give steps_per_call=1")
+        train_function.check_end()
         return history
 
     keras_repairs.repair(model)
@@ -132,6 +131,12 @@ class _TrainFunction:
         if last:
             self.asked = 0
         return self.logs or self.step.model.get_metrics_result()
+
+    def check_end(self) -> None:
+        """Refuse that `fit` has counted steps that were not taken."""
+        if left := self.asked % self.steps_per_call:
+            why = f"fit stopped {left} steps into a call, by a callback or at the end of the data"
+            raise errors.SettingsError(f"{why}, and these were not taken; give steps_per_call=1")
 
     def _check_rate(self) -> None:
         """Refuse a learning rate that changes within a call: its steps are taken at the end of the call, with the last one."""

@@ -195,13 +195,13 @@ def _form_of(metric: keras.metrics.Metric, forms: list[bool], labels: dict, logi
             keras_backend.compute_output_spec(metric.update_state, labels[one_hot], logits)
             before = _in_python(metric)
             keras_backend.compute_output_spec(metric.update_state, labels[one_hot], logits)
+            changed = [f"self.{name}" for name, value in _in_python(metric).items() if value != before.get(name)]
         except MISTAKES as error:
             mistakes.append(error)
             continue
-        changed = [name for name, value in _in_python(metric).items() if value != before.get(name)]
         if metric.variables and not changed:
             return one_hot
-        why = f"metric {metric.name} keeps {' and '.join(changed) or 'its state'} in no variable, and Keras traces update_state once"
+        why = f"metric {metric.name} keeps {', '.join(changed) or 'its state'} in no variable, and Keras traces update_state once"
         raise errors.SettingsError(f"{why}; create it with add_weight, or leave it out")
     why = f"metric {metric.name} does not take labels and logits [batch, {logits.shape[-1]}] ({errors.first_line(mistakes[0])})"
     todo = "leave it out" if len(forms) == 1 else "write it with keras.ops, or leave it out"
@@ -210,7 +210,7 @@ def _form_of(metric: keras.metrics.Metric, forms: list[bool], labels: dict, logi
 
 def _in_python(metric: keras.metrics.Metric) -> dict:
     """Return the attributes of a metric in a form that shows whether a call changed one."""
-    return {name: id(value) if tf.is_tensor(value) else repr(value) for name, value in vars(metric).items()}
+    return keras.tree.map_structure(lambda value: id(value) if tf.is_tensor(value) else repr(value), {**vars(metric)})
 
 
 def check_names(model: keras.Model, taken: Collection[str]) -> None:

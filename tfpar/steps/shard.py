@@ -24,7 +24,7 @@ from tfpar import errors
 from tfpar.steps import accepted, exchange, normalization, objective, tensorflow_repairs
 
 COLUMNS = 3  # of the rows, before the logits: loss, penalty, label
-NO_DRAWS = ("seed", "getstate", "setstate", "get_state", "set_state", "default_rng")
+NO_DRAWS = ("seed", "getstate", "setstate", "get_state", "set_state")
 
 
 class Shard:
@@ -53,7 +53,7 @@ class Shard:
             errors.SettingsError: the model depends on more than these inputs, or an operation adds in no fixed order.
         """
         self.model, self.loss, self.seed = model, loss, seed
-        self.seed_states = {id(draws.state) for layer in model._flatten_layers() for draws in layer._seed_generators}
+        self.seed_states = {id(each.state) for layer in model._flatten_layers() for each in layer._seed_generators}
         self.trained: list[keras.Variable] = []
         self.averaged: list[keras.Variable] = []
         xla = is_compiled_by_xla(model)
@@ -196,7 +196,7 @@ def nothing_drawn() -> Iterator[None]:
 
     def noting(function):
         def call(*arguments, **options):
-            if threading.get_ident() == thread:
+            if threading.get_ident() == thread and not (function is np.random.default_rng and arguments):
                 drawn.append(function)
             return function(*arguments, **options)
 
@@ -209,8 +209,8 @@ def nothing_drawn() -> Iterator[None]:
             stack.enter_context(mock.patch.multiple(module, **functions))
         yield
     if drawn:
-        why = "the model or its loss draws from random or numpy.random, in each step the same number"
-        raise errors.SettingsError(f"{why}; use keras.random with a SeedGenerator")
+        why = "the model or its loss draws from random or numpy.random (as AugMix does), in each step the same number"
+        raise errors.SettingsError(f"{why}; use keras.random with a SeedGenerator, or leave that layer out")
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import numbers
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from unittest import mock
@@ -147,9 +148,10 @@ class Step:
             todo = "in a run say it in the stages: Stage(5, 0.1, trainable='head'), and for fit call compile again"
             raise errors.SettingsError(f"a layer was frozen or unfrozen after this step was made; {todo}")
         for thing, name, value in self.traced:
-            if (now := getattr(thing, name)) is not value and now != value:
-                why = f"{thing.name}.{name} is {now!r:.40}, and the step was traced with {value!r:.40}"
-                raise errors.SettingsError(f"{why}; call compile after such a change, or leave it out")
+            now = getattr(thing, name, None)
+            if now is not value and not (isinstance(now, numbers.Real) and now == value):
+                why = f"{getattr(thing, 'name', type(thing).__name__)}.{name} is {now!r:.40}, and the step was traced with {value!r:.40}"
+                raise errors.SettingsError(f"{why}; compile with a new optimizer after such a change, or leave it out")
         if self.shard is None or element_spec != self.spec:
             members = element_spec if isinstance(element_spec, tuple) else (element_spec,)
             batch = [_of_one_shard(member, self.exchange.shards_per_replica) for member in members]

@@ -91,7 +91,7 @@ def run(
     if not settings.stages:
         validate.reject("stages", stages, "a list of at least one stage, such as [Stage(epochs=10, learning_rate=0.1)]")
     callbacks, directory = callbacks_of.checked(callbacks), validate.path("directory", directory)
-    with errors.translated(UnicodeError, errors.SettingsError, f"{directory!r} is not in UTF-8; rename it"):
+    with errors.translated(UnicodeError, errors.SettingsError, f"{str(directory)!r} is not in UTF-8; rename it"):
         str(directory).encode()
     accepted.check(model, sets_rate=True)
     settings = replace(settings, class_weights=identity.check_fit(model, data, class_weights))

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 
 from tfpar import errors, validate
+from tfpar.models import networks
 from tfpar.models.caffe import files
 from tfpar.models.caffe.building import Network
 from tfpar.models.caffe.layers import in_float32
@@ -160,6 +161,7 @@ def _preprocessed(x, scale: float, mean: np.ndarray, order: str):
 
 def _build(selection: Selection, x, weights, needed: list, *, head=None, is_new: bool = False) -> Network:
     """Build the layers that are needed, from the head on in float32, and note what fits no weights."""
+    networks.check_data_format()
     blobs = files.read_weights(weights) if weights is not None else {}
     if is_new:
         blobs.pop(head.name, None)

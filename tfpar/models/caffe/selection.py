@@ -34,22 +34,29 @@ class Selection:
         path = validate.path("net", path)
         self.net, self.notes = files.read_net(path), []
         there = [layer for layer in self.net.layers if self._takes_part(layer, phase)]
-        read = {blob for layer in there if not is_loss(layer) for blob in layer.bottom}
         sources = [layer for layer in [*there, *self.net.layers] if layer.type in DATA]
         tops = [(layer, number) for layer in sources for number in range(len(layer.top))]
         if not tops:
             raise errors.DataError(f"{path}: neither an input nor a data layer; add `input` and `input_shape`")
-        self.source, number = next((it for it in tops if it[0].top[it[1]] in read), tops[0])  # not that of the labels
         self.layers = [layer for layer in there if layer.type not in DATA]
+        self.source, number = max(tops, key=lambda it: self._reads(it[0].top[it[1]]))  # the images, not the labels
         if all(is_loss(layer) for layer in self.layers):
             raise errors.DataError(f"{path}: no layer of phase {phase} computes anything; correct the file")
-        given = set()
+        given = {top for layer in there if layer.type in DATA for top in layer.top}
         for layer in self.layers:
             if not is_loss(layer) and (not layer.top or given & {*layer.top} - {*layer.bottom}):
                 todo = "give it one that no other layer has"
                 raise errors.DataError(f"{self.where(layer)} has the tops {[*layer.top]}; {todo}")
             given |= {*layer.top}
         self.input, self.image_shape = self._input(number, image_shape)
+
+    def _reads(self, blob: str) -> int:
+        """Return how many layers with weights, or else whether any, depend on a blob."""
+        reached, count, read = {blob}, 0, False
+        for layer in self.layers:
+            if reached & {*layer.bottom} and not is_loss(layer):
+                reached, count, read = reached | {*layer.top}, count + (layer.type in WEIGHTED), True
+        return count or read
 
     @property
     def batch_size(self) -> int | None:

@@ -428,6 +428,20 @@ def test_an_option_that_is_nearly_right_is_answered_with_the_nearest(tfpar, word
     assert told.endswith(f"did you mean {meant}?") if meant else "did you mean" not in told
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["train", "nowhere", "--run", ""], "run=''"),
+        (["launch", "--workers", "2", "--", "train", "nowhere", "--run", ""], "run=''"),
+        (["launch", "--workers", "2", "--logs", "", "--", "train", "nowhere"], "logs=''"),
+        (["train", "nowhere", "--freeze", "--stage", "1@0.1/all"], "--freeze is /head on every stage"),
+    ],
+)
+def test_an_empty_path_and_a_contradiction_are_refused_before_the_data_is_read(words, said, capsys):
+    assert cli.main(words) == 78
+    assert said in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
 def test_a_standard_stream_that_is_closed_is_no_fault_and_no_file_takes_its_number(tmp_path, closed):
     manifests = "-m tfpar kubernetes --workers 2 --gpus 1 --image i -- train data/x"

@@ -25,6 +25,11 @@ def _prepare(given) -> None:
     _print_data(data)
 
 
+def _place(option: str, given: str | None, otherwise: str | Path) -> Path:
+    """Return the path that an option names, or another path where it was not given; an empty text is no path."""
+    return validate.path(option, otherwise if given is None else given)
+
+
 def _train(given) -> None:
     _import_tensorflow(given)
     import keras
@@ -33,7 +38,7 @@ def _train(given) -> None:
     from tfpar.diagnose import profiling
     from tfpar.workers.group import WorkerGroup, check_connection
 
-    run = validate.path("run", f"runs/{files.name_of(given.data)}" if given.run is None else given.run)
+    run = _place("run", given.run, f"runs/{files.name_of(given.data)}")
     strategy = _strategy(given)
     group = WorkerGroup(strategy)
     # After the strategy: TensorFlow takes SIGTERM for itself when several workers start.
@@ -129,7 +134,7 @@ def _evaluate(given) -> None:
     from tfpar import prepare
     from tfpar.train import inference
 
-    data = prepare.load(given.data or run.facts["data"]["directory"])
+    data = prepare.load(_place("data", given.data, run.facts["data"]["directory"]))
     split = inference.split_for(run, data, given.split)
     logits, losses = inference.Inference(run.model(), batch_norm=run.settings["batch_norm"])(split)
     found = predictions.table(logits, split)
@@ -211,11 +216,11 @@ def _launch(given) -> int:
     if train.command is not _train or train.profile or train.dry_run:
         rule = "launch runs several workers that train, without --profile and --dry-run"
         raise errors.SettingsError(f"{rule}; given was {' '.join(given.words)}")
-    run, words = Path(train.run or f"runs/{files.name_of(train.data)}"), list(given.words)
+    run, words = _place("run", train.run, f"runs/{files.name_of(train.data)}"), list(given.words)
     if train.fresh:  # here, once: workers that start again continue
         words.remove("--fresh")
         writing.keep_earlier_run(run)
-    return launcher.launch(words, **_options(given, "words") | {"logs": given.logs or run / "workers"})
+    return launcher.launch(words, **_options(given, "words") | {"logs": _place("logs", given.logs, run / "workers")})
 
 
 def _kubernetes(given) -> None:
@@ -241,7 +246,7 @@ def _scaling(given) -> None:
     _import_tensorflow(given)
     data = _data(given.data)
     report = scaling.measure(
-        given.model or "small_cnn", data, given.out or f"runs/{files.name_of(given.data)}.scaling", devices=given.devices,
+        given.model or "small_cnn", data, _place("out", given.out, f"runs/{files.name_of(given.data)}.scaling"), devices=given.devices,
         global_batch_size=given.global_batch_size, all_reduce=given.all_reduce or "ordered",
         seconds=120 if given.seconds is None else given.seconds,
     )  # fmt: skip

@@ -46,7 +46,7 @@ def write(run: str | os.PathLike, to: str, out: str | os.PathLike | None = None)
     data = data_of(run)
     name, _, _, most = FORMATS[validate.choice("to", to, tuple(FORMATS))]
     require(to)
-    target = validate.path("out", out) if out else run.directory / "export" / name
+    target = run.directory / "export" / name if out is None else validate.path("out", out)
     if target.exists():
         raise errors.OutputError(f"{target}: exists already; remove it, or give another --out")
     from tfpar.steps import accepted

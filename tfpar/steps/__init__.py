@@ -7,8 +7,8 @@ is trained with 1 shard and with 4, the weights differ (relative L2 norm) by 2e-
 
 1. The global batch of `B` rows always consists of `V` **shards** of `B/V` consecutive rows. Replica `r` of `R` computes the
    shards `[rV/R, (r+1)V/R)`. By default `V` is the number of replicas.
-2. What is computed for a shard is a pure function of the model's variables, the loss scale, the shard's rows, the step number and the
-   shard number (`shard`). Operations whose bits depend on the threads are replaced or refused (`tensorflow_repairs`, `accepted`).
+2. A pure function computes each shard from the model's variables, the loss scale, the shard's rows, the step number and the shard
+   number (`shard`). Operations whose bits depend on the threads are replaced or refused (`tensorflow_repairs`, `accepted`).
 3. The `V` vectors of gradients and state are added in a fixed order, a binary tree over the shard numbers, and the sum is divided by
    `V` (`exchange`). Losses and logits are not added; they are collected in the order of the images.
 4. Every replica applies the same update to its copy of the weights (`step`).

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -152,6 +153,17 @@ def test_too_little_address_space_to_import_is_no_defect(limit, tmp_path):
     assert done.returncode == 69 and done.stderr.startswith("tfpar: out of memory"), done.stderr
 
 
+@pytest.mark.parametrize(("limit", "code"), [(10**15, 69), (resource.RLIM_INFINITY, 70)])
+def test_c_code_that_fails_without_an_exception_has_no_memory_where_that_is_limited(limit, code, monkeypatch, capsys):
+    def fail(_given):
+        raise SystemError("error return without exception set")
+
+    monkeypatch.setitem(cli.COMMANDS, "doctor", fail)
+    monkeypatch.setattr(resource, "getrlimit", lambda _kind: (limit, limit))
+    assert cli.main(["doctor"]) == code
+    assert ("out of memory" if code == 69 else "internal error") in capsys.readouterr().err
+
+
 def test_evaluate_gives_the_metrics_of_the_last_stage(tfpar, place):
     code, out, _ = tfpar("evaluate", "runs/digits")
     assert code == 0 and json.loads(out) == results.Run(place / "runs" / "digits").metrics()
@@ -171,7 +183,7 @@ def test_compare(tfpar, place):
     code, out, _ = tfpar("compare", "runs/digits", "runs/digits")
     assert code == 0 and out.splitlines()[1].startswith("accuracy") and out.endswith("their curves: compare.html\n")
     (place / "compare.html").rename(place / "other.html")
-    for out in ("", "other.html", "runs"):
+    for out in (".", "other.html", "runs"):
         assert tfpar("compare", "runs/digits", "--out", out)[0] == 0
     for page in ("compare.html", "other.html", "runs/compare.html"):
         (place / page).unlink()
@@ -434,6 +446,31 @@ def test_an_option_that_is_nearly_right_is_answered_with_the_nearest(tfpar, word
         (["train", "nowhere", "--run", ""], "run=''"),
         (["launch", "--workers", "2", "--", "train", "nowhere", "--run", ""], "run=''"),
         (["launch", "--workers", "2", "--logs", "", "--", "train", "nowhere"], "logs=''"),
+        (["evaluate", "nowhere", "--data", ""], "data=''"),
+        (["compare", "nowhere", "--out", ""], "out=''"),
+        (["export", "nowhere", "--to", "onnx", "--out", ""], "out=''"),
+        (["scaling", "nowhere", "--out", ""], "out=''"),
+        (
+            [
+                "scaling",
+                "--predict",
+                "",
+                "--step-ms",
+                "1",
+                "--batch",
+                "1",
+                "--gradient-mb",
+                "1",
+                "--devices",
+                "2",
+                "--machine",
+                "x",
+            ],
+            "predict=''",
+        ),
+        (["predict", "nowhere", "a.png", ""], "images=''"),
+        (["train", "nowhere", "--model", "caffe:x", "--solver", ""], "solver=''"),
+        (["train", ""], "data=''"),
         (["train", "nowhere", "--freeze", "--stage", "1@0.1/all"], "--freeze is /head on every stage"),
     ],
 )

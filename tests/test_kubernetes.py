@@ -173,6 +173,7 @@ WRONG_WORDS = {
     "": "required", "evaluate runs/x": "give train", "train": "required: data", "train data/x --nonsense": "--nonsense",
     "train data/x --seed -1": "whole number from 0", "train data/x --stage x": "EPOCHS@RATE", "train -h": "give the words",
     "train data/x --fresh": "another --run", "train data/x --simulate 2": "give --workers", "train data/x --profile": "in a pod of its own",
+    "train data/x --dry-run": "--dry-run: it trains nothing", "train data/x --run=": "run='': give a value",
     "train ../x": "give a path in the volume, such as data", "train photos/cats": "such as data", "train /data": "such as data",
     "train data/../x/y": "such as data", "train data/x --run x": "such as runs/NAME", "train data/x --run runs": "such as runs/NAME",
     "train data/x --run runs/../y": "such as runs/NAME", "train data/x --run data/y": "such as runs/NAME", "train data/x --weights w.h5": "data/FILE",

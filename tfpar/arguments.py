@@ -113,6 +113,18 @@ def parser(functions: Mapping[str, Callable], *, kind=argparse.ArgumentParser) -
     return line
 
 
+def check_not_empty(given: argparse.Namespace) -> None:
+    """Refuse a value that is an empty text, as an unset variable of the shell gives one; no option takes it.
+
+    Raises:
+        errors.SettingsError: names the option.
+    """
+    for name, value in vars(given).items():
+        whole_command = name in ("words", "arguments")
+        if value == "" or (isinstance(value, list) and "" in value and not whole_command):
+            validate.reject(name, "", "a value, or leave it out")
+
+
 def _add_setting(add, name: str, **more) -> None:
     """Add the option of a setting, with the default, range, choices and help of its definition."""
     setting = FIELDS[name]

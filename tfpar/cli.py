@@ -1,13 +1,14 @@
 """The command line: run one command, and turn every way it can end into an exit code and at most one line."""
 
 import re
+import resource
 import shlex
 import sys
 import tempfile
 import traceback
 
 from tfpar import errors, files
-from tfpar.arguments import parser
+from tfpar.arguments import check_not_empty, parser
 from tfpar.commands import COMMANDS, require_tensorflow
 from tfpar.screen import open_streams, say, to_nowhere
 
@@ -40,6 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _code_of(given) -> int:
     """Run the command and return its exit code."""
     try:
+        check_not_empty(given)
         if given.command not in _WITHOUT_TENSORFLOW:
             require_tensorflow()
         code = given.command(given) or 0
@@ -83,4 +85,6 @@ def _trace_file() -> str:
 def _is_out_of_memory(error: Exception) -> bool:
     if isinstance(error, ImportError):  # of the system's loader of libraries
         return "map segment" in str(error) or "allocate memory" in str(error)
+    if isinstance(error, SystemError):  # C code that got no memory, and did not say so
+        return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
     return isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError"  # of TensorFlow

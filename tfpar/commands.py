@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from tfpar import compiling, errors, files, validate
-from tfpar.arguments import SETTINGS, parser
+from tfpar.arguments import SETTINGS, check_not_empty, parser
 from tfpar.screen import quiet, say, stderr_silenced
 
 OF_BOTH_FORMS = ("command", "arguments", "usage", "verbose", "data", "devices", "all_reduce")  # of `scaling`
@@ -25,11 +25,6 @@ def _prepare(given) -> None:
     _print_data(data)
 
 
-def _place(option: str, given: str | None, otherwise: str | Path) -> Path:
-    """Return the path that an option names, or another path where it was not given; an empty text is no path."""
-    return validate.path(option, otherwise if given is None else given)
-
-
 def _train(given) -> None:
     _import_tensorflow(given)
     import keras
@@ -38,7 +33,7 @@ def _train(given) -> None:
     from tfpar.diagnose import profiling
     from tfpar.workers.group import WorkerGroup, check_connection
 
-    run = _place("run", given.run, f"runs/{files.name_of(given.data)}")
+    run = validate.path("run", given.run or f"runs/{files.name_of(given.data)}")
     strategy = _strategy(given)
     group = WorkerGroup(strategy)
     # After the strategy: TensorFlow takes SIGTERM for itself when several workers start.
@@ -98,31 +93,23 @@ def _predict(given) -> int:
         if not pixels:
             continue
         _import_tensorflow(given)
-        from tfpar.steps import normalization
+        from tfpar.steps import accepted, normalization
 
         with stderr_silenced(not given.verbose), normalization.computed(run.settings["batch_norm"], training=False):
-            model = model or _model_of(run)
+            model = model or accepted.check_dtypes(run.model())
             probabilities = predictions.softmax(model.predict(np.stack(pixels), verbose=0))
         for path, row in zip(readable, probabilities, strict=True):
             best = {run.class_names[i]: float(row[i]) for i in (-row).argsort(kind="stable")[: given.top]}
-            shown = [f"{name} ({share:.1%})" for name, share in best.items()][: given.top or 1]
-            answer = {"image": path, "label": next(iter(best)), "confidence": float(row.max())}
-            answers.append(answer | {"probabilities": best})
+            answer = {"label": next(iter(best)), "confidence": float(row.max()), "probabilities": best}
+            answers.append({"image": path} | answer)
             if not given.json:
+                shown = [f"{name} ({share:.1%})" for name, share in best.items()][: given.top or 1]
                 print(f"{path}: {', '.join(shown)}")
     if given.json:
         print(json.dumps(answers, indent=1, ensure_ascii=False))
     if unreadable:
         say(f"tfpar: {unreadable} of {len(paths)} pictures cannot be read; the others are labelled")
     return errors.DataError.exit_code if unreadable else 0
-
-
-def _model_of(run):
-    from tfpar.steps import accepted
-
-    model = run.model()
-    accepted.check_dtypes(model)
-    return model
 
 
 def _evaluate(given) -> None:
@@ -134,7 +121,7 @@ def _evaluate(given) -> None:
     from tfpar import prepare
     from tfpar.train import inference
 
-    data = prepare.load(_place("data", given.data, run.facts["data"]["directory"]))
+    data = prepare.load(given.data or run.facts["data"]["directory"])
     split = inference.split_for(run, data, given.split)
     logits, losses = inference.Inference(run.model(), batch_norm=run.settings["batch_norm"])(split)
     found = predictions.table(logits, split)
@@ -216,11 +203,12 @@ def _launch(given) -> int:
     if train.command is not _train or train.profile or train.dry_run:
         rule = "launch runs several workers that train, without --profile and --dry-run"
         raise errors.SettingsError(f"{rule}; given was {' '.join(given.words)}")
-    run, words = _place("run", train.run, f"runs/{files.name_of(train.data)}"), list(given.words)
+    check_not_empty(train)
+    run, words = Path(train.run or f"runs/{files.name_of(train.data)}"), list(given.words)
     if train.fresh:  # here, once: workers that start again continue
         words.remove("--fresh")
         writing.keep_earlier_run(run)
-    return launcher.launch(words, **_options(given, "words") | {"logs": _place("logs", given.logs, run / "workers")})
+    return launcher.launch(words, **_options(given, "words") | {"logs": given.logs or run / "workers"})
 
 
 def _kubernetes(given) -> None:
@@ -233,7 +221,7 @@ def _kubernetes(given) -> None:
 def _scaling(given) -> None:
     from tfpar import scaling
 
-    words = {name for name, value in vars(given).items() if value not in (None, False)}
+    words = {name for name, value in vars(given).items() if value is not None and value is not False}
     of_measuring = words & {"model", "global_batch_size", "seconds", "out"}
     wrong = words - of_measuring - set(OF_BOTH_FORMS) if given.data else of_measuring
     if wrong:
@@ -246,7 +234,7 @@ def _scaling(given) -> None:
     _import_tensorflow(given)
     data = _data(given.data)
     report = scaling.measure(
-        given.model or "small_cnn", data, _place("out", given.out, f"runs/{files.name_of(given.data)}.scaling"), devices=given.devices,
+        given.model or "small_cnn", data, given.out or f"runs/{files.name_of(given.data)}.scaling", devices=given.devices,
         global_batch_size=given.global_batch_size, all_reduce=given.all_reduce or "ordered",
         seconds=120 if given.seconds is None else given.seconds,
     )  # fmt: skip

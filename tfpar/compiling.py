@@ -29,7 +29,7 @@ def _built_frozen(given) -> bool:
     from tfpar.models import networks
 
     own = given.model in networks.OWN or given.model.startswith(CAFFE)
-    return given.freeze and given.weights and not networks.is_model(given.weights) and not own
+    return given.freeze and bool(given.weights) and not networks.is_model(given.weights) and not own
 
 
 def compiled(given, data) -> tuple:

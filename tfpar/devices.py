@@ -12,7 +12,7 @@ Example:
 import tensorflow as tf
 
 from tfpar import errors, validate
-from tfpar.settings import multiple
+from tfpar.settings import checked, multiple
 from tfpar.workers import cluster, group
 
 
@@ -77,13 +77,25 @@ def names(strategy: tf.distribute.Strategy) -> list[str]:
     return [":".join(device.split(":")[-2:]) for device in strategy.extended.worker_devices]
 
 
+def replicas_of(strategy: tf.distribute.Strategy) -> int:
+    """Return the number of replicas of a strategy.
+
+    Raises:
+        errors.SettingsError: it is no strategy.
+    """
+    if not isinstance(strategy, tf.distribute.Strategy):
+        validate.reject("strategy", strategy, "what devices.strategy() returns")
+    return strategy.num_replicas_in_sync
+
+
 def per_replica(global_batch_size: int, strategy: tf.distribute.Strategy) -> int:
     """Return the images of one replica in one step.
 
     Raises:
-        errors.SettingsError: the global batch cannot be divided evenly among the replicas.
+        errors.SettingsError: the global batch is no whole number, or cannot be divided evenly among the replicas.
     """
-    replicas = strategy.num_replicas_in_sync
+    replicas = replicas_of(strategy)
+    validate.integer("global_batch_size", global_batch_size, 1, validate.MOST_BATCH)
     problem = f"global batch {global_batch_size} cannot be divided evenly among {replicas} replicas"
     # data-parallel: the global batch stays, each replica gets its part of it
     return multiple(global_batch_size, replicas, problem) // replicas
@@ -97,12 +109,12 @@ def describe(
     Raises:
         errors.SettingsError: the global batch cannot be divided evenly among the replicas.
     """
-    replicas = strategy.num_replicas_in_sync
+    replicas = replicas_of(strategy)
     workers = group.WorkerGroup(strategy).size
     where = ", ".join(names(strategy)) + f" on each of {workers} workers" * (workers > 1)
     line = f"{replicas} replica{'s'[: replicas > 1]} ({where})"
     if global_batch_size is not None:
         line += f": global batch {global_batch_size} -> {per_replica(global_batch_size, strategy)} per replica"
-    if shards is not None:
+    if checked("shards", shards) is not None:
         line += f", in {shards} shard{'s'[: shards > 1]}"
     return line

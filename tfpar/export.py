@@ -51,8 +51,7 @@ def write(run: str | os.PathLike, to: str, out: str | os.PathLike | None = None)
         raise errors.OutputError(f"{target}: exists already; remove it, or give another --out")
     from tfpar.steps import accepted
 
-    model = run.model()
-    accepted.check_dtypes(model)
+    model = accepted.check_dtypes(run.model())
     images, stored = data.validation.images[:IMAGES], predictions.probabilities_of(run.predictions())[:IMAGES]
     here = predictions.softmax(np.asarray(model(images)))
     if (apart := np.abs(here - stored).max()) > most:

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tfpar import errors, files, validate
-from tfpar.arguments import parser
+from tfpar.arguments import check_not_empty, parser
 from tfpar.settings import Settings
 from tfpar.signals import Interrupted
 
@@ -149,14 +149,16 @@ class _Refusing(argparse.ArgumentParser):
 
 def _words(command: Sequence[str], *, replicas: int) -> list[str]:
     """Return the container's command; refuse what would fail only in the cluster."""
-    if isinstance(command, str) or not all(isinstance(word, str) and not _SURROGATE.search(word) for word in command):
+    right = isinstance(command, (list, tuple)) and all(isinstance(w, str) and not _SURROGATE.search(w) for w in command)
+    if not right:
         validate.reject("command", command, 'a list of words in valid Unicode, such as ["train", "data/fashion"]')
     given = parser({}, kind=_Refusing).parse_args(command)
+    check_not_empty(given)
     if given.command != "train":
         validate.reject("command", given.command, "train and its words: a manifest runs tfpar train")
     for option, why in _NOT_THERE.items():
         if getattr(given, option):
-            raise errors.SettingsError(f"--{option}: {why}")
+            raise errors.SettingsError(f"--{option.replace('_', '-')}: {why}")
     Settings(shards=given.shards, global_batch_size=given.global_batch_size).resolved(replicas)
     # A source's name alone is found where `tfpar prepare` or the first `tfpar train` would put it.
     data = given.data if "/" in given.data or given.data == "data" else f"data/{files.name_of(given.data)}"
@@ -174,6 +176,7 @@ _NOT_THERE = {
     "fresh": "every restart of a pod would start over; leave it out and give another --run",
     "simulate": "replicas are simulated on one machine; give --workers instead",
     "profile": "it trains nothing, and a Job would do it again and again; run it in a pod of its own",
+    "dry_run": "it trains nothing; run it in a pod of its own",
 }
 
 

@@ -205,8 +205,7 @@ def compare(run: str | Path, *, batch: int = BATCH) -> list[Row]:
     """
     run = results.Run(run)
     data = export.data_of(run)
-    model = run.model(compile=False)
-    accepted.check_dtypes(model)
+    model = accepted.check_dtypes(run.model(compile=False))
     rows = measure(model, data.validation.images, data.validation.labels, batch=batch)
     figure = draw({row.way: (row.p50, row.throughput) for row in rows})
     files.write(run.directory / "platforms.png", lambda path: figure.savefig(path, dpi=120))
@@ -228,13 +227,12 @@ def draw(points: dict[str, tuple[float, float]]) -> Figure:
     Args:
         points: by name the seconds of one image, and images a second.
     """
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.subplots()
-    fastest_first = sorted(points.items(), key=lambda item: -item[1][1])
-    for number, (name, point) in enumerate(fastest_first):  # a name above its point, the next one below
+    axes = Figure(figsize=(8, 4.5), layout="constrained").subplots()
+    # The fastest first: its name above its point, the next name below.
+    for number, (name, point) in enumerate(sorted(points.items(), key=lambda item: -item[1][1])):
         axes.scatter(*point)
         axes.annotate(name, point, xytext=(6, (4, -12)[number % 2]), textcoords="offset points")
     axes.set(xscale="log", yscale="log", xlabel="latency of one image in seconds", ylabel="images a second, in batches")
     axes.margins(0.15)
     axes.grid(alpha=0.3)
-    return figure
+    return axes.figure

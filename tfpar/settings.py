@@ -36,6 +36,8 @@ def _setting(default, text: str = "", *, within=None, choices=None, bits: bool =
     """
     if choices:
         check = functools.partial(validate.choice, words=choices)
+    elif isinstance(default, bool):
+        check = validate.boolean
     elif within:
         kind = validate.integer if isinstance(within[1], int) else validate.number
         check = functools.partial(kind, lowest=within[0], highest=within[1])
@@ -55,6 +57,12 @@ def _check_steps_per_call(name: str, value) -> int | str:
         return value if auto else validate.integer(name, value, 1, MOST_STEPS_PER_CALL)
     except errors.SettingsError:
         return validate.reject(name, value, f"auto, or a whole number from 1 to {MOST_STEPS_PER_CALL}")
+
+
+def _check_verbose(name: str, value) -> int | None:
+    if isinstance(value, str) and value == "auto":  # as fit takes it
+        return None
+    return validate.integer(name, int(value) if isinstance(value, bool) else value, 0, 2)
 
 
 def _check_weights(name: str, value) -> str:
@@ -94,13 +102,11 @@ class Settings:
     steps_per_call: int | str = _setting("auto", "default auto: 0.25 s a call", bits=False, check=_check_steps_per_call)
     checkpoint_seconds: float = _setting(60.0, "seconds between checkpoints; default 60", within=(0, 1e9), bits=False)
     fresh: bool = _setting(False, "start over; the old run is kept beside", bits=False)
-    verbose: int | None = _setting(None, bits=False)
+    verbose: int | str | None = _setting(None, bits=False, check=_check_verbose)
 
     def __post_init__(self):
-        for each in fields(self):
-            value, check = getattr(self, each.name), each.metadata["check"]
-            if check and (value is not None or each.default is not None):
-                object.__setattr__(self, each.name, check(each.name, value))
+        for name in FIELDS:
+            object.__setattr__(self, name, checked(name, getattr(self, name)))
         if self.stages and (self.warmup_epochs or 0) > self.stages[0].epochs:
             first = self.stages[0].epochs
             validate.reject("warmup_epochs", self.warmup_epochs, f"at most the epochs of the first stage, {first}")
@@ -138,3 +144,14 @@ class Settings:
 
 
 FIELDS = {each.name: each for each in fields(Settings)}
+
+
+def checked(name: str, value):
+    """Return the value of a setting as a plain object.
+
+    Raises:
+        errors.SettingsError: it is not of the setting's kind or out of its range.
+    """
+    setting = FIELDS[name]
+    check = setting.metadata["check"]
+    return check(name, value) if check and (value is not None or setting.default is not None) else value

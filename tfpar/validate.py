@@ -61,6 +61,17 @@ def number(name: str, value, lowest: float, highest: float) -> float:
     return float(value)
 
 
+def boolean(name: str, value) -> bool:
+    """Return a truth value of Python or NumPy.
+
+    Raises:
+        errors.SettingsError: it is something else, such as the text "no", which would count as true.
+    """
+    if type(value).__name__ not in ("bool", "bool_"):
+        reject(name, value, "True or False")
+    return bool(value)
+
+
 def choice(name: str, value, words: Sequence[str]) -> str:
     """Return one of the words.
 

@@ -191,6 +191,8 @@ def test_values_out_of_range_other_images_and_other_places_are_refused(extra, di
             r"images=uint8\[4, 9, 9, 1\]: give uint8\[N, 8, 8, 1\]",
         ),
         (lambda: fpga.circuit(twin, tmp_path / "new", images=images / 256.0), "uint8"),
+        (lambda: fpga.circuit(twin, tmp_path / "new", images=None), "uint8"),
+        (lambda: fpga.simulate(tmp_path, images), "circuit=.*what fpga.circuit returned"),
         (lambda: fpga.circuit(twin, tmp_path / "new", images=images, levels_per_stage=0), "levels_per_stage=0"),
         (
             lambda: fpga.circuit(model(layers.Flatten(), layers.Dense(2)), tmp_path, images=images),

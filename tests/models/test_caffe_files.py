@@ -305,6 +305,7 @@ def test_an_unsupported_layer_of_v1(kind, tmp_path):
         (POOL, "    pad: 2\n"),  # as much as the kernel
         (POOL, "    stride: 4294967295\n"),
         (POOL, "    kernel_h: 2 kernel_w: 2\n"),  # beside kernel_size
+        (POOL, "    global_pooling: true\n"),  # beside kernel_size
         (STRIDE, "    stride: [1, 2, 1]\n"),
     ],
 )

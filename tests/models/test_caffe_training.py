@@ -165,6 +165,7 @@ def test_each_policy_becomes_a_schedule_that_ends_at_max_iter(lines, schedule, w
         ('base_lr: 0.1 max_iter: 5 lr_policy: "cosine"', 65, "lr_policy 'cosine'"),
         ('base_lr: 0.1 max_iter: 5 lr_policy: "fixed" type: "LARS"', 65, "LARS"),
         ('base_lr: 0.1 lr_policy: "fixed"', 65, "max_iter"),
+        ('base_lr: 0.1 max_iter: 5 lr_policy: "fixed" type: "SGD" solver_type: ADAM', 65, "type and solver_type"),
         ('base_lr: 0.1 max_iter: 5 lr_policy: "fixed" clip_gradients: 1 weight_decay: 0.1', 78, "clip_gradients"),
     ],
 )

@@ -7,8 +7,9 @@ import tensorflow as tf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tfpar import devices, engine, errors, models, prepare, results, schedule, train, validate
+from tfpar import check, devices, engine, errors, models, prepare, results, schedule, steps, train, validate
 from tfpar import settings as run_settings
+from tfpar.diagnose import memory, profiling
 from tfpar.prepare import arrays, sources
 
 quick = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -42,11 +43,13 @@ def refused(function, *arguments, **options):
     )
 
 
+not_truths = things.filter(lambda value: not isinstance(value, bool))
 SEEDS, BATCHES, SIDES = whole(0, 2**32 - 1), whole(1, 2**24), whole(1, 4096)
 PREPARE = {
     "image_size": st.one_of(SIDES.filter(lambda v: v is not None and not isinstance(v, list)), st.lists(st.integers(1, 9), min_size=3, max_size=4), st.tuples(SIDES, SIDES)),
     "validation_fraction": number(1e-6, 0.999999), "seed": SEEDS, "on_bad_image": things,
-    "tfds_manual_dir": things.filter(lambda v: v is not None and not isinstance(v, str)),
+    "tfds_manual_dir": things.filter(lambda v: v is not None and not isinstance(v, str)), "fresh": not_truths,
+    "splits": not_truths.filter(lambda v: v is not None),
 }  # fmt: skip
 
 
@@ -116,6 +119,7 @@ def test_sources(value):
 )
 def test_splits(value):
     refused(engine.steps_per_epoch, value, global_batch_size=2)
+    refused(engine.inference_batches, value, devices.strategy())
     refused(engine.train_batches, value, devices.strategy(), global_batch_size=2)
 
 
@@ -146,6 +150,16 @@ def test_steps_per_epoch(value):
 @given(things)
 def test_no_strategy(value):
     refused(engine.train_batches, SPLIT, value, global_batch_size=2)
+    refused(engine.inference_batches, SPLIT, value)
+    refused(devices.describe, value)
+
+
+@quick
+@given(whole(1, 4096).filter(lambda value: value is not None))
+def test_descriptions_of_devices(value):
+    refused(devices.describe, devices.strategy(), shards=value)
+    if not isinstance(value, int):
+        refused(devices.describe, devices.strategy(), global_batch_size=value)
 
 
 @quick
@@ -218,6 +232,7 @@ TRAIN = {
     "global_batch_size": BATCHES.filter(lambda v: v is not None), "shards": whole(1, 4096).filter(lambda v: v is not None), "seed": SEEDS,
     "augment": things, "all_reduce": things, "class_weights": weights, "warmup_epochs": number(0, 999_999).filter(lambda v: v is not None),
     "steps_per_call": whole(1, 512), "checkpoint_seconds": number(0, 1e9), "callbacks": things.filter(lambda v: v is not None and (not isinstance(v, list) or len(v))),
+    "verbose": whole(0, 2).filter(lambda v: v is not None and not isinstance(v, bool)), "fresh": not_truths, "scale_learning_rate": not_truths,
     "weights": things.filter(lambda v: not isinstance(v, str)), "stages": st.one_of(things, st.lists(wrong_stages, min_size=1, max_size=2)),
 }  # fmt: skip
 
@@ -241,10 +256,41 @@ def test_train(trainable, tmp_path, data):
     assert not (tmp_path / "run").exists()
 
 
+INSTALL = {
+    "shards": whole(1, 4096).filter(lambda v: v is not None), "seed": SEEDS, "first_step": whole(0, 2**62),
+    "batch_norm": things.filter(lambda v: v is not None), "steps_per_call": whole(1, 512),
+    "steps_per_epoch": whole(1, 2**62).filter(lambda v: v is not None),
+}  # fmt: skip
+
+
+@quick
+@given(st.data())
+def test_install(trainable, data):
+    name = data.draw(st.sampled_from(sorted(INSTALL)))
+    refused(steps.install, trainable[0], **{name: data.draw(INSTALL[name])})
+    assert "fit" not in vars(trainable[0])
+
+
+@quick
+@given(things.filter(lambda value: value is not None and not callable(value)))
+def test_rates_of_a_step(trainable, value):
+    refused(steps.Step, trainable[0], learning_rate=value)
+
+
+@quick
+@given(whole(1, 10**6))
+def test_repeats_of_a_check(trainable, value):
+    refused(check.same_order, SPLIT, devices.strategy(), global_batch_size=2, steps=value)
+    refused(check.same_gradient, trainable[0], *SPLIT, repeats=value, busy=False)
+
+
 @quick
 @given(things)
 def test_no_model_no_data(trainable, tmp_path, value):
     model, data = trainable
+    refused(memory.estimate, value, data, [train.Stage(1, 0.1)])
+    refused(profiling.profile, value, data, tmp_path / "run")
+    refused(check.same_gradient, model, value, SPLIT[1])
     refused(train.run, value, data, tmp_path / "run", stages=[train.Stage(1, 0.1)])
     refused(train.run, model, value, tmp_path / "run", stages=[train.Stage(1, 0.1)])
     assert isinstance(data, arrays.Dataset) and not (tmp_path / "run").exists()

@@ -39,7 +39,11 @@ def test_predictions(run, digits):
 
 def test_compare(run):
     same = results.compare(run, run)
+    assert results.compare(str(run.directory), run.directory) == same
     assert same["same_bits"] and same["agreed"] == 179 and same["gained"] == same["lost"] == 0
+    for wrong in ({"stages": (1,)}, {"stages": 1}, {"stages": (1, "2")}, {"stages": (0, 1)}):
+        with pytest.raises(errors.SettingsError, match="stage"):
+            results.compare(run, run, **wrong)
     stages = results.compare(run, run, stages=(1, 2))
     assert not stages["same_bits"]
     correct = [sum(entry["correct"] for entry in run.metrics(stage=s)["per_class"].values()) for s in (1, 2)]

@@ -203,6 +203,10 @@ def test_a_report_gives_its_measurement():
     assert row(Report()) == row()
 
 
+def test_one_number_of_devices_is_one_row():
+    assert scaling.predict(MEASURED, V100, 64) == scaling.predict(MEASURED, V100, [64])
+
+
 # ---- what is refused
 
 
@@ -227,6 +231,11 @@ def test_a_report_gives_its_measurement():
         (lambda: scaling.Measured(0.1, 1, 1, all_reduce="slow"), "ordered or fast"),
         (lambda: scaling.Measured(0.1, 1, 1, input_images_per_second=0), "input_images_per_second"),
         (lambda: row(price=1), "images and epochs"),
+        (lambda: row(images=1, epochs=1, critical_batch=0), "critical_batch=0"),
+        (lambda: scaling.Measured(0.1, 1, 1, steps=[0.1]), "steps=.*a dictionary"),
+        (lambda: scaling.Measured(0.1, 1, 1, samples="x"), "30 or more"),
+        (lambda: scaling.Measured(0.1, 1, 1, samples=None), "30 or more"),
+        (lambda: scaling.load(None), "directory=None"),
         (lambda: row(images=1), "images and epochs"),
         (lambda: row(images=1, epochs=0), "epochs=0"),
         (lambda: row("digits"), "scaling.Measured"),

@@ -26,6 +26,7 @@ from tensorflow.python.client import device_lib
 from tfpar import devices, engine, machine, schedule, validate
 from tfpar.schedule import Stage
 from tfpar.settings import Settings
+from tfpar.steps import accepted
 from tfpar.steps.step import Step
 from tfpar.train import freezing, identity
 
@@ -103,6 +104,7 @@ def estimate(model: keras.Model, data, stages: Sequence[Stage], **settings) -> E
 @contextlib.contextmanager
 def step_of(model: keras.Model, data, settings: dict) -> Iterator[tuple[Step, Settings]]:
     """Give the step that `train.run` would take, with a learning rate of 0, and its settings."""
+    accepted.check(model, sets_rate=True)
     given = Settings(**settings).resolved(model.distribute_strategy.num_replicas_in_sync)
     given = dataclasses.replace(given, class_weights=identity.check_fit(model, data, given.class_weights))
     with freezing.at_most(model, given.stages), model.distribute_strategy.scope():

@@ -77,7 +77,7 @@ def profile(model: keras.Model, data, directory: str | os.PathLike, **settings) 
         errors.SettingsError: the settings contradict each other.
         errors.OutputError: the directory cannot be made.
     """
-    if isinstance(model.distribute_strategy, tf.distribute.MultiWorkerMirroredStrategy):
+    if isinstance(getattr(model, "distribute_strategy", None), tf.distribute.MultiWorkerMirroredStrategy):
         raise errors.SettingsError("profile looks at one process: run it without TF_CONFIG and the TFPAR_ variables")
     with memory.step_of(model, data, settings) as (step, given), _unchanged(model):
         directory = files.make_directory(directory)

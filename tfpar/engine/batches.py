@@ -8,7 +8,7 @@ import tensorflow as tf
 from tfpar import devices, errors, validate
 from tfpar.engine import augmentation, permutation
 from tfpar.engine.distribute import for_replicas
-from tfpar.settings import AUGMENTATIONS
+from tfpar.settings import checked
 
 INFERENCE_CHUNK = 64  # images; independent of the number of replicas, so that inference gives the same bits
 
@@ -57,15 +57,11 @@ def train_batches(
     Raises:
         errors.SettingsError: the batch cannot be divided among the replicas, or an argument is out of its range.
     """
-    if not isinstance(strategy, tf.distribute.Strategy):
-        validate.reject("strategy", strategy, "what devices.strategy() returns")
-    global_batch_size = validate.integer("global_batch_size", global_batch_size, 1, validate.MOST_BATCH)
-    seed = validate.integer("seed", seed, 0, validate.MOST_SEED)
+    local_batch = devices.per_replica(global_batch_size, strategy)
     first_step = validate.integer("first_step", first_step, 0, validate.MOST_POSITION // global_batch_size)
-    validate.choice("augment", augment, AUGMENTATIONS)
+    seed, augment = checked("seed", seed), checked("augment", augment)
     images, labels = _constants(validate.split(split, one_hot=True))
     weights = _weights(split, class_weights)
-    local_batch = devices.per_replica(global_batch_size, strategy)
     examples, block = len(split[0]), permutation.block_of(split[0])
     read_ahead = permutation.ReadAhead(split[0], seed=seed) if block and permutation.of_a_file(split[0]) else None
 
@@ -96,8 +92,8 @@ def inference_batches(split, strategy: tf.distribute.Strategy):
     Returns:
         A finite dataset of `(uint8[64, height, width, channels], int32[64])` per replica.
     """
-    examples, replicas = len(split[0]), strategy.num_replicas_in_sync
-    images, labels = _constants(validate.split(split))
+    replicas, (images, labels) = devices.replicas_of(strategy), _constants(validate.split(split))
+    examples = len(split[0])
 
     def batches(steps: tf.Tensor, replica: tf.Tensor):
         chosen = tf.minimum(_rows((steps * replicas + replica) * INFERENCE_CHUNK, INFERENCE_CHUNK), examples - 1)

@@ -48,6 +48,7 @@ def circuit(model: keras.Model, directory, *, images: np.ndarray, levels_per_sta
 
     Source: Sun et al., da4ml: Distributed Arithmetic for Real-time Neural Networks on FPGAs, arXiv:2507.04535.
     """
+    images = np.asarray(images)
     layers = core(model, images)
     bit_operations(model)
     levels = validate.integer("levels_per_stage", levels_per_stage, 1, 1000)
@@ -98,6 +99,7 @@ def simulate(circuit: Circuit, images: np.ndarray, *, twin=None, netlist: bool =
     tools.require(simulation=True)
     names = ["netlist.v"] if netlist else ["network.v", "top.v"]
     need(circuit, names[-1])
+    images = np.asarray(images)
     if images.dtype != np.uint8 or np.prod(images.shape[1:]) != circuit.pixels:
         found = f"images={images.dtype}{[*images.shape]}"
         raise errors.SettingsError(f"{found}: give uint8 images of {circuit.pixels} values each")
@@ -131,6 +133,8 @@ def free(directory) -> Path:
 
 def need(circuit: Circuit, name: str) -> None:
     """Check that a step before has written a file."""
+    if not isinstance(circuit, Circuit):
+        validate.reject("circuit", circuit, "what fpga.circuit returned")
     if not (circuit.directory / name).exists():
         before = "circuit" if name == "top.v" else "synthesize"
         raise errors.InputNotFound(f"{circuit.directory / name}: not there; call fpga.{before} first")

@@ -110,7 +110,7 @@ def backbone(
         errors.SettingsError: no such network, or it does not take such pictures or weights.
         errors.InputNotFound, errors.Unavailable: the weights are not there.
     """
-    build = _find_backbone(name)
+    build, freeze = _find_backbone(name), validate.boolean("freeze", freeze)
     _check(image_shape, num_classes)
     if image_shape[-1] not in (1, 3):
         raise errors.SettingsError(f"{name} with pictures {tuple(image_shape)}: give 1 or 3 channels")
@@ -153,6 +153,7 @@ def build(
     Raises:
         errors.SettingsError: no such model, or it does not take these settings.
     """
+    validate.boolean("freeze", freeze)
     if is_model(weights):
         model = build(name, image_shape, num_classes)
         transfer(model, weights)

@@ -76,12 +76,14 @@ def dataset(
     validation_fraction = validate.number("validation_fraction", validation_fraction, 1e-6, 0.999999)
     validate.choice("on_bad_image", on_bad_image, ("skip", "fail"))
     seed = validate.integer("seed", seed, 0, validate.MOST_SEED)
-    directory = validate.path("directory", directory)
+    directory, fresh = validate.path("directory", directory), validate.boolean("fresh", fresh)
+    splits = None if splits is None else validate.boolean("splits", splits)
     settings = {"validation_fraction": validation_fraction, "seed": seed}
     optional = {"folders_are_splits": splits, "group_by": group_by}
     settings |= {name: value for name, value in optional.items() if value is not None}
     there = (directory / "dataset.json").exists()
     if there and not fresh:
+        sources.kind_of(source, tfds_manual_dir=tfds_manual_dir)
         reuse.check(directory, source, settings, size)
         return arrays.load(directory, known=known)
     found = sources.find(source, tfds_manual_dir=tfds_manual_dir, splits=splits, group_by=group_by, size=size)

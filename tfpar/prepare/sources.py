@@ -39,10 +39,7 @@ def find(
         errors.SettingsError: it does not take one of the options.
         errors.Unavailable: it would have to be downloaded, and that failed.
     """
-    kind = _kind(source)
-    for option, kinds in _TAKEN_BY.items():
-        if locals()[option] is not None and kind not in kinds:
-            raise errors.SettingsError(f"{option} was given, only for {' or '.join(kinds)}; leave it out for {kind}")
+    kind = kind_of(source, splits=splits, group_by=group_by, tfds_manual_dir=tfds_manual_dir)
     if kind == "arrays":
         return values.arrays(source)
     if kind == "stream":
@@ -67,7 +64,7 @@ def find(
 
 def identity(source) -> str:
     """Return the text by which a prepared directory remembers its source; a stream is read for it."""
-    kind = _kind(source)
+    kind = kind_of(source)
     if kind == "arrays":
         return values.identity(source)
     if kind == "stream":
@@ -76,6 +73,20 @@ def identity(source) -> str:
     if kind in ("folder", "table"):
         return f"{kind}:{files.printable(os.path.abspath(text))}"
     return text if kind == "digits" else f"tfds:{text.removeprefix('tfds:')}"
+
+
+def kind_of(source, **options) -> str:
+    """Return the kind of a source: `"arrays"`, `"stream"`, `"digits"`, `"tfds"`, `"table"` or `"folder"`.
+
+    Raises:
+        errors.SettingsError: it is none, or does not take an option that was given.
+    """
+    kind = _kind(source)
+    for option, value in options.items():
+        if value is not None and kind not in _TAKEN_BY[option]:
+            kinds = " or ".join(_TAKEN_BY[option])
+            raise errors.SettingsError(f"{option} was given, only for {kinds}; leave it out for {kind}")
+    return kind
 
 
 def _kind(source) -> str:
@@ -99,7 +110,7 @@ def _pattern(group_by: str | None) -> re.Pattern | None:
     if group_by is None:
         return None
     wrong = f"group_by={group_by!r}: {errors.REASON}. Give a regular expression"
-    with errors.translated(re.error, errors.SettingsError, wrong):
+    with errors.translated((re.error, TypeError), errors.SettingsError, wrong):
         pattern = re.compile(group_by)
     if not pattern.groups:
         validate.reject("group_by", group_by, "a regular expression with a group, such as '(p[0-9]+)_'")

@@ -97,7 +97,7 @@ class Run:
             raise _not_loaded(path, error) from error
 
     def _stage(self, stage: int | None) -> str:
-        return stage_path(self.stages if stage is None else stage)
+        return stage_path(self.stages if stage is None else validate.integer("stage", stage, 1, 10**6))
 
     def _existing(self, name: str) -> Path:
         path = self.directory / name
@@ -125,20 +125,27 @@ def stage_path(stage: int) -> str:
     return f"stages/{stage:02d}"
 
 
-def compare(first: Run, second: Run, *, stages: tuple[int | None, int | None] = (None, None)) -> dict:
+def compare(first: Run | str, second: Run | str, *, stages: tuple[int | None, int | None] = (None, None)) -> dict:
     """Compare the predictions of two runs, or of two stages of one, image by image.
+
+    Args:
+        first, second: the runs, or their directories.
+        stages: of the first and of the second run; None is the last.
 
     Returns:
         `accuracy` of both, `same_bits` (all probabilities equal), `agreed` (images with the same answer), `gained` and
         `lost` (images that only the second, or only the first, has right).
 
     Raises:
-        errors.SettingsError: they are predictions of different images.
+        errors.InputNotFound, errors.SettingsError: there is no such run or stage, or these are predictions of different images.
 
     Example:
-        >>> results.compare(Run("runs/a"), Run("runs/b"))["same_bits"]
+        >>> results.compare("runs/a", "runs/b")["same_bits"]
         True
     """
+    if not isinstance(stages, (tuple, list)) or len(stages) != 2:
+        validate.reject("stages", stages, "two stages, such as (1, 2)")
+    first, second = (run if isinstance(run, Run) else Run(run) for run in (first, second))
     tables = [run.predictions(stage=stage) for run, stage in zip((first, second), stages, strict=True)]
     if tables[0].select(["source", "label"]) != tables[1].select(["source", "label"]):
         both = f"{first.directory} and {second.directory}"

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from tfpar import errors, files, machine, validate
 from tfpar.scaling.report import FORMAT, SEVERAL, Report
-from tfpar.settings import ALL_REDUCE, DEFAULT_BATCH, multiple
+from tfpar.settings import DEFAULT_BATCH, checked, multiple
 from tfpar.workers import cluster, launcher
 
 TURNS, WARM_TURNS = 5, 2
@@ -78,7 +78,7 @@ def measure(
     if global_batch_size is not None:
         images = validate.integer("global_batch_size", global_batch_size, 1, validate.MOST_BATCH)
         batch = multiple(images, most, f"global batch {images} cannot be divided evenly among {most} devices") // most
-    validate.choice("all_reduce", all_reduce, ALL_REDUCE)
+    checked("all_reduce", all_reduce)
     validate.number("seconds", seconds, 1, 1e6)
     task = {"model": _pickled(model), "data": os.path.abspath(data.directory), "batch": batch, "all_reduce": all_reduce}
     cores = [None] * most if gpus else launcher.cores_of_workers(most, there // most)

@@ -88,6 +88,8 @@ class Measured:
 
     def __post_init__(self):
         validate.integer("batch", self.batch, 1, validate.MOST_BATCH)
+        if not isinstance(self.steps, Mapping):
+            validate.reject("steps", self.steps, "a dictionary from the number of devices to seconds: {8: 0.35}")
         for size, seconds in {1: self.step_seconds, **self.steps}.items():
             validate.integer("devices", size, 1, validate.MOST_DEVICES)
             validate.number(f"seconds of a step on {size}", seconds, 1e-9, 1e6)
@@ -95,13 +97,15 @@ class Measured:
         validate.choice("all_reduce", self.all_reduce, ("ordered", "fast"))
         if self.input_images_per_second is not None:
             validate.number("input_images_per_second", self.input_images_per_second, 1e-3, 1e12)
-        if 0 < len(self.samples) < formulas.LEAST_SAMPLES or not np.all(np.asarray(self.samples) > 0):
+        samples = np.asarray(self.samples)
+        right = samples.ndim == 1 and samples.dtype.kind in "iuf" and (samples > 0).all()
+        if not right or 0 < len(samples) < formulas.LEAST_SAMPLES:
             rule = f"{formulas.LEAST_SAMPLES} or more step times in seconds, or none"
-            validate.reject(f"{len(self.samples)} samples", self.samples, rule)
+            validate.reject(f"{samples.size} samples", self.samples, rule)
 
 
 def predict(
-    measured: Measured, machine: Machine | str, devices: Iterable[int], *, price: float | None = None,
+    measured: Measured, machine: Machine | str, devices: Iterable[int] | int, *, price: float | None = None,
     images: int | None = None, epochs: float | None = None, critical_batch: float = formulas.CRITICAL_BATCH,
 ) -> pa.Table:  # fmt: skip
     """Return one row for each number of devices; the metadata of the schema holds the knee.
@@ -140,7 +144,9 @@ def predict(
     if (images is None) != (epochs is None) or (price is not None and images is None):
         told = f"price={price}, images={images}, epochs={epochs}"
         raise errors.SettingsError(f"{told}: give images and epochs together; a price needs both")
-    n = np.array([validate.integer("devices", each, 1, validate.MOST_DEVICES) for each in devices], int)
+    critical_batch = validate.number("critical_batch", critical_batch, 1, 1e12)
+    given = devices if isinstance(devices, Iterable) else [devices]
+    n = np.array([validate.integer("devices", each, 1, validate.MOST_DEVICES) for each in given], int)
     step, basis, jitter, exchange, software = _steps(measured, machine, n)
     rate, efficiency = n * measured.batch / step, measured.step_seconds / step
     low, high = _band(efficiency, basis, _unseen(measured, n))

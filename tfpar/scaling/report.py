@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 
-from tfpar import errors, files
+from tfpar import errors, files, validate
 from tfpar.results import tables
 from tfpar.scaling.predicting import Measured
 
@@ -186,7 +186,7 @@ def load(directory: str | os.PathLike) -> Report:
         errors.InputNotFound: there is no measurement, or it cannot be read.
         errors.DataError: the file is damaged, or of another version.
     """
-    path, content = Path(directory) / "scaling.json", None
+    path, content = validate.path("directory", directory) / "scaling.json", None
     why = f"{path}: cannot be read ({errors.REASON}); make it with: tfpar scaling DATA --out DIRECTORY"
     with errors.translated(OSError, errors.InputNotFound, why), contextlib.suppress(ValueError):
         content = json.loads(path.read_bytes())

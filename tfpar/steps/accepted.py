@@ -142,9 +142,10 @@ def _refusals(model: keras.Model, sets_rate: bool) -> Iterator[str]:
             yield f"variable {variable.path} was created outside of strategy.scope(); create model and optimizer inside it"
 
 
-def check_dtypes(model: keras.Model) -> None:
-    """Refuse to compute where TensorFlow would end in an error of oneDNN, or crash (see `machine.too_low_for`)."""
+def check_dtypes(model: keras.Model) -> keras.Model:
+    """Return a model; refuse one with which TensorFlow would end in an error of oneDNN, or crash (see `machine.too_low_for`)."""
     raise_first(_refused_dtypes(model))
+    return model
 
 
 def _refused_dtypes(model: keras.Model) -> Iterator[str]:

@@ -50,8 +50,6 @@ def install(
         >>> steps.install(model, shards=4, steps_per_call=4, steps_per_epoch=10)    # calls of 4, 4 and 2 steps
         >>> model.fit(batches, steps_per_epoch=10, epochs=3)
     """
-    if not 1 <= steps_per_call <= MOST_STEPS_PER_CALL or (steps_per_call > 1 and not steps_per_epoch):
-        validate.reject("steps_per_call", steps_per_call, f"1 to {MOST_STEPS_PER_CALL}, above 1 with steps_per_epoch")
     of_step = {"shards": shards, "seed": seed, "batch_norm": batch_norm}
     train_function = _TrainFunction(Step(model, first_step=first_step, **of_step), steps_per_call, steps_per_epoch)
 
@@ -113,6 +111,9 @@ class _TrainFunction:
     """What `fit` calls for each step that it counts; the work is done when a call is full, or the epoch is over."""
 
     def __init__(self, step: Step, steps_per_call: int, steps_per_epoch: int | None):
+        validate.integer("steps_per_call", steps_per_call, 1, MOST_STEPS_PER_CALL)
+        if steps_per_epoch is not None or steps_per_call > 1:
+            validate.integer("steps_per_epoch", steps_per_epoch, 1, validate.MOST_POSITION)
         self.step, self.steps_per_call, self.steps_per_epoch = step, steps_per_call, steps_per_epoch
         self.asked = 0  # steps of this epoch that fit has asked for
         self.iterator, self.logs = None, {}  # where they came from, and what fit is told

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfpar import devices, errors, validate
-from tfpar.settings import ALL_REDUCE, BATCH_NORM, MOST_STEPS_PER_CALL, multiple
+from tfpar.settings import MOST_STEPS_PER_CALL, checked, multiple
 from tfpar.steps import accepted, objective, tensorflow_repairs
 from tfpar.steps.exchange import Exchange
 from tfpar.steps.shard import COLUMNS, Shard, is_compiled_by_xla
@@ -79,9 +79,12 @@ class Step:
             errors.SettingsError: the model, its loss or its optimizer is refused (see `accepted`), or the numbers do not fit.
         """
         accepted.check(model, sets_rate=learning_rate is not None)
-        self.model, self.strategy, self.seed = model, model.distribute_strategy, seed
+        self.model, self.strategy, self.seed = model, model.distribute_strategy, checked("seed", seed)
+        first_step = validate.integer("first_step", first_step, 0, validate.MOST_POSITION)
+        if not (learning_rate is None or callable(learning_rate)):
+            validate.reject("learning_rate", learning_rate, "a function of the step's number, or None")
         self.learning_rate, self.counts = learning_rate, Counts(first_step)
-        self.batch_norm = validate.choice("batch_norm", batch_norm, BATCH_NORM)
+        self.batch_norm = checked("batch_norm", batch_norm) or "fused"
         self.exchange = _exchange(self.strategy, shards, all_reduce)
         self.shards_at_once = min(self.exchange.shards_per_replica, 1 + (devices.names(self.strategy) == ["CPU:0"]))
         self.loss = objective.build(model)
@@ -252,10 +255,10 @@ def _check_labels(labels: np.ndarray, classes: int) -> None:
 
 def _exchange(strategy: tf.distribute.Strategy, shards: int | None, all_reduce: str) -> Exchange:
     replicas = strategy.num_replicas_in_sync
-    shards = replicas if shards is None else shards
+    shards = checked("shards", shards) or replicas
     multiple(shards, replicas, f"{shards} shards cannot be divided evenly among {replicas} replicas")
-    validate.choice("all_reduce", all_reduce, ALL_REDUCE)
-    return Exchange(shards, replicas, all_reduce, isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy))
+    several_workers = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+    return Exchange(shards, replicas, checked("all_reduce", all_reduce), several_workers)
 
 
 def _of_one_shard(spec, count: int) -> tf.TensorSpec:

@@ -41,7 +41,7 @@ def run(
     fresh: bool = False,
     weights: str = "none",
     callbacks: Sequence[keras.callbacks.Callback] = (),
-    verbose: int | None = None,
+    verbose: int | str | None = None,
 ) -> results.Run:
     """Train a compiled model in stages, or continue where an earlier call was stopped.
 
@@ -74,8 +74,8 @@ def run(
         fresh: start over; an earlier run is kept beside as `RUN.1`, `RUN.2`, ...
         weights: a name for what the model's weights were before; a continued run must have the same.
         callbacks: of Keras; one with `get_state()` and `set_state(state)` is carried through interruptions.
-        verbose: 0 prints only where a run continues, and what has changed since; 1 Keras' bars, 2 a line per epoch; None is 1
-            on a terminal, else 2.
+        verbose: 0 prints only where a run continues, and what has changed since; 1 Keras' bars, 2 a line per epoch; None, or
+            "auto" as in `fit`, is 1 on a terminal, else 2.
 
     Returns:
         The finished run. The model in memory has the run's weights, also where the run was finished before.

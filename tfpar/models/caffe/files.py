@@ -72,7 +72,10 @@ def read_net(path: str | os.PathLike) -> Net:
 
 def read_solver(path: str | os.PathLike):
     """Read a solver; raises as `read_net`."""
-    return _parse(path, "Solver")[1]
+    solver = _parse(validate.path("solver", path), "Solver")[1]
+    if solver.HasField("type") and solver.HasField("solver_type"):
+        raise errors.DataError(f"{path}: type and solver_type are one setting; leave solver_type out")
+    return solver
 
 
 def read_weights(path: str | os.PathLike) -> dict[str, list[np.ndarray]]:

@@ -163,7 +163,9 @@ def _pooling(p, name, x):
     sides = x.shape[1:3]
     kernel, stride, pad = _size(p, "kernel_size", "kernel", None), _size(p, "stride"), _size(p, "pad", default=(0, 0))
     if p.global_pooling:
-        kernel, stride, pad = sides, (1, 1), (0, 0)
+        stated = f"global_pooling beside kernel {kernel}, stride {stride}, pad {pad}"
+        Unsupported.where(kernel or stride != (1, 1) or pad != (0, 0), stated)
+        kernel = sides
     Unsupported.where(not kernel or 0 in (*kernel, *stride), f"kernel {kernel} with stride {stride}")
     axes, rounded = zip(sides, kernel, stride, pad, strict=True), math.ceil if p.round_mode == CEIL else math.floor
     sizes, around = zip(*(_windows(*axis, rounded=rounded, padded=any(pad)) for axis in axes), strict=True)

@@ -5,11 +5,13 @@ A row begins with what it is about: `Class.attribute`, `compile(argument)`, `fit
 """
 
 import random
+from random import uniform
 
 import keras
 import numpy as np
 import tensorflow as tf
 from networks import LOSS
+from numpy.random import rand
 
 layers, losses, metrics, optimizers = keras.layers, keras.losses, keras.metrics, keras.optimizers
 SGD = optimizers.SGD
@@ -155,6 +157,15 @@ class OfTensorFlow(layers.Layer):
 
     def call(self, x):
         return x + self.draw(x)
+
+
+class WithGenerator(layers.Layer):
+    def __init__(self, own, number):
+        super().__init__()
+        self.own, self.number = own, number
+
+    def call(self, x):
+        return x + self.number(self.own)
 
 
 class Doubled(SGD):
@@ -325,6 +336,7 @@ def several_optimizers():
 # ---- the rows
 
 HONOURED = {
+    "Layer.call, a generator that draws nothing": made(lambda: WithGenerator(np.random.default_rng(1), lambda g: 1.0)),
     # models
     "model, functional": compiled,
     "model, Sequential with Input": lambda: compiled(sequential()),
@@ -453,6 +465,10 @@ REFUSED = {
     "Layer.call, random numbers of TensorFlow": (made(lambda: OfTensorFlow(lambda x: tf.random.normal(tf.shape(x)))), "RandomStandardNormal"),
     "Layer.call, a function of Python": (made(lambda: OfTensorFlow(lambda x: tf.ensure_shape(tf.numpy_function(np.ones_like, [x], x.dtype), x.shape))), "calls Python within the step"),
     "Layer.call, random numbers of NumPy": (made(lambda: OfTensorFlow(lambda x: float(np.random.rand()))), "draws from random or numpy"),
+    "Layer.call, a function of NumPy by its name": (made(lambda: OfTensorFlow(lambda x: float(rand()))), "draws from random or numpy"),
+    "Layer.call, a function of Python by its name": (made(lambda: OfTensorFlow(lambda x: uniform(0, 1))), "draws from random or numpy"),
+    "Layer.call, a generator of NumPy that the layer has": (made(lambda: WithGenerator(np.random.default_rng(1), lambda g: g.random())), "draws from random or numpy"),
+    "Layer.call, a generator of Python that the layer has": (made(lambda: WithGenerator(random.Random(1), lambda g: g.random())), "draws from random or numpy"),
     "Layer.call, random numbers of Python": (made(lambda: OfTensorFlow(lambda x: random.random())), "draws from random or numpy"),
     "layer, AugMix": (
         made(lambda: layers.Dense(192), lambda: layers.Reshape((8, 8, 3)), lambda: layers.AugMix(seed=1), layers.Flatten), "as AugMix does",

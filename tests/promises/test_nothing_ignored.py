@@ -7,12 +7,15 @@ import contextlib
 import csv
 import functools
 import os
+import random
 import signal
 import unicodedata
+from concurrent import futures
 from pathlib import Path
 from unittest import mock
 
 import keras
+import keras_rows
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -24,7 +27,7 @@ from tfpar import devices, engine, errors, models, prepare, results, signals, st
 from tfpar.prepare import folders
 from tfpar.results.reading import HISTORY
 from tfpar.settings import Settings
-from tfpar.steps import accepted, objective
+from tfpar.steps import accepted, objective, shard
 from tfpar.train import callbacks as callbacks_of
 from tfpar.train import identity
 
@@ -754,6 +757,20 @@ def test_after_a_refused_compile_fit_does_not_train_with_another_step(digits):
 class Restless(layers.Layer):
     def call(self, x):
         return x + keras.random.normal(keras.ops.shape(x))
+
+
+def test_what_another_thread_draws_while_a_shard_is_traced_is_no_fault():
+    def draw():
+        return np.random.rand(), random.random(), keras_rows.rand(), keras_rows.uniform(0, 1)
+
+    model = network(keras_rows.OfTensorFlow(lambda x: 1.0))
+    with shard.nothing_drawn(model):
+        assert keras_rows.rand is not np.random.mtrand.rand
+        with futures.ThreadPoolExecutor(1) as pool:
+            pool.submit(draw).result()
+    assert keras_rows.rand is np.random.rand and keras_rows.uniform == random.uniform
+    with pytest.raises(errors.SettingsError, match="draws from random"), shard.nothing_drawn(model):
+        draw()
 
 
 def test_inference_is_repeatable_where_a_layer_draws(digits):

@@ -9,6 +9,7 @@ import contextlib
 import functools
 import inspect
 import itertools
+import pickle
 import random
 import threading
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,7 @@ from tfpar import errors
 from tfpar.steps import accepted, exchange, normalization, objective, tensorflow_repairs
 
 COLUMNS = 3  # of the rows, before the logits: loss, penalty, label
+GENERATORS = (random.Random, np.random.RandomState, np.random.Generator)
 NO_DRAWS = ("seed", "getstate", "setstate", "get_state", "set_state")
 
 
@@ -59,7 +61,7 @@ class Shard:
         xla = is_compiled_by_xla(model)
         decorate = tf.function(jit_compile=True, autograph=False) if xla else exchange.not_inlined
         normalized = normalization.computed(batch_norm, training=True)
-        with tensorflow_repairs.fixed_order(), accepted.replicas_hidden(), normalized, nothing_drawn():
+        with tensorflow_repairs.fixed_order(), accepted.replicas_hidden(), normalized, nothing_drawn(model):
             self.function = decorate(self._compute).get_concrete_function(
                 *([tf.TensorSpec(v.shape, v.dtype) for v in group] for group in variables_of(model)),
                 tf.TensorSpec([], tf.float32), tuple(batch), tf.TensorSpec([], tf.int64), tf.TensorSpec([], tf.int32),
@@ -190,9 +192,14 @@ def drawn_from(state: tf.Tensor) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def nothing_drawn() -> Iterator[None]:
-    """Raise `errors.SettingsError` if this thread draws from `random` or `numpy.random`: the trace would keep the number for all steps."""
-    drawn, thread = [], threading.get_ident()  # in another thread a generator may make batches
+def nothing_drawn(model: keras.Model) -> Iterator[None]:
+    """Raise `errors.SettingsError` if this thread draws from `random` or `numpy.random`: the trace would keep the number for all steps.
+
+    Noticed are the functions of both modules, also where the module of a layer has imported one by its name, and generators that are
+    attributes of a layer."""
+    drawn, noted, thread = [], {}, threading.get_ident()  # in another thread a generator may make batches
+    layers = [layer for layer in model._flatten_layers() if not type(layer).__module__.startswith("keras.")]
+    own = [thing for layer in layers for thing in vars(layer).values() if type(thing) in GENERATORS]
 
     def noting(function):
         def call(*arguments, **options):
@@ -206,9 +213,15 @@ def nothing_drawn() -> Iterator[None]:
         for module in (random, np.random):
             drawing = {name: getattr(module, name) for name in module.__all__ if name not in NO_DRAWS}
             functions = {name: noting(each) for name, each in drawing.items() if not inspect.isclass(each)}
+            noted |= {id(drawing[name]): function for name, function in functions.items()}
             stack.enter_context(mock.patch.multiple(module, **functions))
+        for names in [getattr(type(layer).call, "__globals__", {}) for layer in layers]:
+            imported = {name: each for name, each in [*names.items()] if id(each) in noted}
+            names.update({name: noted[id(each)] for name, each in imported.items()})
+            stack.callback(names.update, imported)
+        before = pickle.dumps(own)
         yield
-    if drawn:
+    if drawn or pickle.dumps(own) != before:
         why = "the model or its loss draws from random or numpy.random (as AugMix does), in each step the same number"
         raise errors.SettingsError(f"{why}; use keras.random with a SeedGenerator, or leave that layer out")
 

@@ -153,7 +153,7 @@ def test_too_little_address_space_to_import_is_no_defect(limit, tmp_path):
     assert done.returncode == 69 and done.stderr.startswith("tfpar: out of memory"), done.stderr
 
 
-@pytest.mark.parametrize(("limit", "code"), [(10**15, 69), (resource.RLIM_INFINITY, 70)])
+@pytest.mark.parametrize(("limit", "code"), [(10**9, 69), (10**12, 70), (resource.RLIM_INFINITY, 70)])
 def test_c_code_that_fails_without_an_exception_has_no_memory_where_that_is_limited(limit, code, monkeypatch, capsys):
     def fail(_given):
         raise SystemError("error return without exception set")

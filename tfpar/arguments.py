@@ -122,7 +122,7 @@ def check_not_empty(given: argparse.Namespace) -> None:
     for name, value in vars(given).items():
         whole_command = name in ("words", "arguments")
         if value == "" or (isinstance(value, list) and "" in value and not whole_command):
-            validate.reject(name, "", "a value, or leave it out")
+            validate.reject(name.replace("_", "-"), "", "a value; an option may be left out")
 
 
 def _add_setting(add, name: str, **more) -> None:

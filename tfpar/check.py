@@ -15,11 +15,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfpar import engine, results, steps, validate
+from tfpar import engine, results, steps
 from tfpar.engine import permutation
 from tfpar.results.predictions import TOP, probabilities_of
-
-MOST_REPEATS = 10**6
 
 
 def same_weights(first: keras.Model, second: keras.Model) -> bool:
@@ -35,7 +33,7 @@ def same_order(
     """Tell whether the replicas of a strategy together see the images that the order names, step for step."""
     batches = iter(engine.train_batches(split, strategy, global_batch_size=global_batch_size, seed=seed))
     of_split, same = {"examples": len(split[0]), "seed": seed, "block": permutation.block_of(split[0])}, True
-    for step in range(validate.integer("steps", steps, 1, MOST_REPEATS)):
+    for step in range(steps):
         seen = strategy.experimental_local_results(next(batches)[0])
         positions = step * global_batch_size + tf.range(global_batch_size, dtype=tf.int64)
         chosen = permutation.order(positions, **of_split).numpy()
@@ -83,8 +81,7 @@ def same_gradient(
         batch_norm: as for `steps.Step`.
     """
     step = steps.Step(model, batch_norm=batch_norm)
-    batch = [tf.constant(array) for array in validate.split((images, labels))]
-    repeats = validate.integer("repeats", repeats, 1, MOST_REPEATS)
+    batch = (tf.constant(images), tf.constant(labels))
     with _busy() if busy else contextlib.nullcontext():
         found = {_bits(step.gradient(batch)) for _ in range(repeats)}
     how = f"{repeats} times on {'a busy' if busy else 'an idle'} machine, {len(found)} result(s)"

@@ -12,6 +12,7 @@ from tfpar.arguments import check_not_empty, parser
 from tfpar.commands import COMMANDS, require_tensorflow
 from tfpar.screen import open_streams, say, to_nowhere
 
+LEAST_ADDRESS_SPACE = 8 << 30  # bytes: of a smaller one TensorFlow may have used up all
 _WITHOUT_TENSORFLOW = (COMMANDS["doctor"], COMMANDS["kubernetes"], COMMANDS["scaling"])
 _OTHER_WORDS = dict.fromkeys(("--epoch", "--epochs", "--lr", "--learning-rate"), "--stage")  # of other programs
 _WRITING = (COMMANDS["prepare"], COMMANDS["train"], COMMANDS["launch"])  # files, so their output needs no reader
@@ -86,5 +87,5 @@ def _is_out_of_memory(error: Exception) -> bool:
     if isinstance(error, ImportError):  # of the system's loader of libraries
         return "map segment" in str(error) or "allocate memory" in str(error)
     if isinstance(error, SystemError):  # C code that got no memory, and did not say so
-        return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
+        return 0 < resource.getrlimit(resource.RLIMIT_AS)[0] < LEAST_ADDRESS_SPACE
     return isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError"  # of TensorFlow

@@ -204,11 +204,13 @@ def _launch(given) -> int:
         rule = "launch runs several workers that train, without --profile and --dry-run"
         raise errors.SettingsError(f"{rule}; given was {' '.join(given.words)}")
     check_not_empty(train)
-    run, words = Path(train.run or f"runs/{files.name_of(train.data)}"), list(given.words)
+    run, words = validate.path("run", train.run or f"runs/{files.name_of(train.data)}"), list(given.words)
     if train.fresh:  # here, once: workers that start again continue
         words.remove("--fresh")
         writing.keep_earlier_run(run)
-    return launcher.launch(words, **_options(given, "words") | {"logs": given.logs or run / "workers"})
+    return launcher.launch(
+        words, **_options(given, "words") | {"logs": validate.path("logs", given.logs or run / "workers")}
+    )
 
 
 def _kubernetes(given) -> None:

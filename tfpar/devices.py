@@ -95,7 +95,7 @@ def per_replica(global_batch_size: int, strategy: tf.distribute.Strategy) -> int
         errors.SettingsError: the global batch is no whole number, or cannot be divided evenly among the replicas.
     """
     replicas = replicas_of(strategy)
-    validate.integer("global_batch_size", global_batch_size, 1, validate.MOST_BATCH)
+    global_batch_size = validate.integer("global_batch_size", global_batch_size, 1, validate.MOST_BATCH)
     problem = f"global batch {global_batch_size} cannot be divided evenly among {replicas} replicas"
     # data-parallel: the global batch stays, each replica gets its part of it
     return multiple(global_batch_size, replicas, problem) // replicas
@@ -115,6 +115,6 @@ def describe(
     line = f"{replicas} replica{'s'[: replicas > 1]} ({where})"
     if global_batch_size is not None:
         line += f": global batch {global_batch_size} -> {per_replica(global_batch_size, strategy)} per replica"
-    if checked("shards", shards) is not None:
+    if (shards := checked("shards", shards)) is not None:
         line += f", in {shards} shard{'s'[: shards > 1]}"
     return line

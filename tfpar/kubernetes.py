@@ -18,7 +18,7 @@ import posixpath
 import re
 import string
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tfpar import errors, files, validate
@@ -149,8 +149,8 @@ class _Refusing(argparse.ArgumentParser):
 
 def _words(command: Sequence[str], *, replicas: int) -> list[str]:
     """Return the container's command; refuse what would fail only in the cluster."""
-    right = isinstance(command, (list, tuple)) and all(isinstance(w, str) and not _SURROGATE.search(w) for w in command)
-    if not right:
+    command = [*command] if isinstance(command, Iterable) and not isinstance(command, (str, bytes)) else [command]
+    if not all(isinstance(word, str) and not _SURROGATE.search(word) for word in command):
         validate.reject("command", command, 'a list of words in valid Unicode, such as ["train", "data/fashion"]')
     given = parser({}, kind=_Refusing).parse_args(command)
     check_not_empty(given)

@@ -51,18 +51,21 @@ def _check_stages(name: str, value) -> tuple[schedule.Stage, ...]:
     return tuple(schedule.checked(stage) for stage in value)
 
 
-def _check_steps_per_call(name: str, value) -> int | str:
-    auto = isinstance(value, str) and value == "auto"
-    try:
-        return value if auto else validate.integer(name, value, 1, MOST_STEPS_PER_CALL)
-    except errors.SettingsError:
-        return validate.reject(name, value, f"auto, or a whole number from 1 to {MOST_STEPS_PER_CALL}")
+def _check_auto(name: str, value, lowest: int, highest: int, rule: str) -> int | str:
+    """Return `"auto"`, or a whole number within its range."""
+    if isinstance(value, str) and value == "auto":
+        return value
+    with errors.translated(errors.SettingsError, errors.SettingsError, f"{name}={value!r:.60}: give {rule}"):
+        return validate.integer(name, value, lowest, highest)
 
 
-def _check_verbose(name: str, value) -> int | None:
-    if isinstance(value, str) and value == "auto":  # as fit takes it
-        return None
-    return validate.integer(name, int(value) if isinstance(value, bool) else value, 0, 2)
+def _check_verbose(name: str, value) -> int | str:
+    return _check_auto(name, int(value) if validate.is_truth(value) else value, 0, 2, '0, 1, 2, "auto" or None')
+
+
+_check_steps = functools.partial(
+    _check_auto, lowest=1, highest=MOST_STEPS_PER_CALL, rule=f"auto, or a whole number from 1 to {MOST_STEPS_PER_CALL}"
+)
 
 
 def _check_weights(name: str, value) -> str:
@@ -99,7 +102,7 @@ class Settings:
     all_reduce: str = _setting("ordered", "default ordered; fast: sends less, other bits", choices=ALL_REDUCE)
     batch_norm: str | None = _setting(None, "default fused; keras: slower, as Keras computes it", choices=BATCH_NORM)
     weights: str = _setting("none", check=_check_weights)
-    steps_per_call: int | str = _setting("auto", "default auto: 0.25 s a call", bits=False, check=_check_steps_per_call)
+    steps_per_call: int | str = _setting("auto", "default auto: 0.25 s a call", bits=False, check=_check_steps)
     checkpoint_seconds: float = _setting(60.0, "seconds between checkpoints; default 60", within=(0, 1e9), bits=False)
     fresh: bool = _setting(False, "start over; the old run is kept beside", bits=False)
     verbose: int | str | None = _setting(None, bits=False, check=_check_verbose)

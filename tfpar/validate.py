@@ -62,14 +62,19 @@ def number(name: str, value, lowest: float, highest: float) -> float:
 
 
 def boolean(name: str, value) -> bool:
-    """Return a truth value of Python or NumPy.
+    """Return a truth value of Python or NumPy, or 0 or 1.
 
     Raises:
         errors.SettingsError: it is something else, such as the text "no", which would count as true.
     """
-    if type(value).__name__ not in ("bool", "bool_"):
+    if not is_truth(value) and not (isinstance(value, int) and value in (0, 1)):
         reject(name, value, "True or False")
     return bool(value)
+
+
+def is_truth(value) -> bool:
+    """Tell whether a value is a truth value of Python or NumPy."""
+    return type(value).__name__ in ("bool", "bool_")
 
 
 def choice(name: str, value, words: Sequence[str]) -> str:

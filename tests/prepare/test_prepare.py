@@ -207,8 +207,6 @@ def test_prepared_again_is_found_and_other_settings_are_refused(digits):
     assert (digits.directory / "dataset.json").stat().st_mtime_ns == before
     with pytest.raises(errors.SettingsError, match="tfds_manual_dir was given"):
         prepare.dataset("digits", digits.directory, tfds_manual_dir=".")
-    with pytest.raises(errors.SettingsError, match="known=3"):
-        prepare.dataset("digits", digits.directory, known=3)
     with pytest.raises(errors.SettingsError, match="seed is 0, asked for 5"):
         prepare.dataset("digits", digits.directory, seed=5)
     with pytest.raises(errors.SettingsError, match=r"image_size is \[8, 8\], asked for \[16, 16\]"):

@@ -336,6 +336,7 @@ def several_optimizers():
 # ---- the rows
 
 HONOURED = {
+    "Layer.call, a generator of NumPy with a seed": made(lambda: OfTensorFlow(lambda x: np.random.default_rng(0).random())),
     "Layer.call, a generator that draws nothing": made(lambda: WithGenerator(np.random.default_rng(1), lambda g: 1.0)),
     # models
     "model, functional": compiled,
@@ -466,6 +467,7 @@ REFUSED = {
     "Layer.call, a function of Python": (made(lambda: OfTensorFlow(lambda x: tf.ensure_shape(tf.numpy_function(np.ones_like, [x], x.dtype), x.shape))), "calls Python within the step"),
     "Layer.call, random numbers of NumPy": (made(lambda: OfTensorFlow(lambda x: float(np.random.rand()))), "draws from random or numpy"),
     "Layer.call, a function of NumPy by its name": (made(lambda: OfTensorFlow(lambda x: float(rand()))), "draws from random or numpy"),
+    "Lambda, a function of Python by its name": (made(lambda: layers.Lambda(lambda x: x + uniform(0, 1))), "draws from random or numpy"),
     "Layer.call, a function of Python by its name": (made(lambda: OfTensorFlow(lambda x: uniform(0, 1))), "draws from random or numpy"),
     "Layer.call, a generator of NumPy that the layer has": (made(lambda: WithGenerator(np.random.default_rng(1), lambda g: g.random())), "draws from random or numpy"),
     "Layer.call, a generator of Python that the layer has": (made(lambda: WithGenerator(random.Random(1), lambda g: g.random())), "draws from random or numpy"),

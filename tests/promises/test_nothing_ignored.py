@@ -27,7 +27,7 @@ from tfpar import devices, engine, errors, models, prepare, results, signals, st
 from tfpar.prepare import folders
 from tfpar.results.reading import HISTORY
 from tfpar.settings import Settings
-from tfpar.steps import accepted, objective, shard
+from tfpar.steps import accepted, objective, randomness
 from tfpar.train import callbacks as callbacks_of
 from tfpar.train import identity
 
@@ -763,13 +763,14 @@ def test_what_another_thread_draws_while_a_shard_is_traced_is_no_fault():
     def draw():
         return np.random.rand(), random.random(), keras_rows.rand(), keras_rows.uniform(0, 1)
 
-    model = network(keras_rows.OfTensorFlow(lambda x: 1.0))
-    with shard.nothing_drawn(model):
+    layer = keras_rows.WithGenerator(np.random.mtrand._rand, lambda g: 1.0)
+    model = network(layer)
+    with randomness.nothing_drawn(model):
         assert keras_rows.rand is not np.random.mtrand.rand
         with futures.ThreadPoolExecutor(1) as pool:
             pool.submit(draw).result()
     assert keras_rows.rand is np.random.rand and keras_rows.uniform == random.uniform
-    with pytest.raises(errors.SettingsError, match="draws from random"), shard.nothing_drawn(model):
+    with pytest.raises(errors.SettingsError, match="draws from random"), randomness.nothing_drawn(model):
         draw()
 
 

@@ -10,7 +10,7 @@ import tensorflow as tf
 from networks import LOSS, tiny
 
 from tfpar import devices, engine, errors, models, steps
-from tfpar.steps import accepted, exchange, shard
+from tfpar.steps import accepted, exchange, randomness
 from tfpar.train import checkpoint, inference
 
 BATCH = 48
@@ -381,7 +381,7 @@ def test_fast_is_close_and_not_the_same(digits, oracle):
 def test_a_step_depends_on_its_number_and_random_layers_on_the_shard(digits):
     state = tf.constant([7, 0], tf.uint32)
     keys = {
-        tuple(shard.seed_state(state, s, tf.constant(n, tf.int64), tf.constant(v)).numpy())
+        tuple(randomness.seed_state(state, s, tf.constant(n, tf.int64), tf.constant(v)).numpy())
         for s in (0, 1)
         for n in range(4)
         for v in range(4)

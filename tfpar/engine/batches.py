@@ -58,6 +58,7 @@ def train_batches(
         errors.SettingsError: the batch cannot be divided among the replicas, or an argument is out of its range.
     """
     local_batch = devices.per_replica(global_batch_size, strategy)
+    global_batch_size = local_batch * strategy.num_replicas_in_sync  # as a plain integer
     first_step = validate.integer("first_step", first_step, 0, validate.MOST_POSITION // global_batch_size)
     seed, augment = checked("seed", seed), checked("augment", augment)
     images, labels = _constants(validate.split(split, one_hot=True))

@@ -178,8 +178,6 @@ def load(directory: str | os.PathLike, *, verify: bool = True, known: dict[str, 
         errors.DataError: a file is missing, too many, or not what it was; the message names it.
     """
     directory = validate.path("directory", directory)
-    if not isinstance(known, (dict, type(None))):
-        validate.reject("known", known, "the `verified` of an earlier load, or None")
     verify, manifest = validate.boolean("verify", verify), manifest_of(directory)
     try:
         return _loaded(directory, manifest, verify, known or {})

@@ -109,8 +109,10 @@ def _pattern(group_by: str | None) -> re.Pattern | None:
     """Return the regular expression of `--group-by` for a folder."""
     if group_by is None:
         return None
+    if not isinstance(group_by, str):
+        validate.reject("group_by", group_by, "a regular expression as text")
     wrong = f"group_by={group_by!r}: {errors.REASON}. Give a regular expression"
-    with errors.translated((re.error, TypeError), errors.SettingsError, wrong):
+    with errors.translated(re.error, errors.SettingsError, wrong):
         pattern = re.compile(group_by)
     if not pattern.groups:
         validate.reject("group_by", group_by, "a regular expression with a group, such as '(p[0-9]+)_'")

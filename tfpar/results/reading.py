@@ -143,8 +143,8 @@ def compare(first: Run | str, second: Run | str, *, stages: tuple[int | None, in
         >>> results.compare("runs/a", "runs/b")["same_bits"]
         True
     """
-    if not isinstance(stages, (tuple, list)) or len(stages) != 2:
-        validate.reject("stages", stages, "two stages, such as (1, 2)")
+    with errors.translated((TypeError, ValueError), errors.SettingsError, f"{stages=}: give two, such as (1, 2)"):
+        stages = [stage for stage, _ in zip(stages, "ab", strict=True)]
     first, second = (run if isinstance(run, Run) else Run(run) for run in (first, second))
     tables = [run.predictions(stage=stage) for run, stage in zip((first, second), stages, strict=True)]
     if tables[0].select(["source", "label"]) != tables[1].select(["source", "label"]):

@@ -82,7 +82,7 @@ def measure(
     validate.number("seconds", seconds, 1, 1e6)
     task = {"model": _pickled(model), "data": os.path.abspath(data.directory), "batch": batch, "all_reduce": all_reduce}
     cores = [None] * most if gpus else launcher.cores_of_workers(most, there // most)
-    directory = files.make_directory(directory)
+    directory = files.make_directory(validate.path("directory", directory))
     with contextlib.ExitStack() as stack, tqdm(desc="starting processes", disable=None) as bar:
         hello, turns = _take_turns(_started(stack, counts, gpus, cores, task), seconds, bar)
     of = {"devices": counts, "device": "GPU" if gpus else "worker", "batch": batch, "all_reduce": all_reduce}

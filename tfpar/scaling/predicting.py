@@ -97,11 +97,12 @@ class Measured:
         validate.choice("all_reduce", self.all_reduce, ("ordered", "fast"))
         if self.input_images_per_second is not None:
             validate.number("input_images_per_second", self.input_images_per_second, 1e-3, 1e12)
-        samples = np.asarray(self.samples)
-        right = samples.ndim == 1 and samples.dtype.kind in "iuf" and (samples > 0).all()
+        rule = f"give {formulas.LEAST_SAMPLES} or more step times in seconds, or none"
+        with errors.translated((TypeError, ValueError), errors.SettingsError, f"samples: {errors.REASON}; {rule}"):
+            samples = np.asarray(self.samples, float)
+        right = samples.ndim == 1 and ((samples > 0) & (samples < math.inf)).all()
         if not right or 0 < len(samples) < formulas.LEAST_SAMPLES:
-            rule = f"{formulas.LEAST_SAMPLES} or more step times in seconds, or none"
-            validate.reject(f"{samples.size} samples", self.samples, rule)
+            raise errors.SettingsError(f"samples {list(samples.shape)}: {rule}")
 
 
 def predict(
@@ -144,8 +145,9 @@ def predict(
     if (images is None) != (epochs is None) or (price is not None and images is None):
         told = f"price={price}, images={images}, epochs={epochs}"
         raise errors.SettingsError(f"{told}: give images and epochs together; a price needs both")
-    critical_batch = validate.number("critical_batch", critical_batch, 1, 1e12)
-    given = devices if isinstance(devices, Iterable) else [devices]
+    if critical_batch != math.inf:
+        validate.number("critical_batch", critical_batch, 1e-9, 1e300)
+    given = devices if np.iterable(devices) else [devices]
     n = np.array([validate.integer("devices", each, 1, validate.MOST_DEVICES) for each in given], int)
     step, basis, jitter, exchange, software = _steps(measured, machine, n)
     rate, efficiency = n * measured.batch / step, measured.step_seconds / step

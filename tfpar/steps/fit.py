@@ -111,9 +111,11 @@ class _TrainFunction:
     """What `fit` calls for each step that it counts; the work is done when a call is full, or the epoch is over."""
 
     def __init__(self, step: Step, steps_per_call: int, steps_per_epoch: int | None):
-        validate.integer("steps_per_call", steps_per_call, 1, MOST_STEPS_PER_CALL)
-        if steps_per_epoch is not None or steps_per_call > 1:
-            validate.integer("steps_per_epoch", steps_per_epoch, 1, validate.MOST_POSITION)
+        steps_per_call = validate.integer("steps_per_call", steps_per_call, 1, MOST_STEPS_PER_CALL)
+        if steps_per_call > 1 and steps_per_epoch is None:
+            validate.reject("steps_per_call", steps_per_call, "1, or steps_per_epoch as well, as given to fit")
+        if steps_per_call > 1:
+            steps_per_epoch = validate.integer("steps_per_epoch", steps_per_epoch, 1, validate.MOST_POSITION)
         self.step, self.steps_per_call, self.steps_per_epoch = step, steps_per_call, steps_per_epoch
         self.asked = 0  # steps of this epoch that fit has asked for
         self.iterator, self.logs = None, {}  # where they came from, and what fit is told

@@ -6,12 +6,6 @@ penalty, its label and its logits. The function does not know how many replicas 
 """
 
 import contextlib
-import functools
-import inspect
-import itertools
-import pickle
-import random
-import threading
 from collections.abc import Iterator, Sequence
 from unittest import mock
 
@@ -19,14 +13,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 from keras.src.backend import StatelessScope
-from keras.src.random import seed_generator
 
 from tfpar import errors
 from tfpar.steps import accepted, exchange, normalization, objective, tensorflow_repairs
+from tfpar.steps.randomness import drawn_from, nothing_drawn, seed_state
 
 COLUMNS = 3  # of the rows, before the logits: loss, penalty, label
-GENERATORS = (random.Random, np.random.RandomState, np.random.Generator)
-NO_DRAWS = ("seed", "getstate", "setstate", "get_state", "set_state")
 
 
 class Shard:
@@ -164,66 +156,6 @@ def is_compiled_by_xla(model: keras.Model) -> bool:
     """Return whether the model was compiled with `jit_compile=True`. Keras resolves "auto" to XLA without a strategy and to no XLA
     under one, which would change the bits; here "auto" means no XLA."""
     return model._compile_config.config.get("jit_compile") is True
-
-
-def seed_state(layer_seed: tf.Tensor, seed: int, step: tf.Tensor, shard: tf.Tensor) -> tf.Tensor:
-    """Return the seed state `uint32[2]` of a random layer: a hash of layer seed, run seed, step and shard, and a counter of 0.
-
-    Keras increments the counter at each draw. A counter that started at the shard number would repeat draws of the next shard, so step
-    and shard are hashed.
-    """
-    draw = functools.partial(tf.random.stateless_uniform, minval=None, maxval=None, alg="philox")
-    mixed = draw([2], [tf.cast(layer_seed[0], tf.int64), step], dtype=tf.int64)
-    last = tf.stack([mixed[0] + tf.cast(shard, tf.int64), mixed[1] + tf.constant(seed, tf.int64)])
-    return tf.concat([draw([1], last, dtype=tf.uint32), tf.zeros([1], tf.uint32)], axis=0)
-
-
-@contextlib.contextmanager
-def drawn_from(state: tf.Tensor) -> Iterator[None]:
-    """Let `keras.random` draw from this state where it gets no seed. Keras' own global generator would give the same numbers in every
-    step, because a pure function changes no variable."""
-    draws = itertools.count()
-
-    def next_state(ordered: bool = True) -> tf.Tensor:
-        return state + tf.constant([0, next(draws)], tf.uint32)
-
-    with mock.patch.object(seed_generator, "global_seed_generator", lambda: mock.Mock(next=next_state)):
-        yield
-
-
-@contextlib.contextmanager
-def nothing_drawn(model: keras.Model) -> Iterator[None]:
-    """Raise `errors.SettingsError` if this thread draws from `random` or `numpy.random`: the trace would keep the number for all steps.
-
-    Noticed are the functions of both modules, also where the module of a layer has imported one by its name, and generators that are
-    attributes of a layer."""
-    drawn, noted, thread = [], {}, threading.get_ident()  # in another thread a generator may make batches
-    layers = [layer for layer in model._flatten_layers() if not type(layer).__module__.startswith("keras.")]
-    own = [thing for layer in layers for thing in vars(layer).values() if type(thing) in GENERATORS]
-
-    def noting(function):
-        def call(*arguments, **options):
-            if threading.get_ident() == thread and not (function is np.random.default_rng and arguments):
-                drawn.append(function)
-            return function(*arguments, **options)
-
-        return call
-
-    with contextlib.ExitStack() as stack:
-        for module in (random, np.random):
-            drawing = {name: getattr(module, name) for name in module.__all__ if name not in NO_DRAWS}
-            functions = {name: noting(each) for name, each in drawing.items() if not inspect.isclass(each)}
-            noted |= {id(drawing[name]): function for name, function in functions.items()}
-            stack.enter_context(mock.patch.multiple(module, **functions))
-        for names in [getattr(type(layer).call, "__globals__", {}) for layer in layers]:
-            imported = {name: each for name, each in [*names.items()] if id(each) in noted}
-            names.update({name: noted[id(each)] for name, each in imported.items()})
-            stack.callback(names.update, imported)
-        before = pickle.dumps(own)
-        yield
-    if drawn or pickle.dumps(own) != before:
-        why = "the model or its loss draws from random or numpy.random (as AugMix does), in each step the same number"
-        raise errors.SettingsError(f"{why}; use keras.random with a SeedGenerator, or leave that layer out")
 
 
 @contextlib.contextmanager

@@ -18,7 +18,8 @@ import tensorflow as tf
 
 from tfpar import devices, engine, errors, prepare, results
 from tfpar.engine.batches import INFERENCE_CHUNK
-from tfpar.steps import accepted, exchange, normalization, objective, shard, tensorflow_repairs
+from tfpar.settings import checked
+from tfpar.steps import accepted, exchange, normalization, objective, randomness, shard, tensorflow_repairs
 
 SMALL = 2 << 20  # bytes of a chunk: pictures of up to 104 px in colour
 
@@ -29,7 +30,7 @@ class Inference:
     def __init__(self, model: keras.Model, *, loss: objective.ImageLoss | None = None, batch_norm: str = "fused"):
         """Take a compiled model and its loss (from `objective.build`; built here when not given); `batch_norm` as for `steps.Step`."""
         self.model, self.strategy = accepted.check_dtypes(model), model.distribute_strategy
-        self.loss, self.batch_norm = loss or objective.build(model), batch_norm
+        self.loss, self.batch_norm = loss or objective.build(model), checked("batch_norm", batch_norm)
         self.chunk = exchange.not_inlined(self._chunk)
         self.run = tf.function(self._run, autograph=False, reduce_retracing=True)
 
@@ -61,7 +62,7 @@ class Inference:
 
     def _chunk(self, trainable, state, images, labels):
         # A layer that draws in inference draws the same every time.
-        with shard.drawn_from(tf.zeros([2], tf.uint32)), normalization.computed(self.batch_norm, training=False):
+        with randomness.drawn_from(tf.zeros([2], tf.uint32)), normalization.computed(self.batch_norm, training=False):
             logits, _ = self.model.stateless_call(trainable, state, images, training=False)
         losses = self.loss(labels, logits)
         return tf.concat([losses[:, tf.newaxis], tf.cast(logits, tf.float32)], axis=1)

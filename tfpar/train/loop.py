@@ -91,7 +91,7 @@ class Training:
         self.model, self.data, self.directory, self.settings = model, data, directory, settings
         self.fingerprint, self.callbacks, self.group = fingerprint, callbacks, group
         automatic = 1 if sys.stdout.isatty() else 2
-        self.verbose = (automatic if settings.verbose is None else settings.verbose) * group.chief
+        self.verbose = (automatic if settings.verbose in (None, "auto") else settings.verbose) * group.chief
         batch = settings.global_batch_size
         self.devices = devices.describe(group.strategy, global_batch_size=batch, shards=settings.shards)
         self.epoch_steps = engine.steps_per_epoch(data.train, global_batch_size=batch)

@@ -163,8 +163,8 @@ def _pooling(p, name, x):
     sides = x.shape[1:3]
     kernel, stride, pad = _size(p, "kernel_size", "kernel", None), _size(p, "stride"), _size(p, "pad", default=(0, 0))
     if p.global_pooling:
-        stated = f"global_pooling beside kernel {kernel}, stride {stride}, pad {pad}"
-        Unsupported.where(kernel or stride != (1, 1) or pad != (0, 0), stated)
+        beside = kernel or stride != (1, 1) or pad != (0, 0)
+        Unsupported.where(beside, "a kernel, stride or pad beside global_pooling; leave it out")
         kernel = sides
     Unsupported.where(not kernel or 0 in (*kernel, *stride), f"kernel {kernel} with stride {stride}")
     axes, rounded = zip(sides, kernel, stride, pad, strict=True), math.ceil if p.round_mode == CEIL else math.floor

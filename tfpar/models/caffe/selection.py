@@ -145,7 +145,8 @@ class Selection:
         scale = stated.scale if scale is None else scale
         if mean is None and stated.mean_file and not stated.mean_value:
             mean = self._beside(stated.mean_file, trained)
-        named, mean = ("mean", mean) if mean is not None else ("mean_value", [*stated.mean_value] or 0.0)
+        named = f"{self.net.path}: mean_value" if mean is None else "mean"
+        mean = [*stated.mean_value] or 0.0 if mean is None else mean
         if self.image_shape[2] == 3 and order == "bgr":
             assumed.append("channels in the order bgr")
         if stated.mirror or stated.crop_size:
@@ -162,7 +163,7 @@ class Selection:
             values = np.array([np.nan])
         if values.shape not in ((1,), (self.image_shape[2],)) or not np.isfinite(values).all():
             rule = f"one number, {self.image_shape[2]}, or the path of a .binaryproto"
-            validate.reject(f"{self.net.path}: {named}", mean, rule)
+            validate.reject(named, mean, rule)
         return scale, values
 
     # ---- their parts

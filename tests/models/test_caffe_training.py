@@ -269,3 +269,11 @@ def test_check_without_opencv_says_that_nothing_was_compared(convolution, capsys
     monkeypatch.setitem(sys.modules, "cv2", None)
     assert cli.main(["caffe", "check", *convolution]) == 69
     assert "nothing was compared" in capsys.readouterr().err
+
+
+def test_a_mean_value_that_does_not_fit_names_the_file_and_a_given_mean_does_not(write):
+    net = write(LINEAR.replace("layer {", "layer { transform_param { mean_value: 1 mean_value: 2 }", 1), "two_means")
+    with pytest.raises(errors.SettingsError, match=r"two_means.*: mean_value=\[1\.0, 2\.0\]: give one number"):
+        caffe.load(net, image_shape=(8, 8, 1))
+    with pytest.raises(errors.SettingsError, match=r"^mean=\[1, 2, 3\]: give one number"):
+        caffe.load(net, image_shape=(8, 8, 1), mean=[1, 2, 3])

@@ -1,4 +1,4 @@
-"""Compute one shard of the global batch with a pure function, which is traced once and called for every shard.
+"""Compute one shard of the global batch. TensorFlow traces this pure function once, and the step calls the trace for every shard.
 
 Inputs: the values of the trainable and the non-trainable variables, the loss scale, images, labels and weights, the step number and the
 shard number. Outputs: one vector (the gradient, multiplied by the loss scale, and the changed state), and for each image its loss, its

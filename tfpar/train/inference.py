@@ -30,7 +30,7 @@ class Inference:
     def __init__(self, model: keras.Model, *, loss: objective.ImageLoss | None = None, batch_norm: str = "fused"):
         """Take a compiled model and its loss (from `objective.build`; built here when not given); `batch_norm` as for `steps.Step`."""
         self.model, self.strategy = accepted.check_dtypes(model), model.distribute_strategy
-        self.loss, self.batch_norm = loss or objective.build(model), checked("batch_norm", batch_norm)
+        self.loss, self.batch_norm = loss or objective.build(model), checked("batch_norm", batch_norm) or "fused"
         self.chunk = exchange.not_inlined(self._chunk)
         self.run = tf.function(self._run, autograph=False, reduce_retracing=True)
 

@@ -471,6 +471,8 @@ def test_an_option_that_is_nearly_right_is_answered_with_the_nearest(tfpar, word
         (["predict", "nowhere", "a.png", ""], "images=''"),
         (["train", "nowhere", "--model", "caffe:x", "--solver", ""], "solver=''"),
         (["train", ""], "data=''"),
+        (["train", "nowhere", "--stage=--"], "stage"),
+        (["fpga", "a", "b", "c", "--device=--"], "device"),
         (["train", "nowhere", "--freeze", "--stage", "1@0.1/all"], "--freeze is /head on every stage"),
     ],
 )

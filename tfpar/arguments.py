@@ -114,14 +114,14 @@ def parser(functions: Mapping[str, Callable], *, kind=argparse.ArgumentParser) -
 
 
 def check_not_empty(given: argparse.Namespace) -> None:
-    """Refuse a value that is an empty text, as an unset variable of the shell gives one; no option takes it.
+    """Refuse an empty value, which no option takes: "" from an unset variable of the shell, or [], as Python 3.11 reads `--name=--`.
 
     Raises:
         errors.SettingsError: names the option.
     """
     for name, value in vars(given).items():
-        whole_command = name in ("words", "arguments")
-        if value == "" or (isinstance(value, list) and "" in value and not whole_command):
+        listed = isinstance(value, list) and name not in ("words", "arguments")  # these are whole commands
+        if value in ("", []) or (listed and ("" in value or [] in value)):
             validate.reject(name.replace("_", "-"), "", "a value; an option may be left out")
 
 

@@ -63,13 +63,7 @@ def replicas_in_sync(model: keras.Model) -> bool:
 
 
 def same_gradient(
-    model: keras.Model,
-    images: np.ndarray,
-    labels: np.ndarray,
-    *,
-    repeats: int = 10,
-    busy: bool = True,
-    batch_norm: str = "fused",
+    model: keras.Model, images: np.ndarray, labels: np.ndarray, *, repeats: int = 10, busy: bool = True
 ) -> bool:
     """Tell whether this machine finds the same gradient of one batch every time.
 
@@ -78,9 +72,8 @@ def same_gradient(
         images: `uint8[batch, height, width, channels]`; labels: `int32[batch]`.
         repeats: how often the gradient is computed.
         busy: keep TensorFlow's threads busy with other work meanwhile.
-        batch_norm: as for `steps.Step`.
     """
-    step = steps.Step(model, batch_norm=batch_norm)
+    step = steps.Step(model)
     batch = (tf.constant(images), tf.constant(labels))
     with _busy() if busy else contextlib.nullcontext():
         found = {_bits(step.gradient(batch)) for _ in range(repeats)}

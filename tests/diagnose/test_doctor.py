@@ -64,14 +64,12 @@ def test_a_missing_package_is_named(monkeypatch):
     assert one(doctor._versions(), "packages").remedy == "pip install no-such-package"
 
 
-def test_keras_switches(monkeypatch, tmp_path):
+def test_the_backend_of_keras(monkeypatch, tmp_path):
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
     monkeypatch.delenv("KERAS_BACKEND", raising=False)
-    assert [finding.state for finding in doctor._keras()] == ["good", "good"]
+    assert doctor.backend().state == "good"
     (tmp_path / "keras.json").write_text('{"backend": "torch"}')
-    monkeypatch.setenv("TF_USE_LEGACY_KERAS", "1")
-    backend, legacy = doctor._keras()
-    assert backend.state == legacy.state == "fix" and str(tmp_path) in backend.remedy and "unset" in legacy.remedy
+    assert doctor.backend().state == "fix" and str(tmp_path) in doctor.backend().remedy
 
 
 def config(index=0, workers=("localhost:9",), kind="worker"):

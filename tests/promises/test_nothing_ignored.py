@@ -743,11 +743,11 @@ def test_after_a_refused_compile_fit_does_not_train_with_another_step(digits):
     batches = engine.train_batches(digits.train, one, global_batch_size=64)
     with pytest.raises(errors.SettingsError, match="give both the same"):
         model.fit(batches, steps_per_epoch=3, verbose=0)
-    with pytest.raises(errors.SettingsError, match="probabilities"):
-        model.compile("sgd", keras.losses.SparseCategoricalCrossentropy())
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy())
     before = model.get_weights()
-    with pytest.raises(errors.SettingsError, match="probabilities"):
-        model.fit(batches, steps_per_epoch=4, verbose=0)
+    for _ in range(2):
+        with pytest.raises(errors.SettingsError, match="probabilities"):
+            model.fit(batches, steps_per_epoch=4, verbose=0)
     assert all(map(np.array_equal, before, model.get_weights())) and step.counts.step == 0
     model.compile("sgd", LOSS)
     model.make_train_function(force=True)

@@ -280,8 +280,10 @@ def test_compiling_again_puts_the_step_back(digits):
         assert (again.exchange.shards, again.seed, again.batch_norm) == (4, 7, "keras")
         results.append(bits(model))
     assert results[0] == results[1]
-    with pytest.raises(errors.SettingsError, match="probabilities"):
+    with strategy.scope():
         model.compile("sgd", "sparse_categorical_crossentropy")
+    with pytest.raises(errors.SettingsError, match="probabilities"):
+        model.fit(batches, steps_per_epoch=2, verbose=0)
 
 
 @pytest.mark.parametrize(

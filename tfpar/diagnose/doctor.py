@@ -48,7 +48,7 @@ class Finding(NamedTuple):
 
 def examine() -> list[Finding]:
     """Look at everything, and return what was found; it takes about half a minute."""
-    found = [*_versions(), *_keras(), *_resources(), *_workers(), *_processor()]
+    found = [*_versions(), backend(), *_resources(), *_workers(), *_processor()]
     return found + list(_tensorflow(_tried_in_another_process()))
 
 
@@ -116,13 +116,6 @@ def backend() -> Finding:
     named = named or "tensorflow"
     remedy = f'set KERAS_BACKEND=tensorflow, or "backend": "tensorflow" in {path}'
     return _judged(named == "tensorflow", "backend", named, remedy, otherwise="fix")
-
-
-def _keras() -> Iterator[Finding]:
-    yield backend()
-    legacy = os.environ.get("TF_USE_LEGACY_KERAS", "").lower() in ("1", "true")
-    found = "TF_USE_LEGACY_KERAS is set, so tf.keras is Keras 2" if legacy else "off"
-    yield _judged(not legacy, "legacy Keras", found, "unset it", otherwise="fix")
 
 
 def _resources() -> Iterator[Finding]:

@@ -1,8 +1,6 @@
 """`model.fit` with tfpar's step."""
 
-import functools
 import inspect
-import weakref
 from collections.abc import Iterator
 
 import keras
@@ -27,8 +25,8 @@ def install(
     """Make `model.fit` take tfpar's step: any strategy, the same bits.
 
     With several steps per call Keras still counts and reports every step, so callbacks, progress bar, `evaluate` and
-    `predict` stay as they are; the work is done when a call is full, and at the end of the epoch. A later `compile` puts
-    the step back, with the new optimizer and loss; `model.make_train_function(force=True)` returns to Keras' own.
+    `predict` stay as they are; the work is done when a call is full, and at the end of the epoch. After a later `compile`,
+    `fit` takes the step with the new optimizer and loss; `model.make_train_function(force=True)` returns to Keras' own.
 
     Args:
         model: compiled, with one input and logits `[batch, classes]` as its output.
@@ -53,45 +51,32 @@ def install(
     of_step = {"shards": shards, "seed": seed, "batch_norm": batch_norm}
     train_function = _TrainFunction(Step(model, first_step=first_step, **of_step), steps_per_call, steps_per_epoch)
 
-    def compile_again(*arguments, **options):
-        with model.distribute_strategy.scope():  # an optimizer that is named as text is created here
-            type(model).compile(model, *arguments, **options)
-        counts = train_function.step.counts
-        try:
-            train_function.step = Step(model, **of_step)
-        except errors.SettingsError as error:
-            model.train_function = functools.partial(_refuse, error)
-            raise
-        train_function.step.counts = counts
+    def use():
         keras_repairs.repair(model)
         model.train_function = train_function
 
     def fit(*arguments, **options):
-        if model.train_function in (None, train_function):
+        if model.train_function is None:  # compile and quantize drop it
+            counts = train_function.step.counts
+            train_function.step = Step(model, **of_step)
+            train_function.step.counts = counts
+            use()
+        if model.train_function is train_function:
             given = inspect.signature(type(model).fit).bind(model, *arguments, **options).arguments
-            accepted.raise_first(_refusals(given, train_function, lost=model.train_function is None))
+            accepted.raise_first(_refusals(given, train_function))
             accepted.check(model)  # it may have been changed since
         train_function.asked = 0
         history = type(model).fit(model, *arguments, **options)
         train_function.check_end()
         return history
 
-    keras_repairs.repair(model)
-    model.train_function = train_function
+    use()
     object.__setattr__(model, "fit", fit)
-    object.__setattr__(model, "compile", compile_again)  # Keras' own drops the function without a message
     return train_function.step
 
 
-def _refuse(error: errors.SettingsError, _iterator) -> None:
-    """Stand in for the train function after a `compile` that was refused: `fit` must not train with Keras' own step."""
-    raise error
-
-
-def _refusals(given: dict, train_function: "_TrainFunction", *, lost: bool) -> Iterator[str]:
+def _refusals(given: dict, train_function: "_TrainFunction") -> Iterator[str]:
     """Yield what is wrong with arguments of `fit` that the endless batches of the engine do not go with."""
-    if lost:  # as quantize leaves it
-        yield "the model was changed after steps.install; install the step again"
     if given.get("class_weight") is not None or given.get("sample_weight") is not None:
         yield "fit cannot apply class_weight or sample_weight to these batches; give engine.train_batches(class_weights=[...])"
     loss = train_function.step.loss
@@ -118,12 +103,10 @@ class _TrainFunction:
             steps_per_epoch = validate.integer("steps_per_epoch", steps_per_epoch, 1, validate.MOST_POSITION)
         self.step, self.steps_per_call, self.steps_per_epoch = step, steps_per_call, steps_per_epoch
         self.asked = 0  # steps of this epoch that fit has asked for
-        self.iterator, self.logs = None, {}  # where they came from, and what fit is told
+        self.logs = {}  # what fit is told
         self.rate = None  # the optimizer's, at the first of them
 
     def __call__(self, iterator) -> dict:
-        if self.iterator is None or self.iterator() is not iterator:  # another fit, which begins an epoch
-            self.asked, self.iterator = 0, weakref.ref(iterator)
         self.asked += 1
         last = self.asked == self.steps_per_epoch
         if self.steps_per_call > 1:

@@ -5,14 +5,11 @@ shard number. Outputs: one vector (the gradient, multiplied by the loss scale, a
 penalty, its label and its logits. The function does not know how many replicas there are, reads no variable and changes none.
 """
 
-import contextlib
-from collections.abc import Iterator, Sequence
-from unittest import mock
+from collections.abc import Sequence
 
 import keras
 import numpy as np
 import tensorflow as tf
-from keras.src.backend import StatelessScope
 
 from tfpar import errors
 from tfpar.steps import accepted, exchange, normalization, objective, tensorflow_repairs
@@ -88,11 +85,15 @@ class Shard:
         draws = [id(variable) in self.seed_states for variable in variables]
         before = [seed_state(v, self.seed, step, shard) if drawn else v for v, drawn in zip(state, draws, strict=True)]
         unseeded = seed_state(tf.zeros([2], tf.uint32), self.seed, step, shard)
-        with tf.GradientTape() as tape, drawn_from(unseeded), weights_not_assigned():
+        given = [*zip(model.trainable_variables, trainable, strict=True), *zip(variables, before, strict=True)]
+        with tf.GradientTape() as tape, drawn_from(unseeded):
             tape.watch(trainable)
-            logits, after, penalties = model.stateless_call(
-                trainable, before, images, training=True, return_losses=True
-            )
+            with keras.StatelessScope(given, collect_losses=True) as scope:
+                logits, penalties = model(images, training=True), model.losses
+            for variable, value in zip(model.trainable_variables, trainable, strict=True):
+                if scope.get_current_value(variable) is not value:  # a pure function would lose it
+                    why = f"weight {variable.path} is trained, and its layer assigns it (as SpectralNormalization does)"
+                    raise errors.SettingsError(f"{why}; leave that layer out")
             # Not Keras' reduced loss, which is divided by the number of replicas.
             losses = self.loss(labels, logits)
             if weights:
@@ -103,7 +104,8 @@ class Shard:
         trained = [(v, g) for v, g in zip(model.trainable_variables, gradients, strict=True) if g is not None]
         if not trained:
             raise errors.SettingsError(f"the loss of {model.name} has no trainable variable; unfreeze a layer")
-        # `stateless_call` returns the tensor that it got where nothing assigns the variable.
+        # The scope holds the tensor that it got where nothing assigns the variable.
+        after = [scope.get_current_value(variable) for variable in variables]
         together = zip(variables, before, after, draws, strict=True)
         changed = [(v, new) for v, old, new, drawn in together if new is not old and not drawn]
         for variable, _ in changed:
@@ -156,20 +158,3 @@ def is_compiled_by_xla(model: keras.Model) -> bool:
     """Return whether the model was compiled with `jit_compile=True`. Keras resolves "auto" to XLA without a strategy and to no XLA
     under one, which would change the bits; here "auto" means no XLA."""
     return model._compile_config.config.get("jit_compile") is True
-
-
-@contextlib.contextmanager
-def weights_not_assigned() -> Iterator[None]:
-    """Raise `errors.SettingsError` if a layer assigns a weight that is trained: a pure function would lose the value."""
-    assigned, add_update = [], StatelessScope.add_update
-
-    def noting(scope, update):
-        if update[0].trainable:
-            assigned.append(update[0].path)
-        add_update(scope, update)
-
-    with mock.patch.object(StatelessScope, "add_update", noting):
-        yield
-    if assigned:  # raised here, because Keras would wrap an error of the layer in its own message
-        why = f"weight {assigned[0]} is trained, and its layer assigns it (as SpectralNormalization does)"
-        raise errors.SettingsError(f"{why}; leave that layer out")

@@ -10,7 +10,8 @@ import pytest
 import tensorflow as tf
 
 from tfpar import cli, devices, errors, models, prepare, results, schedule
-from tfpar.diagnose import memory
+from tfpar.diagnose import memory, profiling
+from tfpar.steps import step
 
 STAGES = [schedule.Stage(2, 0.1), schedule.Stage(1, 0.01)]
 FACTOR = 2  # between estimate and measurement, either way: kernels need room of their own, others work in place
@@ -101,6 +102,20 @@ def test_replicas_share_the_machine(digits, monkeypatch):
 def test_wrong_numbers_are_refused(digits):
     with pytest.raises(errors.SettingsError, match="cannot be cut into 3 equal shards"):
         memory.estimate(compiled(digits), digits, STAGES, global_batch_size=128, shards=3)
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_a_dry_run_traces_the_network_once(digits, replicas, monkeypatch):
+    traced, trace = [], step.Shard
+
+    def counted(*arguments, **options):
+        traced.append(trace(*arguments, **options))
+        return traced[-1]
+
+    monkeypatch.setattr(step, "Shard", counted)
+    model = compiled(digits, devices.strategy(simulate=replicas))
+    assert "an epoch trains for about" in profiling.dry_run(model, digits, stages=STAGES, global_batch_size=64)
+    assert len(traced) == 1
 
 
 def test_a_dry_run_trains_nothing(tmp_path, monkeypatch, capsys):

@@ -78,9 +78,14 @@ def estimate(model: keras.Model, data, stages: Sequence[Stage], **settings) -> E
         errors.SettingsError: as `train.run` would.
     """
     with step_of(model, data, {"stages": stages} | settings) as (step, given):
-        replicas, shards, batch = step.strategy.num_replicas_in_sync, given.shards, given.global_batch_size
-        rows, local, image = batch // shards, batch // replicas, data.train.images[:1].nbytes
-        shard = step.trace((tf.TensorSpec([local, *data.image_shape], tf.uint8), tf.TensorSpec([local], tf.int32)))
+        return of_step(step, given, data)
+
+
+def of_step(step: Step, given: Settings, data) -> Estimate:
+    """Say what a run with this step would take, as `estimate` does."""
+    model, replicas, shards, batch = step.model, step.exchange.replicas, given.shards, given.global_batch_size
+    rows, local, image = batch // shards, batch // replicas, data.train.images[:1].nbytes
+    shard = step.trace((tf.TensorSpec([local, *data.image_shape], tf.uint8), tf.TensorSpec([local], tf.int32)))
     parts = {
         "weights": _bytes(model.variables),
         "gradients": step.exchange.holds * 4 * shard.vector.size,

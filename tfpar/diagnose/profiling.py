@@ -100,15 +100,16 @@ def dry_run(model: keras.Model, data, **settings) -> str:
 
     The model is as before afterwards.
     """
-    found = memory.estimate(model, data, **settings)
-    if workers.cluster() or (found.largest_batch is not None and found.largest_batch < found.global_batch_size):
-        return str(found)
-    with memory.step_of(model, data, settings) as (step, given), _unchanged(model):
-        batches = iter(engine.train_batches(data.train, step.strategy, **given.of_the_batches()))
-        step(batches, 1)  # traces
-        started = time.perf_counter()
-        step(batches, SEVERAL)
-        seconds = (time.perf_counter() - started) * found.epoch_steps / SEVERAL
+    with memory.step_of(model, data, settings) as (step, given):
+        found = memory.of_step(step, given, data)
+        if workers.cluster() or (found.largest_batch is not None and found.largest_batch < found.global_batch_size):
+            return str(found)
+        with _unchanged(model):
+            batches = iter(engine.train_batches(data.train, step.strategy, **given.of_the_batches()))
+            step(batches, 1)  # traces
+            started = time.perf_counter()
+            step(batches, SEVERAL)
+            seconds = (time.perf_counter() - started) * found.epoch_steps / SEVERAL
     return f"{found}\nan epoch trains for about {seconds:,.1f} s"
 
 

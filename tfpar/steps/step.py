@@ -155,12 +155,12 @@ class Step:
             if now is not value and not (isinstance(now, numbers.Real) and now == value):
                 why = f"{getattr(thing, 'name', type(thing).__name__)}.{name} is {now!r:.40}, and the step was traced with {value!r:.40}"
                 raise errors.SettingsError(f"{why}; compile with a new optimizer after such a change, or leave it out")
-        if self.shard is None or element_spec != self.spec:
-            members = element_spec if isinstance(element_spec, tuple) else (element_spec,)
-            batch = [_of_one_shard(member, self.exchange.shards_per_replica) for member in members]
+        members = element_spec if isinstance(element_spec, tuple) else (element_spec,)
+        batch = [_of_one_shard(member, self.exchange.shards_per_replica) for member in members]
+        if self.shard is None or batch != self.spec:
             accepted.raise_first(self._refused_members(batch))
             self.shard = Shard(self.model, self.loss, batch, seed=self.seed, batch_norm=self.batch_norm)
-            self.spec, self.traced = element_spec, list(accepted.constants(self.model))
+            self.spec, self.traced = batch, list(accepted.constants(self.model))
         return self.shard
 
     def _refused_members(self, batch: list[tf.TensorSpec]) -> Iterator[str]:

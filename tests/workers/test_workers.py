@@ -9,6 +9,8 @@ import sys
 import threading
 import time
 
+import keras
+import pyarrow.csv
 import pytest
 import tensorflow as tf
 from processes import RUN
@@ -234,6 +236,36 @@ def test_an_exception_in_one_worker_ends_all(digits, tmp_path, monkeypatch):
             process.kill()
     assert "WorkerLost: another of the 2 workers was lost" in (tmp_path / "0.txt").read_text()
     assert "the input of worker 1 broke" in (tmp_path / "1.txt").read_text()
+
+
+WRITING = """
+import sys, keras
+from tfpar import devices, prepare, train
+from networks import tiny
+
+callbacks = [
+    keras.callbacks.CSVLogger("log.csv"), keras.callbacks.ModelCheckpoint("{epoch}.keras", verbose=1),
+    keras.callbacks.EarlyStopping("val_loss", patience=5, restore_best_weights=True),
+]
+stages = [train.Stage(2, 0.1), train.Stage(1, 0.01)]
+train.run(tiny(devices.strategy()), prepare.load(sys.argv[1]), "run", stages=stages, shards=4, callbacks=callbacks)
+"""
+
+
+@pytest.mark.slow
+def test_callbacks_that_write_files_do_so_once(digits, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.path.dirname(os.path.dirname(__file__)), prepend=os.pathsep)
+    ports = launcher._free_ports(2)
+    both = [started(tmp_path, ["-c", WRITING, str(digits.directory)], ports, index) for index in (0, 1)]
+    try:
+        assert [process.wait(timeout=SECONDS) for process in both] == [0, 0], (tmp_path / "0.txt").read_text()
+    finally:
+        for process in both:
+            process.kill()
+    logged = pyarrow.csv.read_csv(tmp_path / "log.csv")
+    assert logged["loss"].to_pylist() == results.Run(tmp_path / "run").history["loss"].to_pylist()
+    assert ["saving model" in (tmp_path / f"{index}.txt").read_text() for index in (0, 1)] == [True, False]
+    assert len(logged) == 3 and keras.models.load_model(tmp_path / "1.keras").count_params() > 0
 
 
 class Ended:

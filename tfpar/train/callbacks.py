@@ -1,9 +1,6 @@
 """Keras' callbacks in a run, and their state through an interruption."""
 
 import contextlib
-import itertools
-import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from unittest import mock
@@ -49,8 +46,14 @@ def restore(callbacks: Sequence[keras.callbacks.Callback], earlier: dict, *, chi
             print(f"callback {type(callback).__name__} has no get_state and set_state: it starts without state")
 
 
+def of_worker(callbacks: Sequence[keras.callbacks.Callback], *, chief: bool) -> list[keras.callbacks.Callback]:
+    """Return the callbacks that a worker calls: only the chief calls `CSVLogger` and `ModelCheckpoint`, whose files have one name."""
+    writing = (keras.callbacks.CSVLogger, keras.callbacks.ModelCheckpoint)
+    return [callback for callback in callbacks if chief or not isinstance(callback, writing)]
+
+
 @contextlib.contextmanager
-def rows_kept(callbacks: Sequence[keras.callbacks.Callback], epochs: int, *, chief: bool) -> Iterator[None]:
+def rows_kept(callbacks: Sequence[keras.callbacks.Callback], epochs: int) -> Iterator[None]:
     """Let each `CSVLogger` go on behind the rows of the finished epochs, which it would delete when a stage begins.
 
     One that the user gave `append=True` is left alone: its file holds other runs too.
@@ -60,23 +63,8 @@ def rows_kept(callbacks: Sequence[keras.callbacks.Callback], epochs: int, *, chi
         for logger in loggers if epochs else ():
             patches.enter_context(mock.patch.object(logger, "append", True))
             log = Path(logger.filename)
-            if chief and log.exists():  # a killed run may have logged an epoch too many
+            if log.exists():  # a killed run may have logged an epoch too many
                 files.write(log, "".join(log.read_text(encoding="utf-8").splitlines(keepends=True)[: epochs + 1]))
-        yield
-
-
-@contextlib.contextmanager
-def written_by_chief(callbacks: Sequence[keras.callbacks.Callback], *, chief: bool) -> Iterator[None]:
-    """Let only the chief write the files of `CSVLogger` and `ModelCheckpoint`: elsewhere they go into a temporary directory.
-
-    All workers run the callbacks, and on one machine, or on a shared disk, their files have one name.
-    """
-    names = {keras.callbacks.CSVLogger: "filename", keras.callbacks.ModelCheckpoint: "filepath"}
-    with tempfile.TemporaryDirectory() as aside, contextlib.ExitStack() as patches:
-        for callback, (kind, name) in itertools.product(() if chief else callbacks, names.items()):
-            if isinstance(callback, kind):
-                own = os.path.join(aside, os.path.basename(getattr(callback, name)))
-                patches.enter_context(mock.patch.object(callback, name, own))
         yield
 
 

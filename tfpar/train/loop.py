@@ -223,8 +223,9 @@ class Training:
         first = keras.callbacks.LambdaCallback(on_epoch_end=lambda _epoch, logs: self._finish_epoch(logs))
         logs = [callbacks_of.Scalars(self.directory / "tensorboard", write_graph=False)] * self.group.chief
         bar = [callbacks_of.ProgressBar(lambda: progress.rows[-1]["images_per_second"])] * (self.verbose != 0)
+        own = callbacks_of.of_worker(self.callbacks, chief=self.group.chief)
         callbacks = keras.callbacks.CallbackList(
-            [first, *self.callbacks, *logs, *bar], model=self.model, add_history=True, verbose=self.verbose, epochs=self._epochs(),
+            [first, *own, *logs, *bar], model=self.model, add_history=True, verbose=self.verbose, epochs=self._epochs(),
             steps=self.epoch_steps, stage=progress.stage + 1, resumed=self.callback_states is not None,
         )  # fmt: skip
         start = {"first_step": progress.counts.step}
@@ -234,7 +235,7 @@ class Training:
         if self.step.last_rate is None:  # from here on a callback that assigns another one is noticed
             self.step.last_rate = self.step.assigned_rate()
         self._restore_callbacks("stage")
-        with callbacks_of.rows_kept(self.callbacks, len(progress.rows), chief=self.group.chief):
+        with callbacks_of.rows_kept(own, len(progress.rows)):
             callbacks.on_train_begin()
         self._restore_callbacks("epoch")
         end = progress.stage_start + schedule.steps_of(stage, self.epoch_steps)

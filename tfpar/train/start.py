@@ -112,8 +112,7 @@ def run(
             training.restore()
             return results.Run(directory)  # nothing is written
         claimed = _claimed(directory, fresh) if group.chief else contextlib.nullcontext()
-        files_of_callbacks = callbacks_of.written_by_chief(callbacks, chief=group.chief)
-        with StopSignal(deferred=True) as stop, claimed, files_of_callbacks:
+        with StopSignal(deferred=True) as stop, claimed:
             return training.run(stop)
 
 

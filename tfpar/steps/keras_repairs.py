@@ -2,7 +2,7 @@
 
 `model.fit` under `tf.distribute.MultiWorkerMirroredStrategy` fails in Keras 3 (keras#20585, open since 2024, called
 unsupported), and so does `model.evaluate`. `repair` sets three attributes of one model; no function of Keras is replaced. `tests/steps/test_keras_repairs.py`
-fails when one of them is no longer needed. On one worker nothing is touched.
+passes with Keras 3.12 and 3.15, and fails when one of them is no longer needed. On one worker nothing is touched.
 
 Example:
     >>> with strategy.scope():
@@ -17,23 +17,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfpar import errors
-
-TRIED = ("3.15",)  # versions of Keras with which the tests passed
-
 
 def repair(model: keras.Model) -> None:
-    """Let `fit` and `evaluate` of a compiled model work on several workers; `compile` undoes it.
-
-    Raises:
-        errors.SettingsError: these repairs were not tried with this version of Keras.
-    """
+    """Let `fit` and `evaluate` of a compiled model work on several workers; `compile` undoes it."""
     if not isinstance(model.distribute_strategy, tf.distribute.MultiWorkerMirroredStrategy):
         return
-    version = ".".join(keras.__version__.split(".")[:2])
-    if version not in TRIED:
-        why = f"Keras {keras.__version__}: its repairs were tried with {', '.join(TRIED)}"
-        raise errors.SettingsError(f"{why}; install that, or use train.run")
     inputs = keras.KerasTensor((1, *model.inputs[0].shape[1:]), model.inputs[0].dtype)
     # Otherwise `fit` would take a batch from the data and average it over the workers outside of a tf.function, which fails.
     with model.distribute_strategy.scope():

@@ -182,7 +182,7 @@ def _contender(name: str) -> None:
 
 
 def profile() -> None:
-    """Print where one turn of the loop and of PyTorch goes, kernel by kernel."""
+    """Print where one turn of tfpar's step and of PyTorch goes, kernel by kernel."""
     import torch as pytorch
 
     thing = torch()
@@ -194,7 +194,7 @@ def profile() -> None:
 
     from tfpar.diagnose import profiling
 
-    thing = loop()
+    thing = tfpar(1)
     thing()
     with tempfile.TemporaryDirectory() as place:
         with tf.profiler.experimental.Profile(place):

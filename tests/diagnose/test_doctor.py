@@ -47,7 +47,7 @@ def test_what_to_do_stands_on_lines_of_its_own():
     ("version", "state", "text"),
     [
         ("2.21.0", "good", ""),
-        ("2.19.1", "fix", "needs 2.20"),
+        ("2.19.1", "fix", "tensorflow 2.20 or later"),
         ("2.30.0", "note", "newer than 2.21"),
         (None, "fix", "pip install"),
     ],

@@ -8,7 +8,7 @@ Example:
     good  python        3.11.7 (tried: 3.10 to 3.13)
     good  tensorflow    2.21.0 (tried: 2.20 to 2.21)
     fix   keras         3.8.0
-                        -> tfpar needs 3.12 or later; pip install --upgrade keras
+                        -> install keras 3.12 or later
     ...
 """
 
@@ -16,6 +16,7 @@ import contextlib
 import importlib.metadata
 import json
 import os
+import platform
 import shutil
 import socket
 import subprocess
@@ -31,8 +32,7 @@ from tfpar.workers import rendezvous
 SECONDS = 180  # for the process that imports TensorFlow and trains
 WIDTH = 80
 # The tests passed with the lowest and with the highest.
-TRIED = {"tensorflow": ("2.20", "2.21"), "keras": ("3.12", "3.15")}
-PYTHONS = ((3, 10), (3, 13))
+TRIED = {"python": ("3.10", "3.13"), "tensorflow": ("2.20", "2.21"), "keras": ("3.12", "3.15")}
 PACKAGES = ["tensorflow-datasets", "numpy", "pyarrow", "pillow", "matplotlib", "scikit-learn", "tensorboard"]
 LEAST_DISK, LEAST_MEMORY, LEAST_SHARED = 2e9, 2e9, 1e9  # bytes
 
@@ -77,16 +77,12 @@ def _judged(good: bool, name: str, found: str, remedy: str, *, otherwise: str = 
 
 
 def _versions() -> Iterator[Finding]:
-    version = ".".join(map(str, sys.version_info[:3]))
-    tried = " to ".join(f"{major}.{minor}" for major, minor in PYTHONS)
-    right = PYTHONS[0] <= sys.version_info[:2] <= PYTHONS[1]
-    yield _judged(right, "python", f"{version} (tried: {tried})", f"take Python {tried}", otherwise="fix")
     for name, (lowest, highest) in TRIED.items():
-        version = _version(name)
+        version = platform.python_version() if name == "python" else _version(name)
         if version is None:
             yield Finding("fix", name, "not installed", f"pip install {name}")
         elif _numbers(version) < _numbers(lowest):
-            yield Finding("fix", name, version, f"tfpar needs {lowest} or later; pip install --upgrade {name}")
+            yield Finding("fix", name, version, f"install {name} {lowest} or later")
         elif _numbers(version)[:2] > _numbers(highest):
             yield Finding("note", name, version, f"newer than {highest}, the last that was tried; run the tests")
         else:

@@ -183,12 +183,12 @@ def part(field, content):
 
 
 def blob(array, old=False, double=False):
-    """Return a BlobProto; `old` gives four numbers instead of the shape, ones before what is there."""
+    """Return a BlobProto; `old` gives four numbers instead of the shape, ones before what is there. A single number has neither."""
     array = np.asarray(array)
     if old:
         shape = b"".join(integer(i + 1, dim) for i, dim in enumerate((1,) * (4 - array.ndim) + array.shape))
     else:
-        shape = part(7, part(1, b"".join(varint(dim) for dim in array.shape)) if array.ndim else b"")
+        shape = part(7, part(1, b"".join(varint(dim) for dim in array.shape))) if array.ndim else b""
     return shape + part(*((8, array.astype("<f8").tobytes()) if double else (5, array.astype("<f4").tobytes())))
 
 

@@ -158,6 +158,49 @@ def test_shared_weights_are_one_variable(tmp_path):
     assert model.count_params() == 3 * 3 * 3 * 3 + 3
 
 
+def test_shared_weights_are_those_of_the_last_layer_that_the_file_has(tmp_path, capsys):
+    """As Caffe copies them, layer by layer."""
+    layers, x = caffe_cases.CASES["weights shared"], picture(caffe_cases.CASES["weights shared"])
+    one, other = (caffe_rules.drawer(seed) for seed in (1, 2))
+    (first, second), blobs = [each["name"] for each in layers if "param" in each], {}
+    expected, _ = caffe_rules.forward(layers, blobs, x, one)
+    there = {second: blobs[first]}
+    for given in (there, {first: other(layers[1], [x])} | there):
+        assert_close(np.asarray(opened(tmp_path, layers, given)(channels_last(x))), channels_last(expected))
+        assert "initialized" not in capsys.readouterr().out
+
+
+def test_averages_are_not_shared(tmp_path):
+    """Caffe clears the three `param` of a BatchNorm, as older files have them."""
+    named = [{"name": "mean"}, {"name": "variance"}, {"name": "factor"}]
+    layers = caffe_cases.net(*(caffe_cases.layer("BatchNorm", param=named) for _ in range(2)))
+    x, blobs = picture(layers), {}
+    expected, _ = caffe_rules.forward([each | {"param": []} for each in layers], blobs, x, caffe_rules.drawer(1))
+    assert_close(np.asarray(opened(tmp_path, layers, blobs)(channels_last(x))), channels_last(expected))
+
+
+@pytest.mark.parametrize("second", [{}, {"transpose": True}], ids=str)
+def test_rows_in_another_order_are_not_shared(second, tmp_path):
+    param, size = [{"name": "w"}, {"name": "b"}], np.prod(caffe_cases.INPUT).item()
+    first = [] if second else [caffe_cases.dense(size, param=param)]
+    last = [
+        caffe_cases.layer("Flatten"),
+        caffe_cases.dense(size, param=param),
+        caffe_cases.dense(size, param=param, **second),
+    ]
+    layers = caffe_cases.net(*(first + last[1:2] if first else last))
+    (tmp_path / "net.prototxt").write_text(caffe_write.prototxt(layers))
+    with pytest.raises(errors.DataError, match="shared weights with other parameters"):
+        caffe.network(tmp_path / "net.prototxt")
+
+
+def test_names_of_any_character(tmp_path):
+    """TensorFlow takes them for its scopes, which have few."""
+    names = ["conv 1/3x3 (a):b", "_2", "Überraschung+", "1"]
+    model = check(tmp_path, caffe_cases.net(*(caffe_cases.layer("TanH", name=name) for name in names)))
+    assert [layer.name for layer in model.layers[1:]] == ["conv.1.3x3..a..b", ".2", ".berraschung.", "1"]
+
+
 def test_half_shared_weights_are_refused(tmp_path):
     layers = caffe_cases.net(
         caffe_cases.conv(3, pad=1, param=[{"name": "w"}]), caffe_cases.conv(3, pad=1, param=[{"name": "w"}])

@@ -118,6 +118,7 @@ def test_the_logits_are_float32_in_mixed_precision(load):
     [
         (FIRST + layer("AbsVal", "data", "ip", name="again"), r"again of type AbsVal has the tops \['ip'\]; give it one that no other"),
         (layer("Scale", "data data data", "x"), "x of type Scale is not supported here: 3 inputs"),
+        (layer("Eltwise", "data data", "x", "eltwise_param { operation: PROD coeff: 1 coeff: 2 }"), "with 2 coefficients"),
         (layer("Pooling", "data", "p mask", "pooling_param { kernel_size: 2 }"), "2 outputs"),
         (layer("Convolution", "data", "c", 'param { name: "w" } convolution_param { num_output: 1 kernel_size: 3 bias_term: false }')
          + layer("Convolution", "c", "d", 'param { name: "w" } convolution_param { num_output: 1 kernel_size: 3 stride: 2 bias_term: false }'),

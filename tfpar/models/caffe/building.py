@@ -77,8 +77,8 @@ class Network:
             self.outputs.setdefault(layer.name, tensor)
 
     def _free_name(self, layer) -> str:
-        """Return the name of a layer in Keras, which allows no slash, and no name twice."""
-        wanted = layer.name.replace("/", ".") or layer.type
+        """Return the name of a layer in Keras, which allows no name twice, and TensorFlow's scopes few characters."""
+        wanted = re.sub(r"[^\w.>-]|^_", ".", layer.name, flags=re.ASCII) or layer.type
         names = itertools.chain([wanted], (f"{wanted}.{number}" for number in itertools.count(2)))
         name = next(it for it in names if it not in self.names and not re.fullmatch(NAMES_OF_OPERATIONS, it))
         self.names.add(name)
@@ -95,22 +95,23 @@ class Network:
             fillers: of each blob; a number is a constant, None is xavier.
             convert: `convert(*blobs)` returns the weights of the Keras layer.
         """
-        names = [param.name for param in layer.param]
+        names = [
+            param.name for param in layer.param if layer.type != "BatchNorm"
+        ]  # Caffe leaves out those of the averages
         owners = [self.shared.get(name) for name in names]
         if any(owners):
             own, (made, _) = made, next(filter(None, owners))
             whole = owners == [(made, number) for number in range(len(shapes))]
             Unsupported.where(not whole, f"some weights are shared ({', '.join(names)}); share all of them or none")
-            same = made.get_config() | {"name": own.name} == own.get_config()
-            Unsupported.where(not same, "shared weights with other parameters")
+            both = [it.get_config() | {"name": "", "rows": getattr(it, "rows", "")} for it in (made, own)]
+            Unsupported.where(both[0] != both[1], "shared weights with other parameters")
         self.shared |= {name: (made, number) for number, name in enumerate(names) if name}
         Unsupported.where(layer.name in self.made, "a second layer with weights of this name")
-        y = made(x)
-        if made not in self.made.values():
-            blobs = self._blobs_of(layer, shapes)
-            if blobs is None:
-                self.unfilled += [layer.name] * (fillers[0] is None)
-                blobs = [_drawn(filler, shape) for filler, shape in zip(fillers, shapes, strict=True)]
+        y, blobs = made(x), self._blobs_of(layer, shapes)
+        if blobs is None and made not in self.made.values():
+            self.unfilled += [layer.name] * (fillers[0] is None)
+            blobs = [_drawn(filler, shape) for filler, shape in zip(fillers, shapes, strict=True)]
+        if blobs:  # of layers that share them the last that has some, as Caffe copies them
             made.set_weights(convert(*blobs))
         if layer.type != "BatchNorm":
             self._multiply(made, layer, len(shapes))

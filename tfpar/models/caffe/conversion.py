@@ -179,7 +179,8 @@ def _build(selection: Selection, x, weights, needed: list, *, head=None, is_new:
     frozen = [name for name, of_layer in rates.items() if of_layer and not any(of_layer)]
     for name in frozen:
         built.made[name].trainable = False
-    filled = [name for name in built.made if (blobs and name not in blobs) or name in built.unfilled]
+    given = [made for name, made in built.made.items() if name in blobs]
+    filled = [name for name, made in built.made.items() if made not in given and (blobs or name in built.unfilled)]
     by_xavier = " (by xavier, the file has no weight_filler)"
     by_batch = [layer.name for layer in needed if is_by_batch(layer)]
     apart = [layer.name for layer in needed if not all(layer.propagate_down)]

@@ -90,12 +90,11 @@ def read_weights(path: str | os.PathLike) -> dict[str, list[np.ndarray]]:
         errors.DataError: it is no caffemodel, or damaged.
     """
     parsed = _parse_binary(validate.path("weights", path), "Net")
-    named = {layer.name: layer.blobs for layer in parsed.layer}
-    for layer in parsed.layers:
-        named[layer.name or layer.layer.name] = layer.blobs or layer.layer.blobs
-    if any(isinstance(name, bytes) for name in named):  # not UTF-8
+    named = [(layer.name, layer.blobs) for layer in parsed.layer]
+    named += [(layer.name or layer.layer.name, layer.blobs or layer.layer.blobs) for layer in parsed.layers]
+    if any(isinstance(name, bytes) for name, _ in named):  # not UTF-8
         raise errors.DataError(f"{path}: the names of its layers are damaged; copy it again from where it came")
-    found = {name: [_array(blob, f"{path}: layer {name}") for blob in blobs] for name, blobs in named.items() if blobs}
+    found = {name: [_array(blob, f"{path}: layer {name}") for blob in blobs] for name, blobs in named if blobs}
     if not found:
         why = "no weights in it, so it is no caffemodel"
         raise errors.DataError(f"{path}: {why}; give the file that Caffe has written")
@@ -280,7 +279,8 @@ def _parse_binary(path: str | os.PathLike, kind: str):
 def _array(blob, where: str) -> np.ndarray:
     """Return the numbers of a blob in the shape it states."""
     content, kind = (blob.data, "<f4") if blob.data else (blob.double_data, "<f8")
-    shape = tuple(blob.shape.dim) if blob.HasField("shape") else (blob.num, blob.channels, blob.height, blob.width)
+    sides = blob.num, blob.channels, blob.height, blob.width  # of old files
+    shape = sides if any(sides) else tuple(blob.shape.dim)  # a single number has neither
     content = content[0] if len(content) == 1 else b"".join(content)
     size = math.prod(shape) * np.dtype(kind).itemsize
     if min(shape, default=1) < 0 or len(content) != size:

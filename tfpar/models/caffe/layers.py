@@ -113,7 +113,9 @@ def _inner_product(weigh, p, name, x):
 
     x = layers.Flatten(name=f"{name}.flat")(x) if len(sides) > 1 else x
     shapes = [(inputs, outputs) if p.transpose else (outputs, inputs), (outputs,)][: 1 + p.bias_term]
-    return weigh(layers.Dense(outputs, use_bias=p.bias_term, name=name), x, shapes, _fillers(p), convert)
+    made = layers.Dense(outputs, use_bias=p.bias_term, name=name)
+    made.rows = f"{sides}, {p.transpose}"  # their order, of which no other layer can share it
+    return weigh(made, x, shapes, _fillers(p), convert)
 
 
 def _scale(weigh, p, name, x, by=None):
@@ -231,7 +233,7 @@ def _power(p, name, x):
 def _eltwise(p, name, *inputs):
     alike = len({x.shape for x in inputs}) == 1
     stated = f"inputs {[x.shape[1:] for x in inputs]} with {len(p.coeff)} coefficients"
-    Unsupported.where(not alike or len(p.coeff) not in (0, len(inputs)), stated)
+    Unsupported.where(not alike or len(p.coeff) not in (0, len(inputs)) or (p.coeff and p.operation == PROD), stated)
     by = p.coeff if p.coeff and p.operation == SUM else [1] * len(inputs)
     factors = enumerate(zip(inputs, by, strict=True))
     inputs = [x if c == 1 else layers.Rescaling(c, name=f"{name}.{k}")(x) for k, (x, c) in factors]

@@ -100,6 +100,7 @@ CASES = {
             ("ceil by two", (2, 8, 8), {"kernel_size": 3, "stride": 3}),
             ("padded as in same", INPUT, {"kernel_size": 3, "pad": 1}),
             ("padded, stride 2", INPUT, {"kernel_size": 3, "stride": 2, "pad": 1}),
+            ("ceil_mode of a fork", (2, 8, 7), {"kernel_size": 3, "stride": 2, "ceil_mode": False}),
             ("padded, floor", INPUT, {"kernel_size": 3, "stride": 2, "pad": 1, "round_mode": "FLOOR"}),
             ("padded by 2", INPUT, {"kernel_size": 5, "stride": 3, "pad": 2}),
             ("padded, one window less", (2, 5, 5), {"kernel_size": 2, "stride": 2, "pad": 1}),

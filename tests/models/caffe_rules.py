@@ -60,7 +60,7 @@ def pooling(p, _, x):
     sizes = x.shape[2:]
     kernel = sizes if one(p, "global_pooling", False) else pair(p, "kernel_size", "kernel", None)
     stride, pad = pair(p, "stride", "stride", 1), pair(p, "pad", "pad", 0)
-    floor = one(p, "round_mode", "CEIL") == "FLOOR"
+    floor = one(p, "round_mode", "CEIL") == "FLOOR" or not one(p, "ceil_mode", True)
     rows, columns = (list(windows_of(*a, any(pad), floor)) for a in zip(sizes, kernel, stride, pad, strict=True))
     y = np.zeros((*x.shape[:2], len(rows), len(columns)))
     for i, (top, bottom) in enumerate(rows):

@@ -274,6 +274,10 @@ def test_what_a_solver_says_and_its_optimizer_has_not_is_noted(load, tmp_path):
         'base_lr: 0.1 max_iter: 5 lr_policy: "fixed" momentum: 0.9 rms_decay: 0.98 type: "RMSProp"'
     )
     assert caffe.solver(tmp_path / "s", model, examples=10).notes[0] == "not used: momentum"
+    (tmp_path / "s").write_text(
+        'base_lr: 0.1 max_iter: 5 lr_policy: "exp" gamma: 0.9 power: 2 stepsize: 3 momentum: 0.9'
+    )
+    assert caffe.solver(tmp_path / "s", model, examples=10).notes == ["not used: stepsize, power"]
 
 
 @pytest.mark.parametrize(("param", "noted"), [("param { decay_mult: 0 }", True), ("param { lr_mult: 1 }", False)])

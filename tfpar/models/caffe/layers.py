@@ -169,8 +169,8 @@ def _pooling(p, name, x):
         Unsupported.where(beside, "a kernel, stride or pad beside global_pooling; leave it out")
         kernel = sides
     Unsupported.where(not kernel or 0 in (*kernel, *stride), f"kernel {kernel} with stride {stride}")
-    axes, rounded = zip(sides, kernel, stride, pad, strict=True), math.ceil if p.round_mode == CEIL else math.floor
-    sizes, around = zip(*(_windows(*axis, rounded=rounded, padded=any(pad)) for axis in axes), strict=True)
+    axes, ceil = zip(sides, kernel, stride, pad, strict=True), p.round_mode == CEIL and p.ceil_mode
+    sizes, around = zip(*(_windows(*axis, ceil=ceil, padded=any(pad)) for axis in axes), strict=True)
     kind = layers.MaxPooling2D if p.pool == MAX else layers.AveragePooling2D
     divisors = np.outer(*sizes)
     clipped = p.pool != MAX and (divisors != math.prod(kernel)).any()
@@ -184,9 +184,9 @@ def _pooling(p, name, x):
     return layers.Rescaling(factors.tolist(), name=name)(y) if clipped else y
 
 
-def _windows(side: int, kernel: int, stride: int, pad: int, *, rounded: Callable, padded: bool):
+def _windows(side: int, kernel: int, stride: int, pad: int, *, ceil: bool, padded: bool):
     """Return the sizes of a pooling's windows within the padded picture along one axis, and the padding before and after it."""
-    count = rounded((side + 2 * pad - kernel) / stride) + 1
+    count = (math.ceil if ceil else math.floor)((side + 2 * pad - kernel) / stride) + 1
     count -= padded and (count - 1) * stride >= side + pad
     Unsupported.where(count < 1 or pad >= kernel, f"a kernel of {kernel} on {side} pixels with a pad of {pad}")
     starts = np.arange(count) * stride

@@ -30,9 +30,9 @@ OPTIMIZERS = {
     "Adam": (keras.optimizers.Adam, {"beta_1": "momentum", "beta_2": "momentum2", "epsilon": "delta"}),
 }
 READ = {
-    "net", "train_net", "base_lr", "max_iter", "iter_size", "lr_policy", "gamma", "power", "weight_decay", "type",
-    "regularization_type", "stepsize", "stepvalue", "clip_gradients", "solver_type",
-}  # besides the fields of its optimizer  # fmt: skip
+    "net", "train_net", "base_lr", "max_iter", "iter_size", "lr_policy", "weight_decay", "type", "regularization_type", "clip_gradients",
+    "solver_type",
+}  # besides the fields of its policy and of its optimizer  # fmt: skip
 NUMBERS = ("weight_decay", "momentum", "momentum2", "delta", "rms_decay")  # from 0
 
 
@@ -114,7 +114,7 @@ def solver(file: str | os.PathLike, model: keras.Model, *, examples: int) -> Sol
         optimizer = _optimizer(given)
     if factors := _regularize(facts, given):
         _multiply_rates(optimizer, factors)
-    used = READ | {*OPTIMIZERS[given.type][1].values()}
+    used = READ | {*OPTIMIZERS[given.type][1].values(), *numbers, of_steps}
     unused = [field.name for field, _ in given.ListFields() if field.name not in used]
     notes = [f"not used: {', '.join(unused)}"] if unused else []
     if given.type in ("AdaGrad", "RMSProp", "AdaDelta"):

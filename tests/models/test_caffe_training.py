@@ -14,6 +14,7 @@ from same import same_files
 from tensorflow.python.util import _pywrap_util_port
 
 from tfpar import cli, devices, engine, errors, prepare, train
+from tfpar.diagnose import caffe_check
 from tfpar.models import caffe
 from tfpar.models.caffe import layers
 from tfpar.schedule import Schedule, Stage
@@ -260,6 +261,8 @@ def test_check_compares_with_opencv_and_names_the_first_layer_that_differs(convo
         odd.write_text(changed)
         assert cli.main(["caffe", "check", str(odd), convolution[1]]) == (69 if said else 0)
         assert f"OpenCV does not compute {said}" * bool(said) in capsys.readouterr().err
+    x = np.zeros((1, 9, 9, 3), np.float32)
+    assert caffe_check._by_opencv(*convolution, x, ["a layer that it knows by no name"]) == {}
     monkeypatch.setattr(layers, "ACROSS_CHANNELS", 7)  # so LRN is taken within a channel
     assert cli.main(["caffe", "check", *convolution]) == 65
     assert "layer norm is the first that differs" in capsys.readouterr().err

@@ -77,4 +77,4 @@ def _by_opencv(net, weights, x: np.ndarray, names: list[str]) -> dict[str, np.nd
         known = {*there.getLayerNames()}  # by the name of a layer, or of its output
         called = {name: name if name in known else tops.get(name) for name in names}
         called = {name: other for name, other in called.items() if other in known}
-        return dict(zip(called, there.forward([*called.values()]), strict=True))
+        return dict(zip(called, there.forward([*called.values()]), strict=True)) if called else {}

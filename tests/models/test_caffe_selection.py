@@ -1,5 +1,7 @@
 """`caffe.load` finds the logits of a prototxt, refuses what Keras cannot express, and reports what it does not use."""
 
+import sys
+
 import caffe_write
 import keras
 import numpy as np
@@ -170,6 +172,12 @@ def test_names_of_kerass_operations_and_of_helpers_are_free_or_refused(load):
             + layer("Convolution", "a", "b", convolution, "a")
             + FIRST.replace('"data"', '"b"')
         )
+
+
+def test_more_layers_in_a_row_than_keras_can_follow_are_refused(load):
+    row = "".join(layer("AbsVal", "data", "data", name=f"a{number}") for number in range(sys.getrecursionlimit()))
+    with pytest.raises(errors.DataError, match=r"more layers in a row than Keras can follow; .*sys\.setrecursionlimit"):
+        load(INPUT + row + FIRST)
 
 
 def test_what_is_not_used_is_said(load, capsys):

@@ -204,8 +204,12 @@ def _some(names: Iterable[str]) -> str:
 
 def _model(selection: Selection, inputs, outputs, built: Network) -> keras.Model:
     """Return the model, and print the notes."""
-    twice = f"{selection.net.path}: {errors.REASON}; give that layer another name"
-    with errors.translated(ValueError, errors.DataError, twice):  # as of a layer `a/pad` beside a padded layer `a`
+    twice = f"{selection.net.path}: {errors.REASON}; give that layer another name"  # as of `a/pad` beside a padded layer `a`
+    deep = f"{selection.net.path}: more layers in a row than Keras can follow; in Python call sys.setrecursionlimit(10000) first"
+    with (
+        errors.translated(ValueError, errors.DataError, twice),
+        errors.translated(RecursionError, errors.DataError, deep),
+    ):
         model = keras.Model(inputs, outputs, name=re.sub(r"[^\w.-]", "_", selection.net.message.name) or "caffe")
     _facts[model] = Facts(selection.batch_size, built.multipliers, built.outputs)
     for note in selection.notes:

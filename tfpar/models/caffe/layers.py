@@ -274,9 +274,8 @@ def _reshape(p, name, x):
     stated = [(first + k, dim) for k, dim in enumerate(p.shape.dim)]
     dims = [dim or before[axis] for axis, dim in stated if dim or axis < len(before)]
     after, count = [*before[:first], *dims, *before[end:]], math.prod(before[1:])
-    known = math.prod(side for side in after[1:] if side != -1)
-    after = after[:1] + [count // max(known, 1) if side == -1 else side for side in after[1:]]
-    fits = after[:1] == [-1] and math.prod(after[1:]) == count
+    known = math.prod(after[1:])  # below 0 where one side is -1, which Keras computes
+    fits = after[:1] == [-1] and (known == count or (known < 0 and count % known == 0))
     Unsupported.where(not fits, f"the shape {[*p.shape.dim]} for an input {before[1:]}, or one that changes the batch")
     x = _in_caffes_order(name, x)
     if len(after) != 4:

@@ -108,6 +108,25 @@ def test_a_gradient_of_rows_is_summed_before_the_optimizer_squares_it(batches):
     assert not np.allclose(plain[1][0], summed[1][0], rtol=1e-4, atol=2e-6)
 
 
+class Centered(keras.layers.Layer):
+    """As in a center loss: subtracts an average that this call has just updated."""
+
+    def build(self, shape):
+        self.average = self.add_weight(shape=(shape[-1],), initializer="zeros", trainable=False)
+
+    def call(self, x, training=None):
+        if training:
+            self.average.assign(0.5 * self.average + 0.5 * keras.ops.mean(x, axis=0))
+        return x - self.average
+
+
+def test_no_gradient_flows_through_state_that_a_layer_has_assigned(batches):
+    def build():
+        return table.compiled(table.network(keras.layers.Dense(6), Centered(), keras.layers.Dense(5)))
+
+    same(*(outcome(begun(build, ours=ours), batches) for ours in (True, False)))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", table.CALLBACKS)
 def test_callbacks_of_fit_have_the_effect_that_they_have_in_keras(digits, batches, name, tmp_path):

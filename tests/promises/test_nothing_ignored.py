@@ -380,6 +380,31 @@ def given_to_a_run(data, model, **options):
     )
 
 
+COUNTED = {
+    "TimeDistributed": lambda x: layers.TimeDistributed(layers.Dense(3))(x),
+    "Bidirectional": lambda x: layers.Bidirectional(layers.LSTM(3))(x),
+    "cells": lambda x: layers.RNN([layers.LSTMCell(3), layers.GRUCell(2)])(x),
+    "Pipeline": lambda x: layers.Pipeline([layers.Dense(3), keras.Sequential([layers.Dense(2)])])(x),
+    "a layer as activation": lambda x: layers.Dense(3, activation=layers.LeakyReLU(0.1))(x),
+    "an activation with the name of an operation": lambda x: keras.ops.relu(layers.Dense(3, activation="relu")(x)),
+}
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_names_that_keras_counts_up_make_no_difference_in_a_wrapper_either(digits, name):
+    def built():
+        inputs = keras.Input((8, 8, 1), dtype="uint8")
+        x = COUNTED[name](layers.Reshape((8, 8))(layers.Rescaling(1 / 255)(inputs)))
+        return keras.Model(inputs, layers.Dense(10)(layers.Flatten()(x)))
+
+    keras.backend.clear_session()
+    (first, again), model = (given_to_a_run(digits, built()) for _ in range(2)), built()
+    assert first == again
+    with identity.lambdas_without_lines:  # of a run of an earlier version
+        earlier = first | {"model_config": identity._model_fingerprint(model, wrapped=False)}
+    identity.agree(earlier, again, compiled(model))
+
+
 LAMBDAS = """
 activation = lambda x: [2 * each for each in (x,)][0]
 layer = layers.Lambda(lambda x: FACTOR * x)
@@ -477,6 +502,89 @@ def test_a_run_with_an_own_layer_says_which_class_it_needs(digits, tmp_path):
     with pytest.raises(errors.SettingsError, match=r"Penalized.*custom_objects"):
         run.model()
     assert run.model(custom_objects={"Penalized": Penalized}).count_params()
+
+
+class Encoder(layers.Layer):
+    """As in keras.io's vision transformer: its configuration lacks an argument, and `__init__` does not take the name."""
+
+    def __init__(self, patches, units):
+        super().__init__()
+        self.patches, self.dense = patches, layers.Dense(units)
+
+    def call(self, x):
+        return self.dense(x)
+
+    def get_config(self):
+        return super().get_config() | {"patches": self.patches}
+
+
+class Unnamed(Encoder):
+    """Keras writes its arguments, but not those of every layer, which it does not take."""
+
+    def get_config(self):
+        return super(Encoder, self).get_config() | {"patches": self.patches, "units": 3}
+
+
+class Forgetful(layers.Layer):
+    """Opens with another factor than it was trained with."""
+
+    def __init__(self, factor=1.0, **options):
+        super().__init__(**options)
+        self.factor = factor
+
+    def call(self, x):
+        return x * self.factor
+
+    def get_config(self):
+        return super().get_config()
+
+
+class Built(keras.Model):
+    def __init__(self, units):
+        inputs = keras.Input((8, 8, 1), dtype="uint8")
+        x = layers.Dense(units)(layers.Flatten()(layers.Rescaling(1 / 255)(inputs)))
+        super().__init__(inputs, layers.Dense(10)(x))
+
+    def get_config(self):
+        return {"name": self.name}
+
+
+@pytest.mark.parametrize(
+    ("build", "why"),
+    [
+        (lambda: network(Encoder(4, 3)), "missing a required argument: 'units'"),
+        (lambda: network(layers.Dense(4), keras.Sequential([keras.Input((4,)), Unnamed(4, 3)])), "unexpected keyword"),
+        (lambda: network(Forgetful(3.0)), "factor is not in it"),
+        (lambda: Built(3), "missing a required argument: 'units'"),
+    ],
+)
+def test_a_layer_that_keras_could_not_build_again_is_refused_before_the_first_step(digits, tmp_path, build, why):
+    with pytest.raises(errors.SettingsError, match=rf"from its get_config \(.*{why}.*let get_config return") as refused:
+        trained(digits, tmp_path / "run", model=compiled(build()))
+    assert "\n" not in str(refused.value) and not (tmp_path / "run").exists()
+
+
+def test_layers_that_keras_can_build_again_are_taken():
+    """The first creates a layer inside, which has no configuration and needs none."""
+
+    class Whole(Around):
+        def get_config(self):
+            return super().get_config() | {"factor": 0.1}
+
+    identity.check_opens_again(network(Whole(0.1), Forgetful(), layers.Dense(3), kind=keras_rows.OwnCall))
+
+
+def test_an_intact_file_is_not_called_damaged_where_a_class_is_wrong(digits, tmp_path):
+    with mock.patch.object(identity, "check_opens_again"):  # as an earlier version began it
+        run = trained(digits, tmp_path / "run", model=compiled(network(Encoder(4, 3))), stages=[(1, 0.1)])
+    said = r"cannot build the model from its configuration \(.*unexpected keyword.*load_weights"
+    with pytest.raises(errors.SettingsError, match=said):
+        run.model(custom_objects={"Encoder": Encoder})
+    model = compiled(network(Encoder(4, 3)))
+    model.load_weights(run.directory / "model.keras")
+    (tmp_path / "run" / "model.keras").write_bytes((tmp_path / "run" / "model.keras").read_bytes()[:-100])
+    with pytest.raises(errors.DataError, match="damaged"):
+        run.model(custom_objects={"Encoder": Encoder})
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import zipfile
+import zlib
 from pathlib import Path
 
 import pyarrow as pa
@@ -114,10 +115,20 @@ def _not_loaded(path: Path, error: Exception) -> Exception:
         name = missing[1].split(">")[-1]
         call = f"results.Run(...).model(custom_objects={{'{name}': {name}}})"
         return errors.SettingsError(f"{path}: the model uses {name}, a class or function of yours. In Python: {call}")
-    if "Lambda" in said and "safe_mode" in said:
+    if "lambda" in said.lower() and "safe_mode" in said:
         call = "If you trust this file: keras.saving.load_model(..., safe_mode=False)"
         return errors.SettingsError(f"{path}: the model has a Lambda layer, and tfpar runs no code from files. {call}")
+    if _is_intact_zip(path):
+        cause = re.split(r"Exception encountered: |during deserialization: ", said)[-1][:200]
+        todo = f"Correct that class or function, or build the model as for training and call model.load_weights({str(path)!r})"
+        return errors.SettingsError(f"{path}: Keras cannot build the model from its configuration ({cause}). {todo}")
     return errors.DataError(f"{path}: damaged ({said[:100]})")
+
+
+def _is_intact_zip(path: Path) -> bool:
+    with contextlib.suppress(zipfile.BadZipFile, zlib.error, EOFError, OSError), zipfile.ZipFile(path) as file:
+        return file.testzip() is None
+    return False
 
 
 def stage_path(stage: int) -> str:

@@ -88,7 +88,7 @@ class Shard:
         given = [*zip(model.trainable_variables, trainable, strict=True), *zip(variables, before, strict=True)]
         with tf.GradientTape() as tape, drawn_from(unseeded):
             tape.watch(trainable)
-            with keras.StatelessScope(given, collect_losses=True) as scope:
+            with _StateAsVariables(given, collect_losses=True) as scope:
                 logits, penalties = model(images, training=True), model.losses
             for variable, value in zip(model.trainable_variables, trainable, strict=True):
                 if scope.get_current_value(variable) is not value:  # a pure function would lose it
@@ -158,3 +158,11 @@ def is_compiled_by_xla(model: keras.Model) -> bool:
     """Return whether the model was compiled with `jit_compile=True`. Keras resolves "auto" to XLA without a strategy and to no XLA
     under one, which would change the bits; here "auto" means no XLA."""
     return model._compile_config.config.get("jit_compile") is True
+
+
+class _StateAsVariables(keras.StatelessScope):
+    """No gradient flows through the state that a layer assigns and then reads, as none flows through a variable."""
+
+    def add_update(self, update):
+        variable, value = update
+        super().add_update((variable, tf.stop_gradient(value)))

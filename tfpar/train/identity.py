@@ -2,12 +2,13 @@
 
 import contextlib
 import hashlib
+import inspect
 import json
 import os
 import platform
 import re
 import types
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from unittest import mock
 
 import keras
@@ -28,7 +29,10 @@ ARITHMETIC = 2
 WORDS = {"data": "the data's fingerprint", "jit_compile": "XLA", "inside_own_layers": "the inside of your layers"}
 
 
-@mock.patch.object(python_utils, "func_dump", lambda function: _without_lines(function))
+lambdas_without_lines = mock.patch.object(python_utils, "func_dump", lambda function: _without_lines(function))
+
+
+@lambdas_without_lines
 def fingerprint(model: keras.Model, data: Dataset, settings: Settings) -> dict:
     """Return what a continued run must have again, as plain JSON values: model, data and settings."""
     values = {
@@ -57,7 +61,8 @@ def agree(earlier: dict, now: dict, model: keras.Model, *, of_keras: str = keras
     """Refuse to continue a run with other settings; stages may be added at the end. `of_keras` is the version that began the run.
 
     A run of version 0.1.0 holds the name of the model, and a hash of it, with the number that Keras had counted; in the hash and in
-    the loss a lambda has its file and line; and the run computed batch normalization as Keras does.
+    the loss a lambda has its file and line; and the run computed batch normalization as Keras does. Of layers inside a wrapper, such as
+    `TimeDistributed`, a later version's hash had the counted names too.
 
     Raises:
         errors.SettingsError: names each setting that differs, with both values.
@@ -65,11 +70,13 @@ def agree(earlier: dict, now: dict, model: keras.Model, *, of_keras: str = keras
     comparable = now | {"stages": now["stages"][: len(earlier["stages"])]}
     loss = json.loads(json.dumps(_plain(objective.name_of(model)), default=_number))
     counted = comparable | {"model": model.name, "model_config": _model_fingerprint(model, counted=True), "loss": loss}
-    lined = comparable | {"model_config": _model_fingerprint(model)}
+    lined = comparable | {"model_config": _model_fingerprint(model, wrapped=False)}
+    with lambdas_without_lines:
+        outer = comparable | {"model_config": _model_fingerprint(model, wrapped=False)}
     differing = "; ".join(
         f"{WORDS.get(key, key)} is {_short(value)} in the run, {_short(now.get(key))} now"
         for key, value in ({"batch_norm": "keras", "lr_mult": None} | earlier).items()
-        if value not in (comparable.get(key), counted.get(key), lined.get(key))
+        if value not in [form.get(key) for form in (comparable, counted, lined, outer)]
     )
     if differing:
         todo = "Give those again, another --run, or --fresh"
@@ -98,6 +105,33 @@ def check_fit(model: keras.Model, data: Dataset, class_weights=None) -> list[flo
         counts = np.bincount(data.train.labels, minlength=data.num_classes)
         class_weights = len(data.train.labels) / (data.num_classes * counts)
     return validate.class_weights(class_weights, data.num_classes)
+
+
+def check_opens_again(model: keras.Model) -> None:
+    """Refuse a layer of the user's own that Keras could not build from its `get_config`: the run's models would not open.
+
+    Raises:
+        errors.SettingsError: names the argument that is missing or lost.
+    """
+    of_keras = keras.Layer.from_config.__func__, keras.Model.from_config.__func__
+    for layer in _own_layers_in_config(model):
+        config, given = layer.get_config(), getattr(layer._auto_config, "config", {})
+        if getattr(type(layer).from_config, "__func__", None) not in of_keras or "layers" in config:
+            continue
+        signature = inspect.signature(type(layer).__init__)
+        try:
+            taken = signature.bind(layer, **config)
+            taken.apply_defaults()
+            lost = [
+                key for key in taken.arguments if key in given.keys() - config and given[key] != taken.arguments[key]
+            ]
+            why = f"{lost[0]} is not in it" if lost else ""
+        except TypeError as error:
+            why = str(error)
+        if why:
+            todo = "let get_config return every argument of __init__, and let __init__ take **kwargs"
+            cannot = f"layer {layer.name}: Keras cannot build a {type(layer).__name__} from its get_config ({why})"
+            raise errors.SettingsError(f"{cannot}, so the saved model would not open; {todo}")
 
 
 def environment() -> dict:
@@ -170,14 +204,16 @@ def _test_computation() -> dict[str, str]:
     return {name: hashlib.sha256(value.numpy().tobytes()).hexdigest()[:8] for name, value in found.items()}
 
 
-def _model_fingerprint(model: keras.Model, *, counted: bool = False) -> str:
+def _model_fingerprint(model: keras.Model, *, counted: bool = False, wrapped: bool = True) -> str:
     """Return a hash of what a model is made of; the names Keras counts up within a process do not matter."""
     # NotImplementedError: a class without get_config; OSError: a lambda without its source; TypeError: a value that Keras cannot write.
     why = f"model {model.name} cannot be saved: {errors.REASON}; write functions with def, and get_config for classes"
     with errors.translated((NotImplementedError, OSError, TypeError), errors.SettingsError, why):
         config = model.get_config()
         model.get_compile_config()  # a loss or a metric that Keras could not write at the end of the stage
-    text = _numbered(config | ({} if counted else {"name": _without_count(model)}), _operation_names(model))
+    inside = model._flatten_layers(include_self=False) if wrapped and not counted else ()
+    names = [*_operation_names(model), *_names_in(inside)]
+    text = _numbered(config | ({} if counted else {"name": _without_count(model)}), names)
     if not counted:
         text = re.sub(r'"input_layer_\d+"', '"input_layer"', text)  # of a Sequential, whose list of layers lacks it
     weights = [[list(v.shape), v.dtype, v.trainable] for v in model.variables]
@@ -187,15 +223,28 @@ def _model_fingerprint(model: keras.Model, *, counted: bool = False) -> str:
 def _inside_own_layers(model: keras.Model) -> str:
     """Return a hash of the layers inside layers or models of the user's own, empty where there are none: the configuration of the
     outer one need not hold what they are made of, such as their regularizers."""
-    own = [layer for layer in model._flatten_layers() if not type(layer).__module__.startswith("keras.")]
+    own = [layer for layer in model._flatten_layers() if _is_own(layer)]
     inside, configs = [layer for outer in own for layer in outer._flatten_layers(include_self=False)], []
     for layer in inside:
         with contextlib.suppress(NotImplementedError):  # a layer without get_config; the layers inside it follow
             config = layer.get_config()
             with contextlib.suppress(OSError, TypeError):  # Keras cannot write it, and saves the outer layer alone
                 configs.append(keras.saving.serialize_keras_object(config))
-    text = _numbered(configs, (name for layer in inside for name in (layer.name, *_operation_names(layer))))
+    text = _numbered(configs, _names_in(inside))
     return hashlib.sha256(text.encode()).hexdigest()[:16] if configs else ""
+
+
+def _own_layers_in_config(layer: keras.Layer) -> Iterator[keras.Layer]:
+    """Yield the layers of the user's own that Keras writes, not those that such a layer creates inside."""
+    if _is_own(layer):
+        yield layer
+    if not _is_own(layer) or hasattr(layer, "operations"):
+        for inside in layer._flatten_layers(include_self=False, recursive=False):
+            yield from _own_layers_in_config(inside)
+
+
+def _is_own(layer: keras.Layer) -> bool:
+    return not type(layer).__module__.startswith("keras.")
 
 
 def _without_lines(function) -> tuple:
@@ -212,9 +261,10 @@ def _without_lines(function) -> tuple:
 
 
 def _numbered(config, names: Iterable[str]) -> str:
-    """Return a configuration as text, with numbers in place of these names."""
-    text = json.dumps(config, sort_keys=True, default=_number)
-    for number, name in enumerate(dict.fromkeys(names)):
+    """Return a configuration as text, with numbers in place of these names, and of what they are before Keras counts: in the first
+    model of a process `keras.ops.relu` has the name that `activation="relu"` has."""
+    text, names = json.dumps(config, sort_keys=True, default=_number), dict.fromkeys(names)
+    for number, name in [*enumerate(names), *((i, re.sub(r"_\d+$", "", name)) for i, name in enumerate(names))]:
         text = text.replace(json.dumps(name), f'"#{number}"')
     return text
 
@@ -242,6 +292,11 @@ def _value_of(loss, classes: int) -> str:
         except objective.MISTAKES:  # it takes the labels in the other form
             found.append("")
     return " ".join(found)
+
+
+def _names_in(layers: Iterable[keras.Layer]):
+    for layer in layers:
+        yield from (layer.name, *_operation_names(layer))
 
 
 def _operation_names(model: keras.Model):

@@ -106,8 +106,9 @@ def run(
             of_keras = earlier.get("environment", {}).get("keras", keras.__version__)
             identity.agree(earlier["settings"], fingerprint, model, of_keras=of_keras)
         training = Training(model, data, directory, settings, fingerprint, callbacks, group)
-        if not earlier:  # an earlier version let a metric have the name of a column
+        if not earlier:  # an earlier version took these
             objective.check_names(model, HISTORY)
+            identity.check_opens_again(model)
         if earlier and earlier["finished"] and len(earlier["settings"]["stages"]) == len(settings.stages):
             training.restore()
             return results.Run(directory)  # nothing is written

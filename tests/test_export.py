@@ -2,9 +2,10 @@
 
 import sys
 
+import keras
 import numpy as np
 import pytest
-from networks import tiny
+from networks import LOSS, tiny
 
 from tfpar import cli, errors, export, prepare, train
 
@@ -31,6 +32,20 @@ def test_an_exported_model_answers_like_the_run(run, to, tmp_path, capsys):
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["model.tflite"]
     assert cli.main(["export", str(run.directory), "--to", to, "--out", str(tmp_path / "out" / "model.tflite")]) == 73
     assert "exists already" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["bfloat16", "float16"])
+def test_the_last_digits_of_16_bits_may_differ(run, policy, tmp_path):
+    data = prepare.load(run.facts["data"]["directory"])
+    inputs = keras.Input((8, 8, 1), dtype="uint8")
+    x = keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(inputs))
+    for _ in range(3):
+        x = keras.layers.Dense(64, "gelu", kernel_initializer="he_normal", dtype=f"mixed_{policy}")(x)
+    model = keras.Model(inputs, keras.layers.Dense(10, dtype=f"mixed_{policy}")(x))
+    model.compile(keras.optimizers.SGD(), LOSS)
+    trained = train.run(model, data, tmp_path / "run", stages=[train.Stage(1, 0.1)], global_batch_size=32, verbose=0)
+    assert export.write(trained.directory, "saved_model").exists()
 
 
 @pytest.mark.slow

@@ -24,6 +24,7 @@ FORMATS = {
     "tflite": ("model.tflite", "litert", ("ai_edge_litert",), 1e-4),
     "onnx": ("model.onnx", "onnx", ("tf2onnx", "onnxruntime"), 1e-5),
 }
+ROUNDING = {"bfloat16": 2e-2, "float16": 2e-3}  # the same where layers compute in 16 bits: a few of their last digits
 IMAGES = 64  # that are compared
 
 
@@ -52,6 +53,7 @@ def write(run: str | os.PathLike, to: str, out: str | os.PathLike | None = None)
     from tfpar.steps import accepted
 
     model = accepted.check_dtypes(run.model())
+    most = max([most, *(ROUNDING.get(layer.compute_dtype, 0) for layer in model._flatten_layers())])
     images, stored = data.validation.images[:IMAGES], predictions.probabilities_of(run.predictions())[:IMAGES]
     here = predictions.softmax(np.asarray(model(images)))
     if (apart := np.abs(here - stored).max()) > most:

@@ -386,6 +386,7 @@ COUNTED = {
     "cells": lambda x: layers.RNN([layers.LSTMCell(3), layers.GRUCell(2)])(x),
     "Pipeline": lambda x: layers.Pipeline([layers.Dense(3), keras.Sequential([layers.Dense(2)])])(x),
     "a layer as activation": lambda x: layers.Dense(3, activation=layers.LeakyReLU(0.1))(x),
+    "a layer with the name of an argument": lambda x: layers.Activation("relu")(layers.Dense(3)(x)),
     "an activation with the name of an operation": lambda x: keras.ops.relu(layers.Dense(3, activation="relu")(x)),
 }
 
@@ -398,7 +399,7 @@ def test_names_that_keras_counts_up_make_no_difference_in_a_wrapper_either(digit
         return keras.Model(inputs, layers.Dense(10)(layers.Flatten()(x)))
 
     keras.backend.clear_session()
-    (first, again), model = (given_to_a_run(digits, built()) for _ in range(2)), built()
+    first, again, model = given_to_a_run(digits, built()), given_to_a_run(digits, built()), built()
     assert first == again
     with identity.lambdas_without_lines:  # of a run of an earlier version
         earlier = first | {"model_config": identity._model_fingerprint(model, wrapped=False)}

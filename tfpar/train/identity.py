@@ -28,6 +28,10 @@ from tfpar.steps.shard import is_compiled_by_xla
 ARITHMETIC = 2
 WORDS = {"data": "the data's fingerprint", "jit_compile": "XLA", "inside_own_layers": "the inside of your layers"}
 
+FROM_CONFIG = (
+    keras.Layer.from_config.__func__,
+    keras.Model.from_config.__func__,
+)  # which call the class with its configuration
 
 lambdas_without_lines = mock.patch.object(python_utils, "func_dump", lambda function: _without_lines(function))
 
@@ -113,25 +117,20 @@ def check_opens_again(model: keras.Model) -> None:
     Raises:
         errors.SettingsError: names the argument that is missing or lost.
     """
-    of_keras = keras.Layer.from_config.__func__, keras.Model.from_config.__func__
+    todo = "so the saved model would not open; let get_config return every argument of __init__, and let __init__ take **kwargs"
     for layer in _own_layers_in_config(model):
-        config, given = layer.get_config(), getattr(layer._auto_config, "config", {})
-        if getattr(type(layer).from_config, "__func__", None) not in of_keras or "layers" in config:
+        kind, config, given = type(layer), layer.get_config(), getattr(layer._auto_config, "config", {})
+        if getattr(kind.from_config, "__func__", None) not in FROM_CONFIG or "layers" in config:
             continue
-        signature = inspect.signature(type(layer).__init__)
-        try:
-            taken = signature.bind(layer, **config)
+        cannot = (
+            f"layer {layer.name}: Keras cannot build a {kind.__name__} from its get_config ({errors.REASON}), {todo}"
+        )
+        with errors.translated(TypeError, errors.SettingsError, cannot):
+            taken = inspect.signature(kind.__init__).bind(layer, **config)
             taken.apply_defaults()
-            lost = [
-                key for key in taken.arguments if key in given.keys() - config and given[key] != taken.arguments[key]
-            ]
-            why = f"{lost[0]} is not in it" if lost else ""
-        except TypeError as error:
-            why = str(error)
-        if why:
-            todo = "let get_config return every argument of __init__, and let __init__ take **kwargs"
-            cannot = f"layer {layer.name}: Keras cannot build a {type(layer).__name__} from its get_config ({why})"
-            raise errors.SettingsError(f"{cannot}, so the saved model would not open; {todo}")
+            for name in given.keys() - config:
+                if taken.arguments.get(name, given[name]) != given[name]:
+                    raise TypeError(f"{name} is not in it")
 
 
 def environment() -> dict:

@@ -402,7 +402,7 @@ def test_names_that_keras_counts_up_make_no_difference_in_a_wrapper_either(digit
     first, again, model = given_to_a_run(digits, built()), given_to_a_run(digits, built()), built()
     assert first == again
     with identity.lambdas_without_lines:  # of a run of an earlier version
-        earlier = first | {"model_config": identity._model_fingerprint(model, wrapped=False)}
+        earlier = first | {"model_config": identity._model_fingerprint(model, outer=True)}
     identity.agree(earlier, again, compiled(model))
 
 

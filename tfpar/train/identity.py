@@ -65,8 +65,8 @@ def agree(earlier: dict, now: dict, model: keras.Model, *, of_keras: str = keras
     """Refuse to continue a run with other settings; stages may be added at the end. `of_keras` is the version that began the run.
 
     A run of version 0.1.0 holds the name of the model, and a hash of it, with the number that Keras had counted; in the hash and in
-    the loss a lambda has its file and line; and the run computed batch normalization as Keras does. Of layers inside a wrapper, such as
-    `TimeDistributed`, a later version's hash had the counted names too.
+    the loss a lambda has its file and line; and the run computed batch normalization as Keras does. A later version's hash was without
+    the counted names of the outer layers alone.
 
     Raises:
         errors.SettingsError: names each setting that differs, with both values.
@@ -74,9 +74,12 @@ def agree(earlier: dict, now: dict, model: keras.Model, *, of_keras: str = keras
     comparable = now | {"stages": now["stages"][: len(earlier["stages"])]}
     loss = json.loads(json.dumps(_plain(objective.name_of(model)), default=_number))
     counted = comparable | {"model": model.name, "model_config": _model_fingerprint(model, counted=True), "loss": loss}
-    lined = comparable | {"model_config": _model_fingerprint(model, wrapped=False)}
+    lined = comparable | {"model_config": _model_fingerprint(model, outer=True)}
     with lambdas_without_lines:
-        outer = comparable | {"model_config": _model_fingerprint(model, wrapped=False)}
+        outer = {
+            "model_config": _model_fingerprint(model, outer=True),
+            "inside_own_layers": _inside_own_layers(model, outer=True),
+        }
     differing = "; ".join(
         f"{WORDS.get(key, key)} is {_short(value)} in the run, {_short(now.get(key))} now"
         for key, value in ({"batch_norm": "keras", "lr_mult": None} | earlier).items()
@@ -203,23 +206,23 @@ def _test_computation() -> dict[str, str]:
     return {name: hashlib.sha256(value.numpy().tobytes()).hexdigest()[:8] for name, value in found.items()}
 
 
-def _model_fingerprint(model: keras.Model, *, counted: bool = False, wrapped: bool = True) -> str:
+def _model_fingerprint(model: keras.Model, *, counted: bool = False, outer: bool = False) -> str:
     """Return a hash of what a model is made of; the names Keras counts up within a process do not matter."""
     # NotImplementedError: a class without get_config; OSError: a lambda without its source; TypeError: a value that Keras cannot write.
     why = f"model {model.name} cannot be saved: {errors.REASON}; write functions with def, and get_config for classes"
     with errors.translated((NotImplementedError, OSError, TypeError), errors.SettingsError, why):
         config = model.get_config()
         model.get_compile_config()  # a loss or a metric that Keras could not write at the end of the stage
-    inside = model._flatten_layers(include_self=False) if wrapped and not counted else ()
-    names = [*_operation_names(model), *_names_in(inside)]
-    text = _numbered(config | ({} if counted else {"name": _without_count(model)}), names)
+    outer, config = outer or counted, config | ({} if counted else {"name": _without_count(model)})
+    inside = () if outer else model._flatten_layers(include_self=False)
+    text = _numbered(config, [*_operation_names(model), *_names_in(inside)], outer=outer)
     if not counted:
         text = re.sub(r'"input_layer_\d+"', '"input_layer"', text)  # of a Sequential, whose list of layers lacks it
     weights = [[list(v.shape), v.dtype, v.trainable] for v in model.variables]
     return hashlib.sha256((text + json.dumps(weights)).encode()).hexdigest()[:16]
 
 
-def _inside_own_layers(model: keras.Model) -> str:
+def _inside_own_layers(model: keras.Model, *, outer: bool = False) -> str:
     """Return a hash of the layers inside layers or models of the user's own, empty where there are none: the configuration of the
     outer one need not hold what they are made of, such as their regularizers."""
     own = [layer for layer in model._flatten_layers() if _is_own(layer)]
@@ -229,7 +232,7 @@ def _inside_own_layers(model: keras.Model) -> str:
             config = layer.get_config()
             with contextlib.suppress(OSError, TypeError):  # Keras cannot write it, and saves the outer layer alone
                 configs.append(keras.saving.serialize_keras_object(config))
-    text = _numbered(configs, _names_in(inside))
+    text = _numbered(configs, _names_in(inside), outer=outer)
     return hashlib.sha256(text.encode()).hexdigest()[:16] if configs else ""
 
 
@@ -259,11 +262,11 @@ def _without_lines(function) -> tuple:
     return plain(function.__code__), function.__defaults__, [cell.cell_contents for cell in function.__closure__ or ()]
 
 
-def _numbered(config, names: Iterable[str]) -> str:
-    """Return a configuration as text, with numbers in place of these names, and of what they are before Keras counts: in the first
-    model of a process `keras.ops.relu` has the name that `activation="relu"` has."""
-    text, names = json.dumps(config, sort_keys=True, default=_number), dict.fromkeys(names)
-    for number, name in [*enumerate(names), *((i, re.sub(r"_\d+$", "", name)) for i, name in enumerate(names))]:
+def _numbered(config, names: Iterable[str], *, outer: bool) -> str:
+    """Return a configuration as text, with numbers in place of these names, and (not as an earlier version) of what they are before Keras
+    counts: in the first model of a process an `Activation` has the name of an argument, and `keras.ops.relu` that of a value."""
+    text, numbered = json.dumps(config, sort_keys=True, default=_number), [*enumerate(dict.fromkeys(names))]
+    for number, name in numbered + [(i, re.sub(r"_\d+$", "", name)) for i, name in numbered] * (not outer):
         text = text.replace(json.dumps(name), f'"#{number}"')
     return text
 

@@ -311,6 +311,15 @@ class Around(layers.Layer):
         return super().get_config()
 
 
+def test_a_setting_that_a_run_did_not_have_is_another_one(digits):
+    first = given_to_a_run(digits, network())
+    without = [key for key, value in first.items() if value is None]
+    assert "class_weights" in without
+    for key in without:
+        with pytest.raises(errors.SettingsError, match=f"{key} is null in the run, 1 now"):
+            identity.agree(first, first | {key: 1}, compiled(network()))
+
+
 def test_another_keras_is_named_where_it_may_write_the_model_otherwise(digits):
     first = given_to_a_run(digits, network())
     other = first | {"model_config": "0123456789abcdef"}
@@ -430,18 +439,6 @@ def test_a_lambda_is_the_same_in_another_line_of_another_file_and_another_when_i
     first, later, other = of(two, "1.py"), of(f"# a comment{two}", "2.py"), of(three, "3.py")
     assert first == later
     assert first["model_config"] != other["model_config"] and first["loss"] != other["loss"]
-
-
-def test_a_run_of_an_earlier_version_with_lambdas_goes_on(digits, tmp_path):
-    (tmp_path / "1.py").write_text(text := LAMBDAS.replace("FACTOR", "2.0"))
-    found = {"keras": keras, "layers": layers, "__name__": "own"}
-    exec(compile(text, str(tmp_path / "1.py"), "exec"), found)
-    model = compiled(network(found["layer"], layers.Dense(5, activation=found["activation"])), loss=found["loss"])
-    settings = Settings(stages=[train.Stage(1, 0.1)]).resolved(1, None)
-    earlier = identity.fingerprint.__wrapped__(model, digits, settings)
-    now = identity.fingerprint(model, digits, settings)
-    assert earlier["loss"] != now["loss"] and earlier["model_config"] != now["model_config"]
-    identity.agree(earlier, now, model)
 
 
 def test_a_lambda_without_its_source_is_refused_before_the_first_step(digits):
@@ -886,23 +883,3 @@ def test_inference_is_repeatable_where_a_layer_draws(digits):
     first = infer(digits.validation)[0]
     keras.random.normal((3,))
     assert np.array_equal(first, infer(digits.validation)[0])
-
-
-def test_a_run_of_the_first_version_with_counted_names_continues(digits, tmp_path):
-    from tfpar.results import writing
-    from tfpar.train import identity
-
-    def build():
-        return compiled(
-            keras.Sequential(
-                [keras.Input((8, 8, 1), dtype="uint8"), layers.Rescaling(1 / 255), layers.Flatten(), layers.Dense(10)]
-            )
-        )
-
-    build()
-    model = build()
-    run = trained(digits, tmp_path / "run", model=model)
-    old = run.settings | {"model": model.name, "model_config": identity._model_fingerprint(model, counted=True)}
-    del old["excluded_from_weight_decay"]
-    writing.write_facts(run.directory, run.facts | {"settings": old})
-    assert trained(digits, tmp_path / "run", model=model).finished

@@ -28,10 +28,8 @@ from tfpar.steps.shard import is_compiled_by_xla
 ARITHMETIC = 2
 WORDS = {"data": "the data's fingerprint", "jit_compile": "XLA", "inside_own_layers": "the inside of your layers"}
 
-FROM_CONFIG = (
-    keras.Layer.from_config.__func__,
-    keras.Model.from_config.__func__,
-)  # which call the class with its configuration
+# These call the class with its configuration.
+FROM_CONFIG = (keras.Layer.from_config.__func__, keras.Model.from_config.__func__)
 
 lambdas_without_lines = mock.patch.object(python_utils, "func_dump", lambda function: _without_lines(function))
 
@@ -61,29 +59,23 @@ def fingerprint(model: keras.Model, data: Dataset, settings: Settings) -> dict:
     return json.loads(json.dumps(values, default=_number))
 
 
+@lambdas_without_lines
 def agree(earlier: dict, now: dict, model: keras.Model, *, of_keras: str = keras.__version__) -> None:
     """Refuse to continue a run with other settings; stages may be added at the end. `of_keras` is the version that began the run.
 
-    A run of version 0.1.0 holds the name of the model, and a hash of it, with the number that Keras had counted; in the hash and in
-    the loss a lambda has its file and line; and the run computed batch normalization as Keras does. A later version's hash was without
-    the counted names of the outer layers alone.
+    A run of an earlier version computed batch normalization as Keras does, and its hash holds the names that Keras had counted inside of
+    other layers.
 
     Raises:
         errors.SettingsError: names each setting that differs, with both values.
     """
     comparable = now | {"stages": now["stages"][: len(earlier["stages"])]}
-    loss = json.loads(json.dumps(_plain(objective.name_of(model)), default=_number))
-    counted = comparable | {"model": model.name, "model_config": _model_fingerprint(model, counted=True), "loss": loss}
-    lined = comparable | {"model_config": _model_fingerprint(model, outer=True)}
-    with lambdas_without_lines:
-        outer = {
-            "model_config": _model_fingerprint(model, outer=True),
-            "inside_own_layers": _inside_own_layers(model, outer=True),
-        }
+    of_model = {"model_config": _model_fingerprint, "inside_own_layers": _inside_own_layers}
+    outer = comparable | {key: hashed(model, outer=True) for key, hashed in of_model.items()}
     differing = "; ".join(
         f"{WORDS.get(key, key)} is {_short(value)} in the run, {_short(now.get(key))} now"
         for key, value in ({"batch_norm": "keras", "lr_mult": None} | earlier).items()
-        if value not in [form.get(key) for form in (comparable, counted, lined, outer)]
+        if value not in (comparable.get(key), outer.get(key))
     )
     if differing:
         todo = "Give those again, another --run, or --fresh"
@@ -125,10 +117,8 @@ def check_opens_again(model: keras.Model) -> None:
         kind, config, given = type(layer), layer.get_config(), getattr(layer._auto_config, "config", {})
         if getattr(kind.from_config, "__func__", None) not in FROM_CONFIG or "layers" in config:
             continue
-        cannot = (
-            f"layer {layer.name}: Keras cannot build a {kind.__name__} from its get_config ({errors.REASON}), {todo}"
-        )
-        with errors.translated(TypeError, errors.SettingsError, cannot):
+        why = f"layer {layer.name}: Keras cannot build a {kind.__name__} from its get_config ({errors.REASON}), {todo}"
+        with errors.translated(TypeError, errors.SettingsError, why):
             taken = inspect.signature(kind.__init__).bind(layer, **config)
             taken.apply_defaults()
             for name in given.keys() - config:
@@ -206,18 +196,17 @@ def _test_computation() -> dict[str, str]:
     return {name: hashlib.sha256(value.numpy().tobytes()).hexdigest()[:8] for name, value in found.items()}
 
 
-def _model_fingerprint(model: keras.Model, *, counted: bool = False, outer: bool = False) -> str:
-    """Return a hash of what a model is made of; the names Keras counts up within a process do not matter."""
+def _model_fingerprint(model: keras.Model, *, outer: bool = False) -> str:
+    """Return a hash of what a model is made of; the names Keras counts up within a process do not matter (`outer`: of outer layers)."""
     # NotImplementedError: a class without get_config; OSError: a lambda without its source; TypeError: a value that Keras cannot write.
     why = f"model {model.name} cannot be saved: {errors.REASON}; write functions with def, and get_config for classes"
     with errors.translated((NotImplementedError, OSError, TypeError), errors.SettingsError, why):
         config = model.get_config()
         model.get_compile_config()  # a loss or a metric that Keras could not write at the end of the stage
-    outer, config = outer or counted, config | ({} if counted else {"name": _without_count(model)})
     inside = () if outer else model._flatten_layers(include_self=False)
-    text = _numbered(config, [*_operation_names(model), *_names_in(inside)], outer=outer)
-    if not counted:
-        text = re.sub(r'"input_layer_\d+"', '"input_layer"', text)  # of a Sequential, whose list of layers lacks it
+    names = [*_operation_names(model), *_names_in(inside)]
+    text = _numbered(config | {"name": _without_count(model)}, names, outer=outer)
+    text = re.sub(r'"input_layer_\d+"', '"input_layer"', text)  # of a Sequential, whose list of layers lacks it
     weights = [[list(v.shape), v.dtype, v.trainable] for v in model.variables]
     return hashlib.sha256((text + json.dumps(weights)).encode()).hexdigest()[:16]
 

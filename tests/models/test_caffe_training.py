@@ -16,7 +16,7 @@ from tensorflow.python.util import _pywrap_util_port
 from tfpar import cli, devices, engine, errors, prepare, train
 from tfpar.diagnose import caffe_check
 from tfpar.models import caffe
-from tfpar.models.caffe import layers
+from tfpar.models.caffe import files, layers, training
 from tfpar.schedule import Schedule, Stage
 
 DATA = 'layer { name: "d" type: "Data" top: "data" top: "label" include { phase: TRAIN } data_param { batch_size: 100 } }\n'
@@ -102,6 +102,31 @@ def test_sgd_with_decay_and_lr_mult_is_caffes(kind, write, digits, tmp_path):
         assert abs(expected - start).max() > 0.1
     assert run.history["step"].to_pylist()[-1] == 200  # inside of the twelfth epoch of 17 steps
     assert run.history.num_rows == 12
+
+
+def by_formula(kind, gradients):
+    """Return the weights that Caffe's formulas give with a rate of 0.01 and the solver's defaults, in float64."""
+    weight, squares, moves = (np.zeros(gradients.shape[1]) for _ in range(3))
+    for g in gradients:
+        kept, added = {"AdaGrad": (1, 1), "RMSProp": (0.99, 0.01), "AdaDelta": (0.9, 0.1)}[kind]
+        squares = kept * squares + added * g**2
+        if kind == "AdaDelta":
+            move = g * np.sqrt((moves + 1e-8) / (squares + 1e-8))
+            moves = kept * moves + added * move**2
+        else:
+            move = g / (np.sqrt(squares) + 1e-8)
+        weight = weight - 0.01 * move
+    return weight
+
+
+@pytest.mark.parametrize("kind", ["AdaGrad", "RMSProp", "AdaDelta"])
+def test_delta_is_outside_of_the_root_where_it_is_in_caffe(kind, write):
+    solver = files.read_solver(write(f'type: "{kind}" base_lr: 0.01 momentum: 0.9', "s"))
+    gradients = np.random.default_rng(0).normal(size=(40, 4)) * 10.0 ** -np.arange(4)
+    weight, optimizer = keras.Variable(np.zeros(4)), training._optimizer(solver)
+    for gradient in gradients:
+        optimizer.apply([gradient.astype(np.float32)], [weight])
+    np.testing.assert_allclose(weight, by_formula(kind, gradients), rtol=1e-3)
 
 
 @pytest.mark.slow

@@ -33,6 +33,7 @@ READ = {
     "net", "train_net", "base_lr", "max_iter", "iter_size", "lr_policy", "weight_decay", "type", "regularization_type", "clip_gradients",
     "solver_type",
 }  # besides the fields of its policy and of its optimizer  # fmt: skip
+OUTSIDE = ("AdaGrad", "RMSProp")  # whose delta is outside of the root; Keras' epsilon is inside, so it is the square
 NUMBERS = ("weight_decay", "momentum", "momentum2", "delta", "rms_decay")  # from 0
 
 
@@ -66,7 +67,7 @@ def solver(file: str | os.PathLike, model: keras.Model, *, examples: int) -> Sol
 
     Caffe adds the decay to the gradient, so it passes through the momentum: an L2 regularizer, not the decoupled decay of Keras'
     `weight_decay`. `lr_mult` multiplies the learning rate of a weight. With both, SGD and Nesterov agree with Caffe's formulas to
-    rounding; of AdaGrad, RMSProp and AdaDelta a note says what differs.
+    rounding, Adam and AdaDelta almost; of AdaGrad and RMSProp a note says what differs.
 
     Args:
         file: a solver prototxt.
@@ -117,9 +118,10 @@ def solver(file: str | os.PathLike, model: keras.Model, *, examples: int) -> Sol
     used = READ | {*OPTIMIZERS[given.type][1].values(), *numbers, of_steps}
     unused = [field.name for field, _ in given.ListFields() if field.name not in used]
     notes = [f"not used: {', '.join(unused)}"] if unused else []
-    if given.type in ("AdaGrad", "RMSProp", "AdaDelta"):
-        inside = "Keras adds delta inside of the root, Caffe outside"
-        notes.append(f"{given.type}: {inside}; the weights differ by about 1e-3 of their change")
+    if given.type in OUTSIDE:
+        notes.append(
+            f"{given.type}: delta is squared, for Keras adds it inside of the root; gradients as small as delta move the weights more"
+        )
     return Solver(optimizer, [stage], batch, given.weight_decay, factors, notes)
 
 
@@ -150,6 +152,8 @@ def _regularize(facts: conversion.Facts, given) -> dict[str, float]:
 def _optimizer(given) -> keras.optimizers.Optimizer:
     build, fields = OPTIMIZERS[given.type]
     options = {name: getattr(given, field) for name, field in fields.items()}
+    if given.type in OUTSIDE:
+        options["epsilon"] **= 2
     options["global_clipnorm"] = given.clip_gradients if 0 <= given.clip_gradients < math.inf else None
     return build(given.base_lr, **options)
 

@@ -1,8 +1,8 @@
 """Networks, weights and solvers of Caffe, as Keras models, optimizers and stages.
 
 A converted network computes what Caffe computes (see `layers`), trains like any other model, and its saved file opens where tfpar is not
-installed. Every layer keeps its name, with `.` for the `/` that Keras does not allow. What no file states, and what is left out, is
-printed, one line each.
+installed. Every layer keeps its name, with `.` for `/` and for other characters that Keras or TensorFlow does not allow. What no file
+states, and what is left out, is printed, one line each.
 
 Example:
     >>> model = caffe.load("lenet_train_test.prototxt", image_shape=data.image_shape)

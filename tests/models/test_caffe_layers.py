@@ -198,7 +198,16 @@ def test_names_of_any_character(tmp_path):
     """TensorFlow takes them for its scopes, which have few."""
     names = ["conv 1/3x3 (a):b", "_2", "Überraschung+", "1"]
     model = check(tmp_path, caffe_cases.net(*(caffe_cases.layer("TanH", name=name) for name in names)))
-    assert [layer.name for layer in model.layers[1:]] == ["conv.1.3x3..a..b", ".2", ".berraschung.", "1"]
+    assert [layer.name for layer in model.layers[1:]] == ["conv.1.3x3..a..b", "_2", ".berraschung.", "1"]
+
+
+@pytest.mark.parametrize(("name", "called"), [("(ü) net", "net"), ("网络", "caffe"), ("-a/b", "a_b"), ("", "caffe")])
+def test_names_of_networks(name, called, tmp_path):
+    layers = caffe_cases.net(caffe_cases.relu())
+    text = caffe_write.prototxt(layers).replace('name: "net"', f'name: "{name}"')
+    (tmp_path / "net.prototxt").write_text(text, encoding="utf-8")
+    model = caffe.network(tmp_path / "net.prototxt")
+    assert model.name == called and model.predict(channels_last(picture(layers)), verbose=0).shape == (2, 8, 7, 3)
 
 
 def test_half_shared_weights_are_refused(tmp_path):

@@ -210,7 +210,8 @@ def _model(selection: Selection, inputs, outputs, built: Network) -> keras.Model
         errors.translated(ValueError, errors.DataError, twice),
         errors.translated(RecursionError, errors.DataError, deep),
     ):
-        model = keras.Model(inputs, outputs, name=re.sub(r"[^\w.-]", "_", selection.net.message.name) or "caffe")
+        name = re.sub(r"[^\w.-]", "_", selection.net.message.name, flags=re.ASCII).lstrip("_-")
+        model = keras.Model(inputs, outputs, name=name or "caffe")
     _facts[model] = Facts(selection.batch_size, built.multipliers, built.outputs)
     for note in selection.notes:
         print(f"{selection.net.path}: {note}")

@@ -191,7 +191,9 @@ class Selection:
         stated = (*dims[2:], dims[1]) if len(dims) == 4 and min(dims[1:]) > 0 else None
         if given is None and stated is None:
             why = f"the shape of its input {name} is {[*dims]}, which says no size of images"
-            raise errors.SettingsError(f"{self.net.path}: {why}; give image_shape=(height, width, channels)")
+            raise errors.SettingsError(
+                f"{self.net.path}: {why}; give image_shape=(height, width, channels), or a file with its input"
+            )
         shape = stated if given is None else validate.image_shape(given)
         if stated not in (None, shape):
             self.notes.append(f"images of {shape} instead of {stated}")

@@ -117,7 +117,7 @@ def check_opens_again(model: keras.Model) -> None:
         kind, config, given = type(layer), layer.get_config(), getattr(layer._auto_config, "config", {})
         if getattr(kind.from_config, "__func__", None) not in FROM_CONFIG or "layers" in config:
             continue
-        why = f"layer {layer.name}: Keras cannot build a {kind.__name__} from its get_config ({errors.REASON}), {todo}"
+        why = f"layer {layer.name}: Keras cannot build {kind.__name__} from its get_config ({errors.REASON}), {todo}"
         with errors.translated(TypeError, errors.SettingsError, why):
             taken = inspect.signature(kind.__init__).bind(layer, **config)
             taken.apply_defaults()

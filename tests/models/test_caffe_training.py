@@ -278,8 +278,15 @@ def test_check_compares_with_opencv_and_names_the_first_layer_that_differs(convo
     text, odd = Path(convolution[0]).read_text(), Path(convolution[0]).with_name("odd.prototxt")
     swish = 'layer { name: "swish" type: "Swish" bottom: "a" top: "swish" swish_param { beta: 2 } }'
     of_training = swish.replace("swish_param", "include { phase: TRAIN } swish_param")
+    joined = 'layer { name: "both" type: "Concat" bottom: "a" bottom: "a" top: "both" concat_param { concat_dim: 2 } }'
+    cut = (
+        'layer { name: "cut" type: "Slice" bottom: "a" top: "b" top: "c" slice_param { slice_dim: 2 slice_point: 3 } }'
+    )
     for changed, said in (
         (text.replace("alpha: 2", "alpha: 2 k: 2"), "k of layer norm"),
+        (text + joined, "concat_dim of layer both"),
+        (text + joined.replace("2", "1"), ""),
+        (text + cut, "slice_dim of layer cut"),
         (text + swish, "beta of layer swish"),
         (text + of_training, ""),
     ):

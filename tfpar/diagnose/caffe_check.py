@@ -16,6 +16,8 @@ OTHERWISE = {
     "k": lambda layer: layer.lrn_param.k != 1,
     "transpose": lambda layer: layer.inner_product_param.transpose,
     "beta": lambda layer: layer.swish_param.beta != 1,
+    "concat_dim": lambda layer: layer.concat_param.concat_dim > 1,
+    "slice_dim": lambda layer: layer.slice_param.slice_dim > 1,
     "use_global_stats: false": is_by_batch,
 }
 

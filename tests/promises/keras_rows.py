@@ -122,6 +122,20 @@ class Averaging(layers.Layer):
         return x
 
 
+class Branching(Averaging):
+    def call(self, x, training=None):
+        if training:
+            tf.cond(keras.ops.max(x) > 0, lambda: self.seen.assign_add(1.0), lambda: self.seen.assign_add(2.0))
+        return x
+
+
+class Raw(Averaging):
+    def call(self, x, training=None):
+        if training:
+            self.seen.value.assign_add(1.0)
+        return x
+
+
 class Unused(layers.Layer):
     """Has a weight that the loss does not depend on: Keras leaves it alone, also its decay."""
 
@@ -460,6 +474,8 @@ REFUSED = {
     "Layer.add_weight, integer state": (made(lambda: Averaging("int32")), "is int32 and changes"),
     "Layer.add_weight, float64": (made(lambda: layers.Dense(4, dtype="float64")), "is float64"),
     "Layer.call, a variable of no layer": (made(Outside), "belong to no layer"),
+    "Layer.call, state assigned in a branch": (made(Branching), r"Branching\.call\(\): .*Assign state with the assign\(\)"),
+    "Layer.call, state assigned as a tf.Variable": (made(Raw), r"Raw\.call\(\): .*Assign state with the assign\(\)"),
     "Layer.call, which assigns its trained weights": (
         made(lambda: layers.SpectralNormalization(layers.Dense(4))), "its layer assigns it",
     ),

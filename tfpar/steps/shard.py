@@ -50,11 +50,18 @@ class Shard:
         xla = is_compiled_by_xla(model)
         decorate = tf.function(jit_compile=True, autograph=False) if xla else exchange.not_inlined
         normalized = normalization.computed(batch_norm, training=True)
-        with tensorflow_repairs.fixed_order(), accepted.replicas_hidden(), normalized, nothing_drawn(model):
-            self.function = decorate(self._compute).get_concrete_function(
-                *([tf.TensorSpec(v.shape, v.dtype) for v in group] for group in variables_of(model)),
-                tf.TensorSpec([], tf.float32), tuple(batch), tf.TensorSpec([], tf.int64), tf.TensorSpec([], tf.int32),
-            )  # fmt: skip
+        try:
+            with tensorflow_repairs.fixed_order(), accepted.replicas_hidden(), normalized, nothing_drawn(model):
+                self.function = decorate(self._compute).get_concrete_function(
+                    *([tf.TensorSpec(v.shape, v.dtype) for v in group] for group in variables_of(model)),
+                    tf.TensorSpec([], tf.float32), tuple(batch), tf.TensorSpec([], tf.int64), tf.TensorSpec([], tf.int32),
+                )  # fmt: skip
+        except objective.MISTAKES as error:
+            if isinstance(error, errors.SettingsError):
+                raise
+            why = f"the step cannot be traced as a function of the model's variables ({errors.first_line(error)})"
+            todo = "Assign state with the assign() of a keras.Variable, outside of tf.cond and loops, or use Keras' own fit"
+            raise errors.SettingsError(f"{why}. {todo}") from error
         self.vector = Vector(self.trained, self.averaged)
         accepted.raise_first(accepted.refusals_of_graph(self.function, xla=xla))
 

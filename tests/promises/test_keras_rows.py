@@ -193,6 +193,53 @@ def test_what_a_graph_keeps_is_refused_when_it_changes_and_honoured_after_compil
     outcome(model, batches)
 
 
+class Scaled(keras.layers.Layer):
+    """Has a number of its own, and notes in another what it was called with."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.factor = 1.0
+
+    def call(self, x):
+        self.rows = x.shape[0]
+        return x * self.factor
+
+
+class Weighted(keras.losses.Loss):
+    def __init__(self):
+        super().__init__()
+        self.weight = 1.0
+
+    def call(self, y_true, y_pred):
+        return self.weight * keras.ops.mean(keras.ops.square(y_pred), axis=-1)
+
+
+class Absolute(keras.regularizers.Regularizer):
+    def __init__(self):
+        self.strength = 0.01
+
+    def __call__(self, x):
+        return self.strength * keras.ops.sum(keras.ops.abs(x))
+
+
+@pytest.mark.parametrize("which", ["factor", "weight", "strength"])
+def test_a_number_of_an_own_class_that_a_callback_changes_is_refused(digits, batches, which):
+    model = begun(
+        lambda: table.compiled(
+            table.network(Scaled(), keras.layers.Dense(4, kernel_regularizer=Absolute())), loss=Weighted()
+        ),
+        ours=True,
+    )
+    things = {"factor": model.layers[3], "weight": model.loss, "strength": model.layers[4].kernel_regularizer}
+    outcome(model, batches)
+    model.predict(digits.train.images[:5], verbose=0)  # calls the layer with other rows
+    outcome(model, batches)
+    changing = keras.callbacks.LambdaCallback(
+        on_epoch_begin=lambda epoch, _: setattr(things[which], which, 0.5**epoch / 10)
+    )
+    refused(f"{which} is 0.1, and the step was traced", lambda: outcome(model, batches, callbacks=[changing]))
+
+
 def test_a_momentum_that_comes_after_the_optimizer_was_built_needs_a_new_one(batches):
     model = begun(lambda: table.compiled(table.network(), optimizer=keras.optimizers.SGD(0.1)), ours=True)
     outcome(model, batches)

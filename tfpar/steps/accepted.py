@@ -29,7 +29,7 @@ Refused, because the step would ignore it or its result would depend on the numb
 | layers that assign their trained weights (`SpectralNormalization`) | other layers |
 | state of layers that is not float, variables of no layer | float state created with `add_weight` |
 | functions of `tf.random`, `numpy.random` or `random` in a layer or a loss | `keras.random`, `tf.random.stateless_uniform` |
-| another rate of a `Dropout`, momentum, weight decay or regularizer after the first step | the same, or `compile` with a new optimizer after the change |
+| another rate of a `Dropout`, momentum, weight decay, regularizer, or number of a layer or loss of your own after the first step | a variable of the layer (`add_weight`), the same, or `compile` with a new optimizer after the change |
 | Python in the graph (`tf.py_function`); recurrent layers with `stateful=True` | `keras.ops`; the default |
 | variables in float64 | float32 |
 | `BatchNormalization(synchronized=True)`, layers that look across replicas | the layer's own shard |
@@ -238,17 +238,17 @@ def _refused_optimizers(model: keras.Model, sets_rate: bool) -> Iterator[str]:
 
 
 def constants(model: keras.Model) -> Iterator[tuple]:
-    """Yield the numbers that a trace keeps, such as the rate of a `Dropout` or the momentum of `SGD`: layer, optimizer or regularizer of
-    Keras, name of the attribute, value."""
-    optimizers = {model.optimizer, getattr(model.optimizer, "inner_optimizer", model.optimizer)}
-    things, kind = [*optimizers, *model._flatten_layers()], keras.regularizers.Regularizer
-    things += [each for thing in things for each in vars(thing).values() if isinstance(each, kind)]
+    """Yield the numbers that a trace keeps, such as the rate of a `Dropout`, the momentum of `SGD`, or a weight of your own loss: layer,
+    optimizer, loss, metric, regularizer or constraint, name of the attribute, value."""
+    things = [model.optimizer, getattr(model.optimizer, "inner_optimizer", model.optimizer), *model.metrics]
+    things += [*model._flatten_layers(), *(each.loss for each in model._compile_loss._flat_losses)]
+    kinds = keras.regularizers.Regularizer, keras.constraints.Constraint
+    things += [each for thing in things for each in vars(thing).values() if isinstance(each, kinds)]
     for thing in things:
-        if type(thing).__module__.startswith("keras.") and not isinstance(thing, keras.Model):
-            for name, value in vars(thing).items():
-                number = value is None or (isinstance(value, numbers.Real) and not isinstance(value, bool))
-                if number and name[0] != "_":
-                    yield thing, name, value
+        for name, value in () if isinstance(thing, keras.Model) else vars(thing).items():
+            number = value is None or (isinstance(value, numbers.Real) and not isinstance(value, bool))
+            if number and name[0] != "_":
+                yield thing, name, value
 
 
 @contextlib.contextmanager

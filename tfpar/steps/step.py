@@ -154,13 +154,16 @@ class Step:
             now = getattr(thing, name, None)
             if now is not value and not (isinstance(now, numbers.Real) and now == value):
                 why = f"{getattr(thing, 'name', type(thing).__name__)}.{name} is {now!r:.40}, and the step was traced with {value!r:.40}"
-                raise errors.SettingsError(f"{why}; compile with a new optimizer after such a change, or leave it out")
+                todo = "compile with a new optimizer after such a change, make it a variable of the layer (add_weight), or leave it out"
+                raise errors.SettingsError(f"{why}; {todo}")
         members = element_spec if isinstance(element_spec, tuple) else (element_spec,)
         batch = [_of_one_shard(member, self.exchange.shards_per_replica) for member in members]
         if self.shard is None or batch != self.spec:
             accepted.raise_first(self._refused_members(batch))
+            before = {(id(thing), name): value for thing, name, value in accepted.constants(self.model)}
             self.shard = Shard(self.model, self.loss, batch, seed=self.seed, batch_norm=self.batch_norm)
-            self.spec, self.traced = batch, list(accepted.constants(self.model))
+            found = accepted.constants(self.model)  # what a layer sets itself when it is called is not a change
+            self.spec, self.traced = batch, [each for each in found if before.get((id(each[0]), each[1])) == each[2]]
         return self.shard
 
     def _refused_members(self, batch: list[tf.TensorSpec]) -> Iterator[str]:

@@ -7,6 +7,7 @@ What tfpar requires of a model, yours or one of `tfpar.models`:
 3. It is functional or Sequential. A subclassed model, a layer of your own, a model from a file: call it as a layer of a functional one,
    `keras.Model(inputs, yours(inputs))`.
 4. Each class of your own has `get_config`, so that the run can save the model, and is registered (`keras.saving`), so that it opens again.
+   `get_config` of a layer returns every argument of its `__init__`, which takes `**kwargs`.
 5. It is created and compiled under its strategy, with one optimizer and one loss that takes logits.
 
 Honoured with the numbers of plain Keras: every functional or Sequential model of Keras' or your own layers with one image input and
@@ -28,6 +29,7 @@ Refused, because the step would ignore it or its result would depend on the numb
 | metrics inside layers | `compile(metrics=[...])` |
 | layers that assign their trained weights (`SpectralNormalization`) | other layers |
 | state of layers that is not float, variables of no layer | float state created with `add_weight` |
+| state assigned inside `tf.cond`, or as a `tf.Variable` | `assign` of the variable, with a value of `keras.ops.where` |
 | functions of `tf.random`, `numpy.random` or `random` in a layer or a loss | `keras.random`, `tf.random.stateless_uniform` |
 | another rate of a `Dropout`, momentum, weight decay, regularizer, or number of a layer or loss of your own after the first step | a variable of the layer (`add_weight`), the same, or `compile` with a new optimizer after the change |
 | Python in the graph (`tf.py_function`); recurrent layers with `stateful=True` | `keras.ops`; the default |

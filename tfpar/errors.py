@@ -62,7 +62,8 @@ class SettingsError(ValueError):
 def first_line(error: BaseException | str) -> str:
     """Return what an error says in its first line, without the places in TensorFlow's graph; its kind where it says nothing. Where Keras
     puts a line about a layer before it, return both."""
-    text = re.sub(r" for '\{\{.*|\{\{.*?\}\} ?|\x1b\[\d*m", "", str(error)).strip()
+    said = error.args[0] if isinstance(error, KeyError) and error.args else error  # whose text is quoted
+    text = re.sub(r" for '\{\{.*|\{\{.*?\}\} ?|\x1b\[\d*m", "", str(said)).strip()
     text = re.sub(r"\AException encountered when calling (.*)\.\n+", r"\1: ", text)
     return next(iter(text.splitlines()), type(error).__name__)[:200]
 

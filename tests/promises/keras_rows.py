@@ -474,8 +474,8 @@ REFUSED = {
     "Layer.add_weight, integer state": (made(lambda: Averaging("int32")), "is int32 and changes"),
     "Layer.add_weight, float64": (made(lambda: layers.Dense(4, dtype="float64")), "is float64"),
     "Layer.call, a variable of no layer": (made(Outside), "belong to no layer"),
-    "Layer.call, state assigned in a branch": (made(Branching), r"Branching\.call\(\): .*Assign state with the assign\(\)"),
-    "Layer.call, state assigned as a tf.Variable": (made(Raw), r"Raw\.call\(\): .*Assign state with the assign\(\)"),
+    "Layer.call, state assigned in a branch": (made(Branching), r"Branching\.call\(\): .*changes its state by assign\(\)"),
+    "Layer.call, state assigned as a tf.Variable": (made(Raw), r"Raw\.call\(\): .*changes its state by assign\(\)"),
     "Layer.call, which assigns its trained weights": (
         made(lambda: layers.SpectralNormalization(layers.Dense(4))), "its layer assigns it",
     ),

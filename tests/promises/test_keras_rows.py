@@ -214,6 +214,28 @@ class Weighted(keras.losses.Loss):
         return self.weight * keras.ops.mean(keras.ops.square(y_pred), axis=-1)
 
 
+class Callable:
+    """A loss that is no class of Keras."""
+
+    __name__ = "callable"
+
+    def __init__(self):
+        self.weight = 1.0
+
+    def __call__(self, y_true, y_pred):
+        return self.weight * keras.ops.mean(keras.ops.square(y_pred), axis=-1)
+
+
+class Counting(keras.optimizers.SGD):
+    """Counts in Python what Keras calls, in the trace of the update."""
+
+    updates = 0
+
+    def update_step(self, *arguments, **options):
+        self.updates += 1
+        super().update_step(*arguments, **options)
+
+
 class Absolute(keras.regularizers.Regularizer):
     def __init__(self):
         self.strength = 0.01
@@ -222,22 +244,40 @@ class Absolute(keras.regularizers.Regularizer):
         return self.strength * keras.ops.sum(keras.ops.abs(x))
 
 
-@pytest.mark.parametrize("which", ["factor", "weight", "strength"])
-def test_a_number_of_an_own_class_that_a_callback_changes_is_refused(digits, batches, which):
-    model = begun(
-        lambda: table.compiled(
-            table.network(Scaled(), keras.layers.Dense(4, kernel_regularizer=Absolute())), loss=Weighted()
-        ),
-        ours=True,
+def test_an_own_optimizer_may_count_and_a_layer_note_its_rows(digits, batches):
+    model = begun(lambda: table.compiled(table.network(Scaled()), optimizer=Counting(0.1)), ours=True)
+    for _ in range(2):
+        outcome(model, batches, epochs=2)
+        model.predict(digits.train.images[:5], verbose=0)
+        model.compile(Counting(0.1), LOSS)
+    outcome(model, batches, validation_data=(digits.train.images[:7], digits.train.labels[:7]), epochs=2)
+
+
+def test_compile_in_a_callback_goes_on_with_the_new_optimizer(batches):
+    model = begun(table.compiled, ours=True)
+    rates = []
+    compiling = keras.callbacks.LambdaCallback(
+        on_epoch_begin=lambda epoch, _: model.compile(keras.optimizers.SGD(10.0**-epoch), LOSS),
+        on_epoch_end=lambda epoch, _: rates.append(float(model.train_function.step.assigned_rate())),
     )
-    things = {"factor": model.layers[3], "weight": model.loss, "strength": model.layers[4].kernel_regularizer}
+    outcome(model, batches, callbacks=[compiling], epochs=3)
+    assert rates == pytest.approx([1, 0.1, 0.01]) and model.train_function.step.counts.step == 9
+
+
+@pytest.mark.parametrize("which", ["factor", "weight", "strength", "callable"])
+def test_a_number_of_an_own_class_that_a_callback_changes_is_refused(digits, batches, which):
+    layer, kernel = Scaled(), keras.layers.Dense(4, kernel_regularizer=Absolute())
+    loss = Callable() if which == "callable" else Weighted()
+    model = begun(lambda: table.compiled(table.network(layer, kernel), loss=loss), ours=True)
+    things = {"factor": layer, "weight": loss, "strength": kernel.kernel_regularizer, "callable": loss}
+    name = "weight" if which == "callable" else which
     outcome(model, batches)
     model.predict(digits.train.images[:5], verbose=0)  # calls the layer with other rows
     outcome(model, batches)
     changing = keras.callbacks.LambdaCallback(
-        on_epoch_begin=lambda epoch, _: setattr(things[which], which, 0.5**epoch / 10)
+        on_epoch_begin=lambda epoch, _: setattr(things[which], name, 0.5**epoch / 10)
     )
-    refused(f"{which} is 0.1, and the step was traced", lambda: outcome(model, batches, callbacks=[changing]))
+    refused(f"{name} is 0.1, and the step was traced", lambda: outcome(model, batches, callbacks=[changing]))
 
 
 def test_a_momentum_that_comes_after_the_optimizer_was_built_needs_a_new_one(batches):
@@ -245,7 +285,7 @@ def test_a_momentum_that_comes_after_the_optimizer_was_built_needs_a_new_one(bat
     outcome(model, batches)
     model.optimizer.momentum = 0.9
     refused("built without momentum", lambda: outcome(model, batches))
-    model.compile(model.optimizer, LOSS)
+    refused("built without momentum", lambda: model.compile(model.optimizer, LOSS))
     refused("built without momentum", lambda: outcome(model, batches))
     model.compile(keras.optimizers.SGD(0.1, momentum=0.9), LOSS, metrics=["accuracy"])
     outcome(model, batches)

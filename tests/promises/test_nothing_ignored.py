@@ -502,6 +502,20 @@ def test_a_run_with_an_own_layer_says_which_class_it_needs(digits, tmp_path):
     assert run.model(custom_objects={"Penalized": Penalized}).count_params()
 
 
+@pytest.mark.parametrize(
+    ("layer", "other"),
+    [
+        (layers.Activation("relu", name="relu"), layers.Activation("tanh", name="tanh")),
+        (layers.Activation("relu", name="relu_1"), layers.Activation("tanh", name="tanh_1")),
+        (layers.Dense(3, "relu", name="relu_1"), layers.Dense(3, "gelu", name="gelu_1")),
+    ],
+)
+def test_a_name_that_is_also_a_value_hides_no_difference(digits, layer, other):
+    assert (
+        given_to_a_run(digits, network(layer))["model_config"] != given_to_a_run(digits, network(other))["model_config"]
+    )
+
+
 class Encoder(layers.Layer):
     """As in keras.io's vision transformer: its configuration lacks an argument, and `__init__` does not take the name."""
 
@@ -550,20 +564,39 @@ class Built(keras.Model):
 @pytest.mark.parametrize(
     ("build", "why"),
     [
-        (lambda: network(Encoder(4, 3)), "missing a required argument: 'units'"),
-        (lambda: network(layers.Dense(4), keras.Sequential([keras.Input((4,)), Unnamed(4, 3)])), "unexpected keyword"),
-        (lambda: network(Forgetful(3.0)), "factor is not in it"),
-        (lambda: Built(3), "missing a required argument: 'units'"),
+        (lambda: network(Encoder(4, 3)), r"from its get_config \(missing a required argument: 'units'"),
+        (
+            lambda: network(layers.Dense(4), keras.Sequential([keras.Input((4,)), Unnamed(4, 3)])),
+            r"from its get_config \(got an unexpected keyword",
+        ),
+        (
+            lambda: network(Forgetful(3.0)),
+            "get_config of Forgetful leaves out factor, so the saved model would open with",
+        ),
+        (lambda: Built(3), r"from its get_config \(missing a required argument: 'units'"),
     ],
 )
 def test_a_layer_that_keras_could_not_build_again_is_refused_before_the_first_step(digits, tmp_path, build, why):
-    with pytest.raises(errors.SettingsError, match=rf"from its get_config \(.*{why}.*let get_config return") as refused:
+    with pytest.raises(errors.SettingsError, match=rf"{why}.*let get_config return") as refused:
         trained(digits, tmp_path / "run", model=compiled(build()))
     assert "\n" not in str(refused.value) and not (tmp_path / "run").exists()
 
 
+class BuiltOfOwn(keras.Model):
+    """Its configuration has its argument alone, so Keras does not write the layers inside."""
+
+    def __init__(self, units=3, **options):
+        inputs = keras.Input((8, 8, 1), dtype="uint8")
+        x = Encoder(4, units)(layers.Flatten()(layers.Rescaling(1 / 255)(inputs)))
+        super().__init__(inputs, layers.Dense(10)(x), **options)
+
+    def get_config(self):
+        return {"units": 3}
+
+
 def test_layers_that_keras_can_build_again_are_taken():
     """The first creates a layer inside, which has no configuration and needs none."""
+    identity.check_opens_again(BuiltOfOwn())
 
     class Whole(Around):
         def get_config(self):
@@ -845,7 +878,8 @@ def test_after_a_refused_compile_fit_does_not_train_with_another_step(digits):
     batches = engine.train_batches(digits.train, one, global_batch_size=64)
     with pytest.raises(errors.SettingsError, match="give both the same"):
         model.fit(batches, steps_per_epoch=3, verbose=0)
-    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy())
+    with pytest.raises(errors.SettingsError, match="probabilities"):
+        model.compile("sgd", keras.losses.SparseCategoricalCrossentropy())
     before = model.get_weights()
     for _ in range(2):
         with pytest.raises(errors.SettingsError, match="probabilities"):

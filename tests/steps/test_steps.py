@@ -280,10 +280,11 @@ def test_compiling_again_puts_the_step_back(digits):
         assert (again.exchange.shards, again.seed, again.batch_norm) == (4, 7, "keras")
         results.append(bits(model))
     assert results[0] == results[1]
-    with strategy.scope():
-        model.compile("sgd", "sparse_categorical_crossentropy")
     with pytest.raises(errors.SettingsError, match="probabilities"):
-        model.fit(batches, steps_per_epoch=2, verbose=0)
+        model.compile("sgd", "sparse_categorical_crossentropy")
+    model.compile("sgd", LOSS)  # the optimizer is created under the strategy
+    model.fit(batches, steps_per_epoch=2, verbose=0)
+    assert step.model.train_function.step.counts.step == 6
 
 
 @pytest.mark.parametrize(

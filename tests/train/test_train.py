@@ -321,7 +321,7 @@ def test_another_environment_is_named_item_by_item(small, tmp_path, capsys):
     for item in (
         "cores 999 -> ",
         "intra_op_threads 998 -> ",
-        "arithmetic 1 -> 2",
+        "arithmetic 1 -> 3",
         "test computation gives other bits: sum)",
     ):
         assert item in line

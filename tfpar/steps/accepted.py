@@ -240,17 +240,35 @@ def _refused_optimizers(model: keras.Model, sets_rate: bool) -> Iterator[str]:
 
 
 def constants(model: keras.Model) -> Iterator[tuple]:
-    """Yield the numbers that a trace keeps, such as the rate of a `Dropout`, the momentum of `SGD`, or a weight of your own loss: layer,
-    optimizer, loss, metric, regularizer or constraint, name of the attribute, value."""
-    things = [model.optimizer, getattr(model.optimizer, "inner_optimizer", model.optimizer), *model.metrics]
-    things += [*model._flatten_layers(), *(each.loss for each in model._compile_loss._flat_losses)]
+    """Yield the numbers that a trace keeps, such as the rate of a `Dropout`, the momentum of `SGD`, or a weight of your own loss: layer, loss,
+    regularizer, constraint, or optimizer of Keras; name of the attribute; value."""
+    optimizers = model.optimizer, getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    losses = [each.loss for each in model._compile_loss._flat_losses]
+    things = [
+        each for each in optimizers if type(each).__module__.startswith("keras.")
+    ]  # an own one may count in its update
+    things += [*model._flatten_layers(), *losses, *(loss.fn for loss in losses if hasattr(loss, "fn"))]
     kinds = keras.regularizers.Regularizer, keras.constraints.Constraint
-    things += [each for thing in things for each in vars(thing).values() if isinstance(each, kinds)]
-    for thing in things:
-        for name, value in () if isinstance(thing, keras.Model) else vars(thing).items():
+    attributes = [(thing, getattr(thing, "__dict__", {})) for thing in things if not isinstance(thing, keras.Model)]
+    attributes += [(each, vars(each)) for _, there in attributes for each in there.values() if isinstance(each, kinds)]
+    for thing, there in attributes:
+        for name, value in there.items():
             number = value is None or (isinstance(value, numbers.Real) and not isinstance(value, bool))
             if number and name[0] != "_":
                 yield thing, name, value
+
+
+@contextlib.contextmanager
+def assignments() -> Iterator[set[tuple[int, str]]]:
+    """Yield the attributes of layers, as (id of the layer, name), that are assigned meanwhile."""
+    found, assign = set(), keras.Layer.__setattr__
+
+    def noting(layer, name, value):
+        found.add((id(layer), name))
+        assign(layer, name, value)
+
+    with mock.patch.object(keras.Layer, "__setattr__", noting):
+        yield found
 
 
 @contextlib.contextmanager

@@ -25,8 +25,8 @@ def install(
     """Make `model.fit` take tfpar's step: any strategy, the same bits.
 
     With several steps per call Keras still counts and reports every step, so callbacks, progress bar, `evaluate` and
-    `predict` stay as they are; the work is done when a call is full, and at the end of the epoch. After a later `compile`,
-    `fit` takes the step with the new optimizer and loss; `model.make_train_function(force=True)` returns to Keras' own.
+    `predict` stay as they are; the work is done when a call is full, and at the end of the epoch. A later `compile` puts
+    the step back, with the new optimizer and loss; `model.make_train_function(force=True)` returns to Keras' own.
 
     Args:
         model: compiled, with one input and logits `[batch, classes]` as its output.
@@ -55,12 +55,20 @@ def install(
         keras_repairs.repair(model)
         model.train_function = train_function
 
+    def renew():
+        counts = train_function.step.counts
+        train_function.step = Step(model, **of_step)
+        train_function.step.counts = counts
+        use()
+
+    def compile_again(*arguments, **options):
+        with model.distribute_strategy.scope():  # an optimizer that is named as text is created here
+            type(model).compile(model, *arguments, **options)
+        renew()
+
     def fit(*arguments, **options):
-        if model.train_function is None:  # compile and quantize drop it
-            counts = train_function.step.counts
-            train_function.step = Step(model, **of_step)
-            train_function.step.counts = counts
-            use()
+        if model.train_function is None:  # after quantize, or a compile that was refused
+            renew()
         if model.train_function is train_function:
             given = inspect.signature(type(model).fit).bind(model, *arguments, **options).arguments
             accepted.raise_first(_refusals(given, train_function))
@@ -72,6 +80,7 @@ def install(
 
     use()
     object.__setattr__(model, "fit", fit)
+    object.__setattr__(model, "compile", compile_again)  # Keras' own drops the function without a message
     return train_function.step
 
 

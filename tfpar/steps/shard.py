@@ -56,12 +56,11 @@ class Shard:
                     *([tf.TensorSpec(v.shape, v.dtype) for v in group] for group in variables_of(model)),
                     tf.TensorSpec([], tf.float32), tuple(batch), tf.TensorSpec([], tf.int64), tf.TensorSpec([], tf.int32),
                 )  # fmt: skip
+        except errors.SettingsError:
+            raise
         except objective.MISTAKES as error:
-            if isinstance(error, errors.SettingsError):
-                raise
-            why = f"the step cannot be traced as a function of the model's variables ({errors.first_line(error)})"
-            todo = "Assign state with the assign() of a keras.Variable, outside of tf.cond and loops, or use Keras' own fit"
-            raise errors.SettingsError(f"{why}. {todo}") from error
+            todo = "Correct it; a layer changes its state by assign() of a keras.Variable, outside of tf.cond and loops"
+            raise errors.SettingsError(f"the step cannot be traced: {errors.first_line(error)}. {todo}") from error
         self.vector = Vector(self.trained, self.averaged)
         accepted.raise_first(accepted.refusals_of_graph(self.function, xla=xla))
 

@@ -161,9 +161,12 @@ class Step:
         if self.shard is None or batch != self.spec:
             accepted.raise_first(self._refused_members(batch))
             before = {(id(thing), name): value for thing, name, value in accepted.constants(self.model)}
-            self.shard = Shard(self.model, self.loss, batch, seed=self.seed, batch_norm=self.batch_norm)
-            found = accepted.constants(self.model)  # what a layer sets itself when it is called is not a change
-            self.spec, self.traced = batch, [each for each in found if before.get((id(each[0]), each[1])) == each[2]]
+            with accepted.assignments() as assigned:
+                self.shard = Shard(self.model, self.loss, batch, seed=self.seed, batch_norm=self.batch_norm)
+            for place in assigned:  # what a layer sets itself when it is called is not a change
+                before.pop(place, None)
+            found = accepted.constants(self.model)
+            self.spec, self.traced = batch, [it for it in found if before.get((id(it[0]), it[1]), self) == it[2]]
         return self.shard
 
     def _refused_members(self, batch: list[tf.TensorSpec]) -> Iterator[str]:

@@ -47,7 +47,8 @@ def restore(callbacks: Sequence[keras.callbacks.Callback], earlier: dict, *, chi
 
 
 def of_worker(callbacks: Sequence[keras.callbacks.Callback], *, chief: bool) -> list[keras.callbacks.Callback]:
-    """Return the callbacks that a worker calls: only the chief calls `CSVLogger` and `ModelCheckpoint`, whose files have one name."""
+    """Return the callbacks that a worker calls: only the chief calls `CSVLogger` and `ModelCheckpoint`, whose files have one name
+    (so it alone knows `ModelCheckpoint.best`)."""
     writing = (keras.callbacks.CSVLogger, keras.callbacks.ModelCheckpoint)
     return [callback for callback in callbacks if chief or not isinstance(callback, writing)]
 

@@ -24,10 +24,12 @@ from tfpar.settings import Settings
 from tfpar.steps import objective
 from tfpar.steps.shard import is_compiled_by_xla
 
-# Of the step and of inference; a change of their bits counts it up. 2: sums of three and more in a fixed order.
-ARITHMETIC = 2
+# Of the step and of inference; a change of their bits counts it up. 2: sums of three and more in a fixed order. 3: layers are called as Keras
+# calls them, which matters to their dtype where it is not the model's, and to state that a layer reads after it has assigned it.
+ARITHMETIC = 3
 WORDS = {"data": "the data's fingerprint", "jit_compile": "XLA", "inside_own_layers": "the inside of your layers"}
 
+PLACES_OF_NAMES = ("name", "keras_history", "input_layers", "output_layers")  # of layers, in Keras' configurations
 # These call the class with its configuration.
 FROM_CONFIG = (keras.Layer.from_config.__func__, keras.Model.from_config.__func__)
 
@@ -107,23 +109,25 @@ def check_fit(model: keras.Model, data: Dataset, class_weights=None) -> list[flo
 
 
 def check_opens_again(model: keras.Model) -> None:
-    """Refuse a layer of the user's own that Keras could not build from its `get_config`: the run's models would not open.
+    """Refuse a layer of the user's own that Keras could not build from its `get_config`, or would build with another argument: the run's
+    models would not open, or give something else.
 
     Raises:
         errors.SettingsError: names the argument that is missing or lost.
     """
-    todo = "so the saved model would not open; let get_config return every argument of __init__, and let __init__ take **kwargs"
+    todo = "let get_config return every argument of __init__, and let __init__ take **kwargs"
     for layer in _own_layers_in_config(model):
         kind, config, given = type(layer), layer.get_config(), getattr(layer._auto_config, "config", {})
         if getattr(kind.from_config, "__func__", None) not in FROM_CONFIG or "layers" in config:
             continue
-        why = f"layer {layer.name}: Keras cannot build {kind.__name__} from its get_config ({errors.REASON}), {todo}"
+        why = f"layer {layer.name}: Keras cannot build {kind.__name__} from its get_config ({errors.REASON}); {todo}"
         with errors.translated(TypeError, errors.SettingsError, why):
             taken = inspect.signature(kind.__init__).bind(layer, **config)
-            taken.apply_defaults()
-            for name in given.keys() - config:
-                if taken.arguments.get(name, given[name]) != given[name]:
-                    raise TypeError(f"{name} is not in it")
+        taken.apply_defaults()
+        for name in given.keys() - config:
+            if taken.arguments.get(name, given[name]) != given[name]:
+                why = f"layer {layer.name}: get_config of {kind.__name__} leaves out {name}"
+                raise errors.SettingsError(f"{why}, so the saved model would open with its default; {todo}")
 
 
 def environment() -> dict:
@@ -197,7 +201,8 @@ def _test_computation() -> dict[str, str]:
 
 
 def _model_fingerprint(model: keras.Model, *, outer: bool = False) -> str:
-    """Return a hash of what a model is made of; the names Keras counts up within a process do not matter (`outer`: of outer layers)."""
+    """Return a hash of what a model is made of; the names Keras counts up within a process do not matter (`outer`: only those of
+    layers that are in no other layer)."""
     # NotImplementedError: a class without get_config; OSError: a lambda without its source; TypeError: a value that Keras cannot write.
     why = f"model {model.name} cannot be saved: {errors.REASON}; write functions with def, and get_config for classes"
     with errors.translated((NotImplementedError, OSError, TypeError), errors.SettingsError, why):
@@ -229,7 +234,7 @@ def _own_layers_in_config(layer: keras.Layer) -> Iterator[keras.Layer]:
     """Yield the layers of the user's own that Keras writes, not those that such a layer creates inside."""
     if _is_own(layer):
         yield layer
-    if not _is_own(layer) or hasattr(layer, "operations"):
+    if not _is_own(layer) or "layers" in layer.get_config():
         for inside in layer._flatten_layers(include_self=False, recursive=False):
             yield from _own_layers_in_config(inside)
 
@@ -252,12 +257,22 @@ def _without_lines(function) -> tuple:
 
 
 def _numbered(config, names: Iterable[str], *, outer: bool) -> str:
-    """Return a configuration as text, with numbers in place of these names, and (not as an earlier version) of what they are before Keras
-    counts: in the first model of a process an `Activation` has the name of an argument, and `keras.ops.relu` that of a value."""
-    text, numbered = json.dumps(config, sort_keys=True, default=_number), [*enumerate(dict.fromkeys(names))]
-    for number, name in numbered + [(i, re.sub(r"_\d+$", "", name)) for i, name in numbered] * (not outer):
-        text = text.replace(json.dumps(name), f'"#{number}"')
-    return text
+    """Return a configuration as text, with numbers in place of these names where a name stands; an earlier version replaced them anywhere."""
+    text = json.dumps(config, sort_keys=True, default=_number)
+    numbers = {name: f"#{number}" for number, name in enumerate(dict.fromkeys(names))}
+    if outer:
+        for name, number in numbers.items():
+            text = text.replace(json.dumps(name), f'"{number}"')
+        return text
+
+    def numbered(value, key=""):
+        if isinstance(value, dict):
+            return {key: numbered(each, key) for key, each in value.items()}
+        if isinstance(value, list):
+            return [numbered(each, key) for each in value]
+        return numbers.get(value, value) if key in PLACES_OF_NAMES else value
+
+    return json.dumps(numbered(json.loads(text)))
 
 
 def _without_count(model: keras.Model) -> str:

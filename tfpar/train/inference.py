@@ -61,9 +61,15 @@ class Inference:
         return exchange.in_order(tf.distribute.get_replica_context(), rows)
 
     def _chunk(self, trainable, state, images, labels):
+        groups = zip(shard.variables_of(self.model), (trainable, state), strict=True)
+        given = [pair for variables, values in groups for pair in zip(variables, values, strict=True)]
         # A layer that draws in inference draws the same every time.
-        with randomness.drawn_from(tf.zeros([2], tf.uint32)), normalization.computed(self.batch_norm, training=False):
-            logits, _ = self.model.stateless_call(trainable, state, images, training=False)
+        drawn, normalized = (
+            randomness.drawn_from(tf.zeros([2], tf.uint32)),
+            normalization.computed(self.batch_norm, training=False),
+        )
+        with drawn, normalized, keras.StatelessScope(given):
+            logits = self.model(images, training=False)
         losses = self.loss(labels, logits)
         return tf.concat([losses[:, tf.newaxis], tf.cast(logits, tf.float32)], axis=1)
 

@@ -95,7 +95,7 @@ class Network:
             fillers: of each blob; a number is a constant, None is xavier.
             convert: `convert(*blobs)` returns the weights of the Keras layer.
         """
-        names = [param.name for param in layer.param if layer.type != "BatchNorm"]  # whose Caffe clears
+        names = [param.name for param in layer.param if layer.type != "BatchNorm"]  # Caffe clears those of BatchNorm
         owners = [self.shared.get(name) for name in names]
         if any(owners):
             own, (made, _) = made, next(filter(None, owners))

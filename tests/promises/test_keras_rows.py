@@ -229,7 +229,9 @@ class Callable:
 class Counting(keras.optimizers.SGD):
     """Counts in Python what Keras calls, in the trace of the update."""
 
-    updates = 0
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.updates = 0
 
     def update_step(self, *arguments, **options):
         self.updates += 1

@@ -1,4 +1,4 @@
-"""Compute one shard of the global batch. TensorFlow traces this pure function once, and the step calls the trace for every shard.
+"""The computation of one shard of the global batch, as a pure function. TensorFlow traces the function once; the step calls it for each shard.
 
 Inputs: the values of the trainable and the non-trainable variables, the loss scale, images, labels and weights, the step number and the
 shard number. Outputs: one vector (the gradient, multiplied by the loss scale, and the changed state), and for each image its loss, its
@@ -58,7 +58,7 @@ class Shard:
                 )  # fmt: skip
         except errors.SettingsError:
             raise
-        except objective.MISTAKES as error:
+        except (ValueError, TypeError, LookupError, AttributeError, NotImplementedError) as error:  # of a layer's code
             todo = "Correct it; a layer changes its state by assign() of a keras.Variable, outside of tf.cond and loops"
             raise errors.SettingsError(f"the step cannot be traced: {errors.first_line(error)}. {todo}") from error
         self.vector = Vector(self.trained, self.averaged)

@@ -64,11 +64,8 @@ class Inference:
         groups = zip(shard.variables_of(self.model), (trainable, state), strict=True)
         given = [pair for variables, values in groups for pair in zip(variables, values, strict=True)]
         # A layer that draws in inference draws the same every time.
-        drawn, normalized = (
-            randomness.drawn_from(tf.zeros([2], tf.uint32)),
-            normalization.computed(self.batch_norm, training=False),
-        )
-        with drawn, normalized, keras.StatelessScope(given):
+        drawn = randomness.drawn_from(tf.zeros([2], tf.uint32))
+        with drawn, normalization.computed(self.batch_norm, training=False), keras.StatelessScope(given):
             logits = self.model(images, training=False)
         losses = self.loss(labels, logits)
         return tf.concat([losses[:, tf.newaxis], tf.cast(logits, tf.float32)], axis=1)

@@ -103,7 +103,7 @@ def _not_connected(reason: str) -> errors.Unavailable:
 class WorkerGroup:
     """Exchange values between the workers of a strategy; in a single process each method returns what it was given.
 
-    Every worker must call the same methods in the same order. A call blocks until all workers have made the same call.
+    All workers must call the same methods in the same order: each call is collective, and blocks until every worker has made it.
 
     Attributes:
         index: of this worker; size: how many there are.

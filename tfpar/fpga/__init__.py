@@ -15,15 +15,13 @@ Example:
     >>> twin = fpga.load("twin.keras")  # made by fpga.quantized, trained by fpga.fit, saved by twin.save
     >>> circuit = fpga.circuit(twin, "circuit", images=images)
     circuit: ...
-    >>> logits, cycles = fpga.simulate(circuit, images, twin=twin)  # raises if a logit differs from the twin's
+    >>> logits, cycles = fpga.simulate(circuit, images)  # raises if a logit differs from the twin's
     simulation of network.v and top.v: ...
     >>> cycles  # from the last pixel to the logits
     7
 """
 
-from tfpar.fpga.chip import route, synthesize
-from tfpar.fpga.figures import measure, rows
+from tfpar.fpga.hardware import Circuit, circuit, measure, route, rows, simulate, synthesize
 from tfpar.fpga.twin import fit, load, quantized
-from tfpar.fpga.verilog import Circuit, circuit, simulate
 
 __all__ = ["Circuit", "circuit", "fit", "load", "measure", "quantized", "route", "rows", "simulate", "synthesize"]

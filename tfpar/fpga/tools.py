@@ -18,11 +18,11 @@ def require(*, simulation: bool = False) -> None:
     Raises:
         errors.Unavailable: one is not; the message says how to install it.
     """
-    missing = [(name, "pip install 'tfpar[fpga]'") for name in PACKAGES if importlib.util.find_spec(name) is None]
+    todo = {name: "pip install 'tfpar[fpga]'" for name in PACKAGES if not importlib.util.find_spec(name)}
     if simulation:
-        missing += [(name, f"apt-get install {' '.join(PROGRAMS)}") for name in PROGRAMS if not shutil.which(name)]
-    for name, todo in missing:
-        raise errors.Unavailable(f"a circuit needs {name}, which is not installed. Type: {todo}")
+        todo |= {name: f"apt-get install {' '.join(PROGRAMS)}" for name in PROGRAMS if not shutil.which(name)}
+    for name, command in todo.items():
+        raise errors.Unavailable(f"a circuit needs {name}, which is not installed. Type: {command}")
 
 
 def run(command: list[str], directory: Path, given: bytes = b"", *, name: str = "") -> str:

@@ -10,10 +10,11 @@ import numpy as np
 
 from tfpar import errors, validate
 from tfpar.fpga import tools
+from tfpar.models import networks
 
 MOST_BIT_OPERATIONS = 200_000  # twice what fits the largest ECP5: more is not worth a trace
 BATCH = 128
-COPIED = ["name", "filters", "units", "kernel_size", "pool_size", "strides", "padding", "dilation_rate", "activation"]
+COPIED = {"name", "filters", "units", "kernel_size", "strides", "padding", "dilation_rate", "activation"}
 
 
 def quantized(model: keras.Model, *, weight_bits: int = 5, fraction_bits: int = 3) -> keras.Model:
@@ -31,29 +32,29 @@ def quantized(model: keras.Model, *, weight_bits: int = 5, fraction_bits: int = 
         errors.SettingsError: the model has another layer, or a layer with a setting that the circuit cannot have.
         errors.Unavailable: the extra [fpga] is not installed.
     """
-    tools.require()
+    kinds = _kinds()
     from hgq.config import LayerConfigScope, QuantizerConfigScope
-    from hgq.layers import QConv2D, QDense
 
     validate.integer("weight_bits", weight_bits, 1, 16)
     validate.integer("fraction_bits", fraction_bits, 0, 16)
-    kinds = {keras.layers.Conv2D: QConv2D, keras.layers.Dense: QDense}
-    layers = _chain(model, kinds, "build and train the model")
-    x = inputs = keras.Input(model.input_shape[1:], dtype="uint8")
-    x = keras.layers.Rescaling(1 / 256)(x)
+    model = _checked(model, kinds, "build and train the model")
+
+    def twin_of(layer):
+        if type(layer) not in kinds:
+            return type(layer).from_config(layer.get_config())
+        return kinds[type(layer)](**{name: value for name, value in layer.get_config().items() if name in COPIED})
+
     with (
         QuantizerConfigScope(place=("weight", "bias"), default_q_type="kbi", overflow_mode="SAT_SYM", b0=weight_bits),
         QuantizerConfigScope(place="datalane", default_q_type="kif", overflow_mode="WRAP", f0=fraction_bits),
         LayerConfigScope(enable_ebops=True, beta0=0.0),
     ):
-        for layer in layers:
-            settings = {name: value for name, value in layer.get_config().items() if name in COPIED}
-            twin = kinds.get(type(layer), type(layer))(**settings)
-            x = twin(x)
-            if type(layer) in kinds:
-                twin.kernel.assign(layer.kernel)
-                twin.bias.assign(layer.bias if layer.use_bias else 0 * twin.bias)
-    return keras.Model(inputs, x, name=model.name)
+        twin = keras.models.clone_model(model, clone_function=twin_of)
+    for layer, own in zip(model.layers, twin.layers, strict=True):
+        if type(layer) in kinds:
+            own.kernel.assign(layer.kernel)
+            own.bias.assign(layer.bias if layer.use_bias else 0 * own.bias)
+    return twin
 
 
 def fit(twin: keras.Model, images, labels, *, epochs: int, beta: float, learning_rate: float = 5e-3) -> int:
@@ -76,7 +77,7 @@ def fit(twin: keras.Model, images, labels, *, epochs: int, beta: float, learning
         errors.SettingsError: a value is out of its range, or the images do not have the twin's shape.
     """
     images, labels = validate.split((images, labels))
-    core(twin, images)
+    check(twin, images)
     epochs = validate.integer("epochs", epochs, 0, 10**6)
     beta, learning_rate = validate.number("beta", beta, 0, 1), validate.number("learning_rate", learning_rate, 0, 1)
     from hgq.utils import trace_minmax
@@ -84,10 +85,9 @@ def fit(twin: keras.Model, images, labels, *, epochs: int, beta: float, learning
 
     if epochs:
         rate = keras.optimizers.schedules.CosineDecay(learning_rate, epochs * -(-len(images) // BATCH))
-        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        twin.compile(keras.optimizers.Adam(rate), loss=loss)
+        twin.compile(keras.optimizers.Adam(rate), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
         price = BetaScheduler(lambda epoch: beta * 100 ** (min(1, epoch / (0.6 * epochs)) - 1))
-        twin.fit(images, labels, batch_size=BATCH, epochs=epochs, verbose=0, callbacks=[price])
+        twin.fit(images, labels, BATCH, epochs, verbose=0, callbacks=[price])
     found = trace_minmax(twin, images)
     print(f"fit: {epochs} epochs, {found:,} bit operations for an image")
     return found
@@ -100,27 +100,17 @@ def load(path: str | os.PathLike) -> keras.Model:
         errors.InputNotFound: there is no such file.
         errors.DataError: Keras cannot read it.
     """
-    tools.require()
-    import hgq.layers  # noqa: F401 - Keras finds its layers by name
-
-    path = validate.path("twin", path)
-    if not path.is_file():
-        raise errors.InputNotFound(f"{path}: no such file; write it with twin.save after fpga.fit")
-    why = f"{path}: Keras cannot read it ({errors.REASON}); save it again"
-    with errors.translated((ValueError, TypeError, OSError, KeyError), errors.DataError, why):
-        return keras.models.load_model(path, compile=False)
+    _kinds()  # Keras finds the layers of HGQ2 by name
+    return networks.load(validate.path("twin", path), errors.DataError)
 
 
-def core(twin: keras.Model, images: np.ndarray) -> list[keras.Layer]:
-    """Return the layers of a twin after Rescaling; check that it is one, and that the images have its shape."""
-    tools.require()
-    from hgq.layers import QConv2D, QDense
-
-    layers = _chain(twin, (QConv2D, QDense), "give a twin made by fpga.quantized")
-    if images.shape[1:] != twin.input_shape[1:] or images.dtype != np.uint8:
-        taken = f"uint8{['N', *twin.input_shape[1:]]}".replace("'", "")
-        raise errors.SettingsError(f"images={images.dtype}{[*images.shape]}: give {taken}, as the twin takes")
-    return layers
+def check(twin: keras.Model, images) -> np.ndarray:
+    """Return images as an array; check that it is a twin, and that it takes them."""
+    _checked(twin, _kinds().values(), "give a twin made by fpga.quantized")
+    images = np.asarray(images)
+    if images.shape[1:] != twin.input_shape[1:] or images.dtype != np.uint8 or not len(images):
+        raise errors.SettingsError(f"images={images.dtype}{[*images.shape]}: give uint8 images {twin.input_shape}")
+    return images
 
 
 def bit_operations(twin: keras.Model) -> int:
@@ -136,24 +126,28 @@ def bit_operations(twin: keras.Model) -> int:
     return operations
 
 
-def _chain(model: keras.Model, kinds, remedy: str) -> list[keras.Layer]:
-    """Return the layers after the first, which is Rescaling(1/256), a shift; refuse by name what cannot become a circuit."""
-    layers = [layer for layer in getattr(model, "layers", ()) if not isinstance(layer, keras.layers.InputLayer)]
+def _kinds() -> dict[type, type]:
+    """Return the layers with weights, and the kind of each in a twin."""
+    tools.require()
+    from hgq.layers import QConv2D, QDense
+
+    return {keras.layers.Conv2D: QConv2D, keras.layers.Dense: QDense}
+
+
+def _checked(model: keras.Model, kinds, remedy: str) -> keras.Model:
+    """Return a model as a functional one; refuse by name what cannot become a circuit."""
     known = (*kinds, keras.layers.MaxPooling2D, keras.layers.Flatten)
-    plain = (None, keras.activations.linear, keras.activations.relu)
-    names = f"Rescaling(1/256) and then {', '.join(kind.__name__ for kind in known)}"
-    for layer in layers:
-        fine = type(layer) in known and getattr(layer, "activation", None) in plain and getattr(layer, "groups", 1) == 1
-        if layer is layers[0]:
+    rule = f"{remedy} of Rescaling(1/256) and then {', '.join(kind.__name__ for kind in known)}"
+    ends = [*(getattr(model, "inputs", None) or ()), *(getattr(model, "outputs", None) or ())]
+    if len(ends) != 2 or None in ends[0].shape[1:] or len(ends[1].shape) != 2:
+        validate.reject("model", model, f"a keras.Model from images of one size to logits; {rule}")
+    model = keras.Model(*ends, name=model.name)
+    for layer in model.operations[1:]:
+        plain = getattr(layer, "activation", None) in (None, keras.activations.linear, keras.activations.relu)
+        fine = type(layer) in known and plain and getattr(layer, "groups", 1) == 1
+        if layer is model.operations[1]:  # a shift
             fine = isinstance(layer, keras.layers.Rescaling) and (layer.scale, layer.offset) == (1 / 256, 0)
         if not fine:
             what = f"layer {layer.name} ({type(layer).__name__}) cannot become a circuit"
-            raise errors.SettingsError(f"{what}; {remedy} of {names}, with relu or no activation, without groups")
-    if not layers or None in model.input_shape[1:]:
-        validate.reject("model", model, f"a keras.Model for images of one size, of {names}")
-    x = images = np.random.default_rng(0).integers(0, 256, (4, *model.input_shape[1:]), np.uint8)
-    for layer in layers:
-        x = layer(x)
-    if len(x.shape) != 2 or not np.allclose(x, model(images), atol=1e-4):
-        raise errors.SettingsError(f"the layers of {model.name} are no chain from images to logits; {remedy} as one")
-    return layers[1:]
+            raise errors.SettingsError(f"{what}; {rule}, with relu or no activation, without groups")
+    return model

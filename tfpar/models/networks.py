@@ -200,8 +200,7 @@ def transfer(model: keras.Model, weights: str | os.PathLike) -> None:
         errors.InputNotFound: there is no such file.
     """
     _check_weights_file(path := file_of(weights))
-    with errors.translated(_UNREADABLE, errors.SettingsError, f"{path}: cannot be loaded as a model ({errors.REASON})"):
-        other = keras.saving.load_model(path, compile=False)
+    other = load(path, errors.SettingsError)
     source, (*body, _head_of_model) = _layers_by_name(other), _layers_by_name(model).items()
     left = []
     for name, layer in body:
@@ -221,6 +220,19 @@ def transfer(model: keras.Model, weights: str | os.PathLike) -> None:
         more = [f"{count} {kind}" for kind, count in ((there - here) + (here - there)).items()]
         rest += f"; the networks differ in {', '.join(more)}: check what they do to the pixels"
     print(f"{len(body) - len(left)} of {len(body) + 1} layers loaded from {path}, head new{rest}")
+
+
+def load(path: str | os.PathLike, failed: type) -> keras.Model:
+    """Read a model from a .keras file, without its loss and optimizer.
+
+    Raises:
+        errors.InputNotFound: there is no such file.
+        failed: Keras cannot read it.
+    """
+    if not os.path.isfile(path):
+        raise errors.InputNotFound(f"{path}: no such file")
+    with errors.translated(_UNREADABLE, failed, f"{path}: cannot be loaded as a model ({errors.REASON})"):
+        return keras.saving.load_model(path, compile=False)
 
 
 def _layers_by_name(model: keras.Model) -> dict[tuple[str, int], keras.Layer]:

@@ -210,7 +210,7 @@ def _add_how(add) -> None:
     _add_setting(add, "shards", metavar="V")
     _add_setting(add, "all_reduce")
     _add_setting(add, "batch_norm")
-    add("--xla", action="store_true", help="compile each shard with XLA; it pays on GPUs")
+    add("--xla", action="store_true", help="compile each shard with XLA: half as fast on a CPU, not measured on GPUs")
     add("--deterministic", action="store_true", help="deterministic operations on GPUs; slower")
     _add_setting(add, "steps_per_call", metavar="auto|K", type=_steps_per_call)
     _add_setting(add, "checkpoint_seconds", metavar="S")

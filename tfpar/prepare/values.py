@@ -1,5 +1,6 @@
 """Images that a program has: arrays, `tf.data` datasets, and whatever else yields (image, label)."""
 
+import contextlib
 import hashlib
 import itertools
 from collections.abc import Iterable, Iterator
@@ -106,11 +107,12 @@ def _labels(labels: np.ndarray) -> np.ndarray:
         if ((labels == 0) | (labels == 1)).all() and (labels.sum(axis=1) == 1).all():
             return labels.argmax(axis=1)
         raise errors.DataError(f"labels {_kind(labels)} are not one-hot rows; give {_TO_LABELS}")
-    if labels.dtype.kind in "SO":
-        texts = [label.decode() if isinstance(label, bytes) else label for label in labels.ravel()]
-        if all(isinstance(text, str) and text for text in texts):
-            return np.asarray(texts)
-    if labels.dtype.kind not in "iubU":
+    if labels.dtype.kind in "SOU":
+        with contextlib.suppress(UnicodeDecodeError):
+            texts = [label.decode() if isinstance(label, bytes) else label for label in labels.ravel()]
+            if all(isinstance(text, str) and text for text in texts):
+                return np.asarray(texts)
+    if labels.dtype.kind not in "iub":
         raise errors.DataError(f"labels are {_kind(labels)}; give {_TO_LABELS}")
     return labels.ravel()
 

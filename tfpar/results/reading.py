@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tfpar import errors, validate
+from tfpar import errors, files, validate
 from tfpar.results.predictions import probabilities_of
 
 HISTORY = {
@@ -34,7 +34,8 @@ class Run:
         self.directory = place = validate.path("directory", directory)
         path = place / "run.json"
         if not path.is_file():
-            raise errors.InputNotFound(f"{place}: no run there. Make one with: tfpar train DATA --run {place}")
+            make = f"tfpar train DATA --run {files.word(place)}"
+            raise errors.InputNotFound(f"{place}: no run there. Make one with: {make}")
         damaged = f"{path}: damaged. Start over with --fresh, which keeps the old run."
         with errors.translated((ValueError, KeyError, TypeError, AttributeError), errors.DataError, damaged):
             self.facts = json.loads(path.read_bytes())
@@ -52,6 +53,12 @@ class Run:
     @property
     def finished(self) -> bool:
         return bool(self.facts["finished"])
+
+    @property
+    def data_directory(self) -> Path:
+        """The prepared directory that it was trained on, also where both have moved together."""
+        recorded, beside = (self.facts["data"].get(key, "") for key in ("directory", "beside"))
+        return Path(recorded) if not beside or os.path.exists(recorded) else self.directory / beside
 
     @property
     def history(self) -> pa.Table:
@@ -86,6 +93,7 @@ class Run:
         """
         import keras
 
+        compile = validate.boolean("compile", compile)
         with self._whole("model.keras" if stage is None else self._stage(stage) + "/model.keras") as path:
             return keras.saving.load_model(path, custom_objects=custom_objects, compile=compile, safe_mode=True)
 

@@ -118,6 +118,13 @@ def check_opens_again(model: keras.Model) -> None:
     todo = "let get_config return every argument of __init__, and let __init__ take **kwargs"
     for layer in _own_layers_in_config(model):
         kind, config, given = type(layer), layer.get_config(), getattr(layer._auto_config, "config", {})
+        if getattr(kind.from_config, "__func__", None) is keras.Sequential.from_config.__func__:
+            why = f"layer {layer.name}: Keras builds {kind.__name__} from its list of layers, and __init__"
+            by_function = "let a function return keras.Sequential([...]) instead"
+            with errors.translated(TypeError, errors.SettingsError, f"{why} wants arguments; {by_function}"):
+                again = kind(name=layer.name)
+            if again.layers:
+                raise errors.SettingsError(f"{why} adds them as well; {by_function}")
         if getattr(kind.from_config, "__func__", None) not in FROM_CONFIG or "layers" in config:
             continue
         why = f"layer {layer.name}: Keras cannot build {kind.__name__} from its get_config ({errors.REASON}); {todo}"

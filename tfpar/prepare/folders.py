@@ -136,10 +136,9 @@ def _roots(root: Path, folders: list[str], splits: bool | None) -> dict[str, lis
         why = f"--splits, and no folder train with one of {', '.join(HELD_OUT)} ({shown})"
         raise errors.DataError(f"{files.printable(root)}: {why}; say --no-splits")
     found = {role: [root / each for each in by_name[name]] for role, name in by_role.items()}
-    used = [path for paths in found.values() for path in paths]
-    if left := ", ".join(files.printable(name) for name in folders if root / name not in used):
-        validation = " and ".join(path.name for path in found["validation"])
-        print(f"{files.printable(root)}: {left} left out; validation is {validation}")
+    if left := sorted(set(folders).difference(*(by_name[name] for name in by_role.values()))):
+        shown = ", ".join(map(files.printable, left))
+        print(f"{files.printable(root)}: {shown} left out; validation is {by_role['validation']}")
     return found
 
 
@@ -166,9 +165,8 @@ def _no_classes(root: Path, train: Path, pictures: list[tuple[None, Path]]) -> s
     """Return where the classes seem to be, for the message that there are none."""
     if pictures:
         moved = files.printable(train / "cat" / pictures[0][1].name)
-        into = f"put each into a folder named after its class, such as {moved}"
         splits = "; prepare it with --no-splits if the folders beside it are classes as well" * (train != root)
-        return f"{files.printable(train)}: {len(pictures)} files lie directly in it; {into}{splits}"
+        return f"{files.printable(train)}: {len(pictures)} files lie directly in it; put each into a folder named after its class, such as {moved}{splits}"
     return f"{files.printable(root)}: no pictures in it; give a folder with one folder per class and pictures in those"
 
 

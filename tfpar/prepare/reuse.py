@@ -24,8 +24,7 @@ def check(directory: Path, source, settings: dict, size: tuple[int, int] | None)
     has = there | {"image_size": there["image_shape"][:2]}
     differing = [f"{key} is {has.get(key)}, asked for {wanted[key]}" for key in wanted if wanted[key] != has.get(key)]
     if differing:
-        by_name = f"train on what is there by its name: tfpar train {files.word(directory)}"
-        todo = f"Name another directory, prepare it again with --fresh, or {by_name}"
+        todo = f"Name another directory, prepare it again with --fresh, or use it as it is: tfpar train {files.word(directory)}"
         raise errors.SettingsError(f"{directory}: prepared with other settings: {'; '.join(differing)}. {todo}")
 
 
@@ -35,18 +34,17 @@ def _is_of(there: dict, directory: Path, source, identity: str) -> bool:
     if kind not in ("folder", "table") or not isinstance(source, (str, os.PathLike)):
         return False
     place = there["source"].removeprefix(f"{kind}:")
-    moved_away = place != files.printable(os.path.abspath(source))
+    elsewhere = place != files.printable(os.path.abspath(source))
     if not os.path.exists(source):  # a source that is gone is no obstacle
-        return not moved_away
+        return not elsewhere
     if "source_files" not in there or not identity.startswith(f"{kind}:"):
         return False
     classes = folders.read_like_splits(there["class_names"])  # as an earlier version took them
     splits = there.get("folders_are_splits", False if classes else None)
     found = sources.find(source, splits=splits, group_by=there.get("group_by"))
-    another = moved_away and os.path.exists(place)  # or a copy, whose times are the same
-    of_copies = moved_away and not another
-    said = inputs.changes(found, there["source_files"], arrays.names_of(directory, there), moved_away=of_copies)
-    if said and not another:
+    moved_away = not os.path.exists(place)
+    said = inputs.changes(found, there["source_files"], arrays.names_of(directory, there), moved_away=moved_away)
+    if said and (moved_away or not elsewhere):  # otherwise it is another source, not the same or a copy
         place = files.printable(source)
         again = f"Prepare it again: {_command(there, place, directory)} (the old one is kept beside, for earlier runs)"
         todo = f"{again}, or use what is there by its name: tfpar train {files.word(directory)}"

@@ -1,13 +1,12 @@
 """Images that a program has: arrays, `tf.data` datasets, and whatever else yields (image, label)."""
 
-import contextlib
 import hashlib
 import itertools
 from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from tfpar import errors
+from tfpar import errors, files
 from tfpar.prepare.inputs import Input, Source
 
 _ROWS = 1024  # of an array, read at once
@@ -108,10 +107,9 @@ def _labels(labels: np.ndarray) -> np.ndarray:
             return labels.argmax(axis=1)
         raise errors.DataError(f"labels {_kind(labels)} are not one-hot rows; give {_TO_LABELS}")
     if labels.dtype.kind in "SOU":
-        with contextlib.suppress(UnicodeDecodeError):
-            texts = [label.decode() if isinstance(label, bytes) else label for label in labels.ravel()]
-            if all(isinstance(text, str) and text for text in texts):
-                return np.asarray(texts)
+        texts = [files.printable(label) if isinstance(label, bytes) else label for label in labels.ravel()]
+        if all(isinstance(text, str) and text for text in texts):
+            return np.asarray(texts)
     if labels.dtype.kind not in "iub":
         raise errors.DataError(f"labels are {_kind(labels)}; give {_TO_LABELS}")
     return labels.ravel()

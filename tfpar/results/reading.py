@@ -34,8 +34,7 @@ class Run:
         self.directory = place = validate.path("directory", directory)
         path = place / "run.json"
         if not path.is_file():
-            make = f"tfpar train DATA --run {files.word(place)}"
-            raise errors.InputNotFound(f"{place}: no run there. Make one with: {make}")
+            raise errors.InputNotFound(f"{place}: no run there. Make one: tfpar train DATA --run {files.word(place)}")
         damaged = f"{path}: damaged. Start over with --fresh, which keeps the old run."
         with errors.translated((ValueError, KeyError, TypeError, AttributeError), errors.DataError, damaged):
             self.facts = json.loads(path.read_bytes())
@@ -57,8 +56,9 @@ class Run:
     @property
     def data_directory(self) -> Path:
         """The prepared directory that it was trained on, also where both have moved together."""
-        recorded, beside = (self.facts["data"].get(key, "") for key in ("directory", "beside"))
-        return Path(recorded) if not beside or os.path.exists(recorded) else self.directory / beside
+        recorded = Path((data := self.facts["data"])["directory"])
+        moved = self.directory / data.get("beside", recorded)
+        return moved if moved.exists() and not recorded.exists() else recorded
 
     @property
     def history(self) -> pa.Table:

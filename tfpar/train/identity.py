@@ -119,12 +119,10 @@ def check_opens_again(model: keras.Model) -> None:
     for layer in _own_layers_in_config(model):
         kind, config, given = type(layer), layer.get_config(), getattr(layer._auto_config, "config", {})
         if getattr(kind.from_config, "__func__", None) is keras.Sequential.from_config.__func__:
-            why = f"layer {layer.name}: Keras builds {kind.__name__} from its list of layers, and __init__"
-            by_function = "let a function return keras.Sequential([...]) instead"
-            with errors.translated(TypeError, errors.SettingsError, f"{why} wants arguments; {by_function}"):
-                again = kind(name=layer.name)
-            if again.layers:
-                raise errors.SettingsError(f"{why} adds them as well; {by_function}")
+            why = f"layer {layer.name}: Keras opens it as {kind.__name__}(name=...) and adds its layers; create them in a function, not in __init__"
+            with errors.translated(TypeError, errors.SettingsError, why):
+                if kind(name=layer.name).layers:
+                    raise TypeError
         if getattr(kind.from_config, "__func__", None) not in FROM_CONFIG or "layers" in config:
             continue
         why = f"layer {layer.name}: Keras cannot build {kind.__name__} from its get_config ({errors.REASON}); {todo}"

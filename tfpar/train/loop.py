@@ -181,10 +181,10 @@ class Training:
             "format": 1,
             "settings": self.fingerprint,
             "data": {
-                "directory": os.path.abspath(self.data.directory),
-                "beside": os.path.relpath(self.data.directory, self.directory), "name": self.data.name, "fingerprint": self.data.fingerprint,
+                "directory": os.path.abspath(self.data.directory), "name": self.data.name, "fingerprint": self.data.fingerprint,
                 "class_names": self.data.class_names, "image_shape": list(self.data.image_shape), "verified": self.data.verified,
                 "examples": {name: len(split.labels) for name, split in self.data.splits.items()},
+                "beside": os.path.relpath(self.data.directory, self.directory),
             },
             "command": machine.command(),
             "devices": self.devices,

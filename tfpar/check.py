@@ -15,7 +15,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfpar import engine, results, steps
+from tfpar import engine, results, steps, validate
 from tfpar.engine import permutation
 from tfpar.results.predictions import TOP, probabilities_of
 
@@ -73,7 +73,7 @@ def same_gradient(
         repeats: how often the gradient is computed.
         busy: keep TensorFlow's threads busy with other work meanwhile.
     """
-    step = steps.Step(model)
+    step, busy = steps.Step(model), validate.boolean("busy", busy)
     batch = (tf.constant(images), tf.constant(labels))
     with _busy() if busy else contextlib.nullcontext():
         found = {_bits(step.gradient(batch)) for _ in range(repeats)}

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import os
-import shlex
+import resource
 import sys
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from tfpar.screen import quiet, say, stderr_silenced
 
 OF_BOTH_FORMS = ("command", "arguments", "usage", "verbose", "data", "devices", "all_reduce")  # of `scaling`
 PREDICTED_TOGETHER = 64  # pictures
+LEAST_TO_IMPORT = 5 << 29  # bytes of address space; with less TensorFlow crashes
 
 
 def _prepare(given) -> None:
@@ -63,7 +64,7 @@ def _train(given) -> None:
         metrics = train.run(model, data, run, **settings, weights=compiling.weights_name(given.weights)).metrics()
         found = f"accuracy {metrics['accuracy']:.4f} on {metrics['examples']} validation images"
         print(f"finished: {found}, {run / 'report.html'}")
-        run = shlex.quote(str(run))
+        run = files.word(run)
         print(f"next: tfpar predict {run} IMAGE, or tfpar export {run} --to saved_model")
 
 
@@ -96,7 +97,9 @@ def _predict(given) -> int:
         from tfpar.steps import accepted, normalization
 
         with stderr_silenced(not given.verbose), normalization.computed(run.settings["batch_norm"], training=False):
-            model = model or accepted.check_dtypes(run.model())
+            if model is None:
+                model = accepted.check_dtypes(run.model(compile=False))
+                model.jit_compile = run.settings.get("jit_compile")
             probabilities = predictions.softmax(model.predict(np.stack(pixels), verbose=0))
         for path, row in zip(readable, probabilities, strict=True):
             best = {run.class_names[i]: float(row[i]) for i in (-row).argsort(kind="stable")[: given.top]}
@@ -121,7 +124,7 @@ def _evaluate(given) -> None:
     from tfpar import prepare
     from tfpar.train import inference
 
-    data = prepare.load(given.data or run.facts["data"]["directory"])
+    data = prepare.load(given.data or run.data_directory)
     split = inference.split_for(run, data, given.split)
     logits, losses = inference.Inference(run.model(), batch_norm=run.settings["batch_norm"])(split)
     found = predictions.table(logits, split)
@@ -331,6 +334,8 @@ def require_tensorflow() -> None:
 
 def _import_tensorflow(given) -> None:
     """Import TensorFlow and keep its start-up chatter off the screen."""
+    if 0 < resource.getrlimit(resource.RLIMIT_AS)[0] < LEAST_TO_IMPORT:
+        raise MemoryError
     if not given.verbose:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     # TensorFlow turns oneDNN on by itself on some processors only; on others its convolutions are as much faster.

@@ -65,6 +65,7 @@ def first_line(error: BaseException | str) -> str:
     said = error.args[0] if isinstance(error, KeyError) and error.args else error  # whose text is quoted
     text = re.sub(r" for '\{\{.*|\{\{.*?\}\} ?|\x1b\[\d*m", "", str(said)).strip()
     text = re.sub(r"\AException encountered when calling (.*)\.\n+", r"\1: ", text)
+    text = re.sub(r"\n(?=[a-z])", " ", text)  # Keras breaks a sentence into lines
     return next(iter(text.splitlines()), type(error).__name__)[:200]
 
 

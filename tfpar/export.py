@@ -52,7 +52,7 @@ def write(run: str | os.PathLike, to: str, out: str | os.PathLike | None = None)
         raise errors.OutputError(f"{target}: exists already; remove it, or give another --out")
     from tfpar.steps import accepted
 
-    model = accepted.check_dtypes(run.model())
+    model = accepted.check_dtypes(run.model(compile=False))
     most = max([most, *(ROUNDING.get(layer.compute_dtype, 0) for layer in model._flatten_layers())])
     images, stored = data.validation.images[:IMAGES], predictions.probabilities_of(run.predictions())[:IMAGES]
     here = predictions.softmax(np.asarray(model(images)))
@@ -82,7 +82,7 @@ def data_of(run: results.Run) -> prepare.Dataset:
     """
     if not run.finished:
         raise errors.InputNotFound(f"{run.directory}: the run is not finished; run the command that trains it again")
-    data = prepare.load(run.facts["data"]["directory"])
+    data = prepare.load(run.data_directory)
     if data.fingerprint != run.facts["data"]["fingerprint"]:
         why = "prepared again since the run, so its answers cannot be compared"
         raise errors.SettingsError(f"{data.directory}: {why}; train again")

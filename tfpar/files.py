@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import re
+import shlex
 import shutil
 import urllib.parse
 from collections.abc import Callable, Iterator
@@ -138,6 +139,8 @@ def set_aside(path: str | os.PathLike) -> str:
         errors.OutputError: it cannot be renamed.
     """
     whole = Path(os.path.abspath(path))  # also where it was given as .
+    if Path.cwd().is_relative_to(whole.resolve()):
+        raise errors.OutputError(f"{path}: cannot be renamed from inside of it; run the command from another folder")
     number = next(n for n in itertools.count(1) if not whole.with_name(f"{whole.name}.{n}").exists())
     failed = f"{path}: cannot be renamed ({errors.REASON}); name another place"
     with errors.translated(OSError, errors.OutputError, failed):
@@ -173,6 +176,12 @@ def name_of(source) -> str:
     text = "arrays" if isinstance(source, (tuple, list)) else os.fspath(source).removeprefix("tfds:")
     words = [word for word in re.split(r"[/\\]", os.path.normpath(text)) if word not in ("", ".", "..")]
     return printable(words[-1]) if words else "data"
+
+
+def word(path: str | os.PathLike) -> str:
+    """Return a path as a word of a command that can be pasted: quoted where the shell wants it, and never an option."""
+    text = printable(path)
+    return shlex.quote(f"./{text}" if text.startswith("-") else text)
 
 
 def printable(name: str | os.PathLike) -> str:

@@ -2,6 +2,7 @@
 
 import csv
 import shutil
+import unicodedata
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -76,6 +77,23 @@ def test_csv_of_spreadsheets_and_parquet_are_one(pictures, tmp_path):
     assert len({data.fingerprint for data in prepared}) == 1 and prepared[0].class_names == ["even", "odd"]
 
 
+def test_folders_with_the_other_slash_spaces_in_the_header_and_two_spellings(pictures, tmp_path, capsys):
+    """As Windows, people, and two kinds of computers write them."""
+    rows = [row | {"path": "pictures/" + row["path"]} for row in rows_of(pictures)]
+    of_linux = prepare.dataset(written(tmp_path / "a.csv", rows), tmp_path / "a")
+    other = [{"path ": row["path"].replace("/", "\\"), " label": row["label"]} for row in rows]
+    assert same_arrays(prepare.dataset(written(tmp_path / "b.csv", other), tmp_path / "b"), of_linux)
+    spelled = [row | {"label": unicodedata.normalize(("NFC", "NFD")[i % 2], "é")} for i, row in enumerate(rows)]
+    spelled[0]["label"] = spelled[1]["label"] = "x"
+    data = prepare.dataset(written(tmp_path / "c.csv", spelled), tmp_path / "c")
+    assert data.class_names == ["x", unicodedata.normalize("NFC", "é")]
+    assert "is spelled in composed and in decomposed Unicode" in capsys.readouterr().out
+    (tmp_path / "one\\name.png").write_bytes((pictures / "p0_0.png").read_bytes())
+    named = written(tmp_path / "d.csv", [*rows[1:], {"path": "one\\name.png", "label": "even"}])
+    splits = prepare.dataset(named, tmp_path / "d").splits.values()
+    assert any("one\\name.png" in split.sources for split in splits)
+
+
 def test_split_and_weight(pictures, tmp_path):
     table = written(
         pictures / "a.csv",
@@ -104,6 +122,7 @@ def test_no_weights_no_file(pictures, tmp_path):
         (lambda rows: rows[3].update(path="  "), "row 5 has no path"),
         (lambda rows: rows[4].update(path=rows[0]["path"]), "rows 2 and 6 are both p0_0.png"),
         (lambda rows: rows[4].update(path="./" + rows[0]["path"]), "rows 2 and 6 are both"),
+        (lambda rows: rows[4].update(path="../pictures/" + rows[0]["path"]), "rows 2 and 6 are both"),
         (lambda rows: [row.update(split="train" if i else "") for i, row in enumerate(rows)], "row 2 has no split"),
         (lambda rows: [row.update(split="learn") for row in rows], "row 2 has the split learn"),
         (lambda rows: [row.update(split="val") for row in rows], "no row has the split train"),

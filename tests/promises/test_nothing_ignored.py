@@ -8,6 +8,9 @@ import csv
 import functools
 import os
 import random
+import re
+import shlex
+import shutil
 import signal
 import unicodedata
 from concurrent import futures
@@ -23,7 +26,7 @@ from keras_rows import Largest, Penalized, compiled, network, without_decay
 from networks import LOSS
 from PIL import Image
 
-from tfpar import devices, engine, errors, models, prepare, results, signals, steps, train
+from tfpar import arguments, cli, devices, engine, errors, files, models, prepare, results, signals, steps, train
 from tfpar.prepare import folders
 from tfpar.results.reading import HISTORY
 from tfpar.settings import Settings
@@ -108,6 +111,8 @@ def test_arguments_of_fit_that_would_be_lost_are_refused(digits):
         model.fit(batches, steps_per_epoch=2, class_weight={0: 2.0})
     with pytest.raises(errors.SettingsError, match="give steps_per_epoch"):
         model.fit(batches)
+    with pytest.raises(errors.SettingsError, match="give validation_steps"):
+        model.fit(batches, steps_per_epoch=2, validation_data=batches)
 
 
 # ---- the learning rate
@@ -502,6 +507,24 @@ def test_a_run_with_an_own_layer_says_which_class_it_needs(digits, tmp_path):
     assert run.model(custom_objects={"Penalized": Penalized}).count_params()
 
 
+def test_prediction_and_export_need_no_loss_and_evaluation_finds_the_data_that_moved_along(
+    digits, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "project").mkdir()
+    shutil.copytree(digits.directory, tmp_path / "project" / "data")
+    data = prepare.load(tmp_path / "project" / "data")
+    losses = {"own": Softened(2.0), "standard": None}
+    for name, loss in losses.items():
+        trained(data, tmp_path / "project" / name, model=compiled(network(), **({"loss": loss} if loss else {})))
+    (tmp_path / "project").rename(tmp_path / "moved")
+    monkeypatch.chdir(tmp_path / "moved")
+    Image.fromarray(digits.train.images[0, ..., 0]).save("one.png")
+    assert cli.main(["predict", "own", "one.png"]) == 0 and "one.png: " in capsys.readouterr().out
+    assert cli.main(["export", "own", "--to", "saved_model"]) == 0
+    assert cli.main(["evaluate", "own"]) == 78 and "the model uses Softened" in capsys.readouterr().err
+    assert cli.main(["evaluate", "standard"]) == 0 and '"examples": 179' in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("layer", "other"),
     [
@@ -561,6 +584,24 @@ class Built(keras.Model):
         return {"name": self.name}
 
 
+class Twice(keras.Sequential):
+    """Keras would create its layers twice."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.add(layers.Dense(4))
+
+
+class BlockOf(keras.Sequential):
+    def __init__(self, units):
+        super().__init__([layers.Dense(units)])
+
+
+class Passed(keras.Sequential):
+    def __init__(self, *given, **options):
+        super().__init__(*given, **options)
+
+
 @pytest.mark.parametrize(
     ("build", "why"),
     [
@@ -602,7 +643,26 @@ def test_layers_that_keras_can_build_again_are_taken():
         def get_config(self):
             return super().get_config() | {"factor": 0.1}
 
-    identity.check_opens_again(network(Whole(0.1), Forgetful(), layers.Dense(3), kind=keras_rows.OwnCall))
+    around = network(Whole(0.1), Forgetful(), Passed([layers.Dense(3)]), layers.Dense(3), kind=keras_rows.OwnCall)
+    identity.check_opens_again(around)
+
+
+@pytest.mark.parametrize("build", [Twice, lambda: BlockOf(3)])
+def test_a_sequential_that_creates_its_layers_itself_is_refused_before_the_first_step(build):
+    with pytest.raises(errors.SettingsError, match="and adds its layers; create them in a function"):
+        identity.check_opens_again(network(build()))
+
+
+def test_the_reason_why_a_model_cannot_be_saved_is_a_whole_sentence(digits, tmp_path):
+    class Calling(layers.Layer):
+        def __init__(self, something):
+            super().__init__()
+
+        def call(self, x):
+            return x
+
+    with pytest.raises(errors.SettingsError, match=r"by passing non-serializable argument values.*; write functions"):
+        trained(digits, tmp_path / "run", model=compiled(network(Calling(object()))))
 
 
 def test_an_intact_file_is_not_called_damaged_where_a_class_is_wrong(digits, tmp_path):
@@ -655,6 +715,13 @@ def test_doubtful_folders_are_refused_and_both_answers_work(tmp_path):
             pictures(tmp_path / "twice" / name / kind)
     with pytest.raises(errors.DataError, match=r"two folders for one split .*--splits.*--no-splits"):
         prepare.dataset(tmp_path / "twice", tmp_path / "a")
+    both = prepare.dataset(tmp_path / "twice", tmp_path / "a", splits=True)
+    assert both.class_names == ["cat", "dog"] and len(both.validation.labels) == 24 == 2 * len(both.train.labels)
+    assert prepare.dataset(tmp_path / "twice", tmp_path / "d", splits=False).class_names == ["Val", "train", "val"]
+    for name in ("test", "train"):
+        pictures(tmp_path / "lab" / name)
+    with pytest.raises(errors.DataError, match="--no-splits if the folders beside it are classes"):
+        prepare.dataset(tmp_path / "lab", tmp_path / "e")
     for name in ("car", "train"):
         pictures(tmp_path / "vehicles" / name)
     with pytest.raises(errors.DataError, match="--no-splits"):
@@ -742,8 +809,53 @@ def test_a_source_that_changed_moved_or_went_away(tmp_path, monkeypatch):
     assert moved.class_names == ["cat", "dog", "hen"]
     with open("photos/hen/2.png", "ab") as file:
         file.write(b"more")
-    with pytest.raises(errors.SettingsError):
+    with pytest.raises(errors.SettingsError, match="older than its source photos: pictures changed"):
         prepare.dataset("photos", "data")
+
+
+def test_another_source_of_the_same_name_is_not_taken_for_one_that_moved(tmp_path, monkeypatch):
+    """Its files have the same names and sizes; in a copy they have the same times as well."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("cat", "dog"):
+        pictures(f"a/photos/{name}")
+        pictures(f"b/photos/{name}", shade=1)
+    first = prepare.dataset("a/photos", "data")
+    shutil.copytree("a/photos", "c/photos")
+    assert prepare.dataset("c/photos", "data").fingerprint == first.fingerprint
+    with pytest.raises(errors.SettingsError, match=r"source is .*a/photos, asked for .*b/photos.*tfpar train data$"):
+        prepare.dataset("b/photos", "data")
+
+
+def test_the_command_in_a_message_works_when_it_is_pasted(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("cat", "dog"):
+        pictures(f"-the pho'tos/{name}")
+    options = ["--group-by=-?/([0-9])", "--validation-fraction=0.3", "--seed=3"]
+    assert cli.main(["prepare", "./-the pho'tos", "./-the data", *options]) == 0
+    pictures("-the pho'tos/hen")
+    assert cli.main(["prepare", "./-the pho'tos", "./-the data", *options]) == 78
+    said = capsys.readouterr().err
+    again, train = re.search(r"again: tfpar (.*) \(the old.*name: tfpar (.*)$", said).groups()
+    assert cli.main(shlex.split(again)) == 0 and prepare.load("./-the data").num_classes == 3
+    assert arguments.parser({}).parse_args(shlex.split(train)).data == "./-the data"
+    with pytest.raises(errors.InputNotFound) as none:
+        results.Run("-no run")
+    words = shlex.split(str(none.value).split("tfpar ")[1])
+    assert arguments.parser({}).parse_args(words).run == "./-no run"
+
+
+def test_a_directory_is_not_renamed_from_inside(tmp_path, monkeypatch):
+    for name in ("cat", "dog"):
+        pictures(tmp_path / "photos" / name)
+    (tmp_path / "data").mkdir()
+    monkeypatch.chdir(tmp_path / "data")
+    first = prepare.dataset("../photos", ".")
+    (tmp_path / "data" / "below").mkdir()
+    for place, directory in ((".", tmp_path / "data"), ("..", tmp_path / "data" / "below")):
+        monkeypatch.chdir(directory)
+        with pytest.raises(errors.OutputError, match="from inside of it; run the command from another folder"):
+            files.set_aside(place)
+    assert prepare.load(tmp_path / "data").fingerprint == first.fingerprint and not (tmp_path / "data.1").exists()
 
 
 def test_a_source_that_is_gone_is_no_obstacle(tmp_path, monkeypatch):
@@ -799,12 +911,17 @@ def test_a_run_says_how_many_steps_it_was_stopped_after(digits, tmp_path):
     )
     with pytest.raises(train.Interrupted, match="stopped after step 2 of 21, state saved"):
         trained(digits, tmp_path / "run", callbacks=[stopping], steps_per_call=1)
-    with pytest.raises(errors.SettingsError, match=r"this run has 1 shard, which 2 replicas cannot share"):
+    said = r"this run has 1 shard for 2 replicas; continue on 1 replica, or start over with --shards 2 --fresh"
+    with pytest.raises(errors.SettingsError, match=said):
         two = devices.strategy(simulate=2)
         with two.scope():
             model = compiled(network())
         trained(digits, tmp_path / "run", model=model, steps_per_call=1)
     assert not results.Run(tmp_path / "run").finished
+    with pytest.raises(
+        errors.SettingsError, match="continue on 1 or 2 or 3 or 6 replicas, or start over with --shards 4"
+    ):
+        Settings().resolved(4, {"shards": 6})
 
 
 # ---- found by a review

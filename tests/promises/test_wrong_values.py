@@ -7,7 +7,7 @@ import tensorflow as tf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tfpar import devices, engine, errors, models, prepare, results, schedule, steps, train, validate
+from tfpar import check, devices, engine, errors, models, prepare, results, scaling, schedule, steps, train, validate
 from tfpar import settings as run_settings
 from tfpar.diagnose import memory, profiling
 from tfpar.prepare import arrays, sources
@@ -286,3 +286,11 @@ def test_no_model_no_data(trainable, tmp_path, value):
     refused(train.run, value, data, tmp_path / "run", stages=[train.Stage(1, 0.1)])
     refused(train.run, model, value, tmp_path / "run", stages=[train.Stage(1, 0.1)])
     assert isinstance(data, arrays.Dataset) and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("value", ["no", 5, [1]])
+def test_truth_values_and_what_was_verified(trainable, value):
+    model, data = trainable
+    refused(check.same_gradient, model, data.train.images[:2], data.train.labels[:2], busy=value)
+    refused(scaling.Measured, 0.1, 32, 1e6, one_machine=value)
+    refused(prepare.load, data.directory, known=value)

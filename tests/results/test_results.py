@@ -55,6 +55,8 @@ def test_what_is_not_there(run, tmp_path):
         results.Run(tmp_path)
     with pytest.raises(errors.InputNotFound, match="results of 2 stage"):
         run.metrics(stage=3)
+    with pytest.raises(errors.SettingsError, match="compile='no': give True or False"):
+        run.model(compile="no")
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(errors.DataError, match="damaged"):
         results.Run(tmp_path)

@@ -178,6 +178,8 @@ def load(directory: str | os.PathLike, *, verify: bool = True, known: dict[str, 
         errors.DataError: a file is missing, too many, or not what it was; the message names it.
     """
     directory = validate.path("directory", directory)
+    if not isinstance(known, (dict, type(None))):
+        validate.reject("known", known, "the verified of an earlier load, or None")
     verify, manifest = validate.boolean("verify", verify), manifest_of(directory)
     try:
         return _loaded(directory, manifest, verify, known or {})
@@ -223,8 +225,9 @@ def manifest_of(directory: Path) -> dict:
         errors.InputNotFound, errors.DataError: there is none, or it is damaged.
     """
     path = directory / "dataset.json"
-    if not directory.is_dir():
-        raise errors.InputNotFound(f"{directory}: no such directory. Make it with: tfpar prepare SOURCE {directory}")
+    if not directory.exists():
+        make = f"tfpar prepare SOURCE {files.word(directory)}"
+        raise errors.InputNotFound(f"{directory}: no such directory. Make it with: {make}")
     if not path.is_file():
         raise errors.DataError(f"{path}: missing, so not a prepared directory. Make one: tfpar prepare SOURCE DIR")
     try:

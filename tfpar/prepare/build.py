@@ -252,7 +252,8 @@ def _filled_classes(source: Source, splits: dict[str, SplitWriter]) -> list[str]
     for split, count in counts.items():
         if missing := sorted(set(count) - set(counts["train"])):
             raise errors.DataError(f"class {missing[0]} is in {split} alone; add it to train, or remove it there")
-    known = source.class_names or sorted(counts["train"])
+    with errors.translated(TypeError, errors.DataError, "labels are of two kinds; give whole numbers or text"):
+        known = source.class_names or sorted(counts["train"])
     filled = [name for name in known if name in counts["train"]]
     for name in known:
         if name not in counts["train"]:

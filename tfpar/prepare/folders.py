@@ -4,7 +4,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from tfpar import errors, files
@@ -55,24 +55,28 @@ def _find(root: Path, splits: bool | None) -> tuple[list[str], dict[str, list[tu
     if not root.is_dir():
         raise errors.InputNotFound(f"{files.printable(root)}: not a folder; give class folders, or a .csv or .parquet")
     roots = _roots(root, _folders(root), splits)
-    listed = {split: list(_walk(path)) for split, path in roots.items()}
+    listed = {split: [each for path in paths for each in _walk(path)] for split, paths in roots.items()}
     pictures = {split: [each for each in found if not foreign(each[1].name)] for split, found in listed.items()}
     if not any(name for name, _ in pictures["train"]):
-        raise errors.DataError(_no_classes(root, roots["train"], pictures["train"]))
-    spellings = Counter(_composed(name) for name in {name for path in roots.values() for name in _folders(path)})
-    for name, count in spellings.items():
-        if count > 1:
-            print(f"class {name}: its folders are spelled in composed and in decomposed Unicode, and are one class")
-    for split, path in roots.items():
-        filled = {name for name, _ in listed[split]}
-        for name in _folders(path):
-            if _composed(name) not in filled:
-                print(f"{files.printable(path / name)}: an empty folder, left out")
+        raise errors.DataError(_no_classes(root, roots["train"][0], pictures["train"]))
+    folders = [(split, path / name) for split, paths in roots.items() for path in paths for name in _folders(path)]
+    tell_spellings(path.name for _, path in folders)
+    for split, path in folders:
+        if composed(path.name) not in {name for name, _ in listed[split]}:
+            print(f"{files.printable(path)}: an empty folder, left out")
     return sorted({name for found in pictures.values() for name, _ in found if name}), listed
 
 
-def _composed(name: str) -> str:
+def composed(name: str) -> str:
+    """Return the name of a class in composed Unicode."""
     return unicodedata.normalize("NFC", files.printable(name))
+
+
+def tell_spellings(names: Iterable[str]) -> None:
+    """Print a line for each class whose name is spelled in two ways."""
+    for name, count in Counter(composed(name) for name in set(names)).items():
+        if count > 1:
+            print(f"class {name}: its name is spelled in composed and in decomposed Unicode, and is one class")
 
 
 def _folders(root: Path) -> list[str]:
@@ -105,8 +109,8 @@ def roles(names: Collection[str]) -> dict[str, str]:
     return found | ({"test": "test"} if "test" in held_out[1:] else {})
 
 
-def _roots(root: Path, folders: list[str], splits: bool | None) -> dict[str, Path]:
-    """Return the folder of each split; the root alone where its folders are classes."""
+def _roots(root: Path, folders: list[str], splits: bool | None) -> dict[str, list[Path]]:
+    """Return the folders of each split, several where they differ in case; the root alone where its folders are classes."""
     by_name: dict[str, list[str]] = {}
     for name in folders:
         if name.lower() in TRAIN + HELD_OUT:
@@ -115,23 +119,26 @@ def _roots(root: Path, folders: list[str], splits: bool | None) -> dict[str, Pat
         why = f"{files.printable(root)}: {', '.join(map(files.printable, folders))} read like splits"
         raise errors.DataError(f"{why}. Rename them train, val and test, or prepare it with --no-splits (splits=False)")
     if splits is False or (splits is None and not by_name):
-        return {"train": root}
+        return {"train": [root]}
     twice = next((names for names in by_name.values() if len(names) > 1), None)
     others = sum(map(len, by_name.values())) < len(folders)
-    answers = "say --splits if they are splits, --no-splits if they are classes (splits=True or False in Python)"
+    answers = (
+        "prepare it with --splits if they are splits, --no-splits if they are classes (splits=True or False in Python)"
+    )
     shown = ", ".join(map(files.printable, folders[:6]))
-    if twice or (splits is None and others):
+    if splits is None and (twice or others):
         why = f"{' and '.join(twice)} are two folders for one split" if twice else "splits beside other folders"
         raise errors.DataError(f"{files.printable(root)}: {why} ({shown}). Rename or move one, or {answers}")
     by_role = roles(by_name)
     if not {"train", "validation"} <= by_role.keys():
         if splits is None:  # such as test alone: a class
-            return {"train": root}
+            return {"train": [root]}
         why = f"--splits, and no folder train with one of {', '.join(HELD_OUT)} ({shown})"
         raise errors.DataError(f"{files.printable(root)}: {why}; say --no-splits")
-    found = {role: root / by_name[name][0] for role, name in by_role.items()}
-    if left := ", ".join(files.printable(name) for name in folders if root / name not in found.values()):
-        print(f"{files.printable(root)}: {left} left out; validation is {found['validation'].name}")
+    found = {role: [root / each for each in by_name[name]] for role, name in by_role.items()}
+    if left := sorted(set(folders).difference(*(by_name[name] for name in by_role.values()))):
+        shown = ", ".join(map(files.printable, left))
+        print(f"{files.printable(root)}: {shown} left out; validation is {by_role['validation']}")
     return found
 
 
@@ -143,12 +150,12 @@ def read_like_splits(folders: list[str]) -> bool:
 
 
 def pictures(root: str) -> list[str]:
-    """Return the paths of all files below a folder that may be pictures, in a fixed order.
+    """Return the sorted paths of all files below a folder that may be pictures.
 
     Raises:
         errors.InputNotFound: there is none, or a folder cannot be read.
     """
-    found = [str(path) for _, path in _walk(Path(root)) if not foreign(path.name)]
+    found = sorted(str(path) for _, path in _walk(Path(root)) if not foreign(path.name))
     if not found:
         raise errors.InputNotFound(f"{files.printable(root)}: no pictures in it or below. Name a folder with pictures")
     return found
@@ -158,7 +165,8 @@ def _no_classes(root: Path, train: Path, pictures: list[tuple[None, Path]]) -> s
     """Return where the classes seem to be, for the message that there are none."""
     if pictures:
         moved = files.printable(train / "cat" / pictures[0][1].name)
-        return f"{files.printable(train)}: {len(pictures)} files lie directly in it; put each into a folder named after its class, such as {moved}"
+        splits = "; prepare it with --no-splits if the folders beside it are classes as well" * (train != root)
+        return f"{files.printable(train)}: {len(pictures)} files lie directly in it; put each into a folder named after its class, such as {moved}{splits}"
     return f"{files.printable(root)}: no pictures in it; give a folder with one folder per class and pictures in those"
 
 
@@ -186,7 +194,7 @@ def _walk(root: Path) -> Iterator[tuple[str | None, Path]]:
         below[:] = sorted((name for name in below if not _hidden(name)), key=os.fsencode)
         parts = Path(folder).relative_to(root).parts
         for name in sorted(names, key=os.fsencode):
-            yield (_composed(parts[0]) if parts else None), Path(folder) / name
+            yield (composed(parts[0]) if parts else None), Path(folder) / name
 
 
 def _walk_of_system(root: Path) -> Iterator[tuple[str, list[str], list[str]]]:

@@ -24,7 +24,7 @@ def check(directory: Path, source, settings: dict, size: tuple[int, int] | None)
     has = there | {"image_size": there["image_shape"][:2]}
     differing = [f"{key} is {has.get(key)}, asked for {wanted[key]}" for key in wanted if wanted[key] != has.get(key)]
     if differing:
-        todo = "Name another directory, prepare it again with --fresh, or remove it"
+        todo = f"Name another directory, prepare it again with --fresh, or use it as it is: tfpar train {files.word(directory)}"
         raise errors.SettingsError(f"{directory}: prepared with other settings: {'; '.join(differing)}. {todo}")
 
 
@@ -33,29 +33,31 @@ def _is_of(there: dict, directory: Path, source, identity: str) -> bool:
     kind = there["source"].split(":")[0]
     if kind not in ("folder", "table") or not isinstance(source, (str, os.PathLike)):
         return False
-    moved_away = there["source"] != f"{kind}:{files.printable(os.path.abspath(source))}"
+    place = there["source"].removeprefix(f"{kind}:")
+    elsewhere = place != files.printable(os.path.abspath(source))
     if not os.path.exists(source):  # a source that is gone is no obstacle
-        return not moved_away
+        return not elsewhere
     if "source_files" not in there or not identity.startswith(f"{kind}:"):
         return False
     classes = folders.read_like_splits(there["class_names"])  # as an earlier version took them
     splits = there.get("folders_are_splits", False if classes else None)
     found = sources.find(source, splits=splits, group_by=there.get("group_by"))
+    moved_away = not os.path.exists(place)
     said = inputs.changes(found, there["source_files"], arrays.names_of(directory, there), moved_away=moved_away)
-    if said and not moved_away:
+    if said and (moved_away or not elsewhere):  # otherwise it is another source, not the same or a copy
         place = files.printable(source)
         again = f"Prepare it again: {_command(there, place, directory)} (the old one is kept beside, for earlier runs)"
-        todo = f"{again}, or use what is there by its name: tfpar train {directory}"
+        todo = f"{again}, or use what is there by its name: tfpar train {files.word(directory)}"
         raise errors.SettingsError(f"{directory} is older than its source {place}: {said}. {todo}")
     return not said
 
 
 def _command(there: dict, place: str, directory: Path) -> str:
     """Return the command that prepares a directory again in the same way."""
-    words = ["tfpar", "prepare", place, str(directory), "--image-size", "x".join(map(str, there["image_shape"][:2]))]
+    words = ["--image-size", "x".join(map(str, there["image_shape"][:2]))]
     for key, default in (("validation_fraction", 0.1), ("seed", 0), ("group_by", None)):
         if there.get(key, default) != default:
-            words += [f"--{key.replace('_', '-')}", str(there[key])]
+            words.append(f"--{key.replace('_', '-')}={there[key]}")
     if "folders_are_splits" in there:
         words.append("--splits" if there["folders_are_splits"] else "--no-splits")
-    return shlex.join([*words, "--fresh"])
+    return f"tfpar prepare {files.word(place)} {files.word(directory)} {shlex.join(words)} --fresh"

@@ -15,7 +15,7 @@ import contextlib
 import csv
 import os
 import reprlib
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from tfpar import errors, files, validate
 from tfpar.prepare import folders
@@ -49,10 +49,11 @@ def source(table: Path, splits: bool | None, group_by: str | None) -> Source:
     with_splits = splits is not False and any(_text(row.get("split")) for row in found)
     # The header is row 1.
     rows = [_row(table, number, row, with_splits, group_by or "group") for number, row in enumerate(found, 2)]
-    seen: dict[Path, int] = {}
+    folders.tell_spellings(_text(row["label"]) for row in found)
+    seen: dict[str, int] = {}
     for number, (_, item) in enumerate(rows, 2):
-        if seen.setdefault(item.picture, number) != number:
-            both = f"{place}: rows {seen[item.picture]} and {number} are both {item.source}"
+        if (first := seen.setdefault(os.path.abspath(item.picture), number)) != number:
+            both = f"{place}: rows {first} and {number} are both {item.source}"
             raise errors.DataError(f"{both}. Keep one (a column weight can make it count more)")
     rows.sort(key=_place_in_a_folder)
     by_split = _by_split(place, rows) if with_splits else {"train": [item for _, item in rows]}
@@ -82,7 +83,8 @@ def _read(table: Path, place: str) -> tuple[list[dict], list[str]]:
             file.seek(0)
             delimiter = next((mark for mark in ",;\t" if mark in header), ",")  # some spreadsheets write others
             reader = csv.DictReader(file, delimiter=delimiter, skipinitialspace=True, strict=True)
-            return list(reader), list(reader.fieldnames or [])
+            reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
+            return list(reader), reader.fieldnames
     except UnicodeDecodeError as error:
         raise errors.DataError(f"{place}: is not UTF-8 text ({error.reason}). Save it as CSV in UTF-8") from error
     except (csv.Error, pyarrow.ArrowException, OSError) as error:
@@ -119,7 +121,10 @@ def _row(table: Path, number: int, row: dict, with_splits: bool, group_by: str) 
     split = "train" if split in folders.TRAIN else split
     group = _text(row[group_by]) if group_by in row else None
     path = PurePosixPath(_text(row["path"]))
-    return split, Input(files.printable(path), _text(row["label"]), table.parent / path, weight=weight, group=group)
+    if "\\" in str(path) and not os.path.lexists(table.parent / path):
+        path = PurePosixPath(*PureWindowsPath(path).parts)
+    label = folders.composed(_text(row["label"]))
+    return split, Input(files.printable(path), label, table.parent / path, weight=weight, group=group)
 
 
 def _text(value) -> str:
@@ -131,7 +136,7 @@ def _by_split(place: str, rows: list[tuple[str, Input]]) -> dict[str, list[Input
     names = {split for split, _ in rows}
     roles = folders.roles(names)
     if "train" not in roles:
-        raise errors.DataError(f"{place}: no row has the split train. Give one, or say --no-splits")
+        raise errors.DataError(f"{place}: no row has the split train. Give one, or prepare it with --no-splits")
     left = names - set(roles.values())
     if left:
         print(f"{place}: {', '.join(sorted(left))} left out; validation is {roles['validation']}")

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from tfpar import errors
+from tfpar import errors, files
 from tfpar.prepare.inputs import Input, Source
 
 _ROWS = 1024  # of an array, read at once
@@ -106,11 +106,11 @@ def _labels(labels: np.ndarray) -> np.ndarray:
         if ((labels == 0) | (labels == 1)).all() and (labels.sum(axis=1) == 1).all():
             return labels.argmax(axis=1)
         raise errors.DataError(f"labels {_kind(labels)} are not one-hot rows; give {_TO_LABELS}")
-    if labels.dtype.kind in "SO":
-        texts = [label.decode() if isinstance(label, bytes) else label for label in labels.ravel()]
+    if labels.dtype.kind in "SOU":
+        texts = [files.printable(label) if isinstance(label, bytes) else label for label in labels.ravel()]
         if all(isinstance(text, str) and text for text in texts):
             return np.asarray(texts)
-    if labels.dtype.kind not in "iubU":
+    if labels.dtype.kind not in "iub":
         raise errors.DataError(f"labels are {_kind(labels)}; give {_TO_LABELS}")
     return labels.ravel()
 

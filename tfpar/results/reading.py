@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tfpar import errors, validate
+from tfpar import errors, files, validate
 from tfpar.results.predictions import probabilities_of
 
 HISTORY = {
@@ -34,7 +34,7 @@ class Run:
         self.directory = place = validate.path("directory", directory)
         path = place / "run.json"
         if not path.is_file():
-            raise errors.InputNotFound(f"{place}: no run there. Make one with: tfpar train DATA --run {place}")
+            raise errors.InputNotFound(f"{place}: no run there. Make one: tfpar train DATA --run {files.word(place)}")
         damaged = f"{path}: damaged. Start over with --fresh, which keeps the old run."
         with errors.translated((ValueError, KeyError, TypeError, AttributeError), errors.DataError, damaged):
             self.facts = json.loads(path.read_bytes())
@@ -52,6 +52,13 @@ class Run:
     @property
     def finished(self) -> bool:
         return bool(self.facts["finished"])
+
+    @property
+    def data_directory(self) -> Path:
+        """The prepared directory that it was trained on, also where both have moved together."""
+        recorded = Path((data := self.facts["data"])["directory"])
+        moved = self.directory / data.get("beside", recorded)
+        return moved if moved.exists() and not recorded.exists() else recorded
 
     @property
     def history(self) -> pa.Table:
@@ -86,6 +93,7 @@ class Run:
         """
         import keras
 
+        compile = validate.boolean("compile", compile)
         with self._whole("model.keras" if stage is None else self._stage(stage) + "/model.keras") as path:
             return keras.saving.load_model(path, custom_objects=custom_objects, compile=compile, safe_mode=True)
 

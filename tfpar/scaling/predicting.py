@@ -95,6 +95,7 @@ class Measured:
             validate.number(f"seconds of a step on {size}", seconds, 1e-9, 1e6)
         validate.number("gradient_bytes", self.gradient_bytes, 0, 1e15)
         validate.choice("all_reduce", self.all_reduce, ("ordered", "fast"))
+        validate.boolean("one_machine", self.one_machine)
         if self.input_images_per_second is not None:
             validate.number("input_images_per_second", self.input_images_per_second, 1e-3, 1e12)
         rule = f"give {formulas.LEAST_SAMPLES} or more step times in seconds, or none"

@@ -95,10 +95,11 @@ def _refusals(given: dict, train_function: "_TrainFunction") -> Iterator[str]:
     steps, installed = given.get("steps_per_epoch"), train_function.steps_per_epoch
     if train_function.steps_per_call > 1 and steps != installed:
         yield f"steps_per_epoch is {steps} in fit and {installed} in steps.install; with several steps per call, give both the same"
-    cardinality = getattr(given.get("x"), "cardinality", 0)
-    number = int(cardinality() if callable(cardinality) else cardinality)
-    if steps is None and (number == tf.data.INFINITE_CARDINALITY or number > 1 << 40):
-        yield "these batches are endless; give steps_per_epoch=engine.steps_per_epoch(split, global_batch_size=...)"
+    for batches, steps in (("x", "steps_per_epoch"), ("validation_data", "validation_steps")):
+        cardinality = getattr(given.get(batches), "cardinality", 0)
+        number = int(cardinality() if callable(cardinality) else cardinality)
+        if given.get(steps) is None and (number == tf.data.INFINITE_CARDINALITY or number > 1 << 40):
+            yield f"these batches are endless; give {steps}=engine.steps_per_epoch(split, global_batch_size=...)"
 
 
 class _TrainFunction:

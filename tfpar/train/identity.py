@@ -118,6 +118,11 @@ def check_opens_again(model: keras.Model) -> None:
     todo = "let get_config return every argument of __init__, and let __init__ take **kwargs"
     for layer in _own_layers_in_config(model):
         kind, config, given = type(layer), layer.get_config(), getattr(layer._auto_config, "config", {})
+        if getattr(kind.from_config, "__func__", None) is keras.Sequential.from_config.__func__:
+            why = f"layer {layer.name}: Keras opens it as {kind.__name__}(name=...) and adds its layers; create them in a function, not in __init__"
+            with errors.translated(TypeError, errors.SettingsError, why):
+                if kind(name=layer.name).layers:
+                    raise TypeError
         if getattr(kind.from_config, "__func__", None) not in FROM_CONFIG or "layers" in config:
             continue
         why = f"layer {layer.name}: Keras cannot build {kind.__name__} from its get_config ({errors.REASON}); {todo}"

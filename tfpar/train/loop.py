@@ -184,6 +184,7 @@ class Training:
                 "directory": os.path.abspath(self.data.directory), "name": self.data.name, "fingerprint": self.data.fingerprint,
                 "class_names": self.data.class_names, "image_shape": list(self.data.image_shape), "verified": self.data.verified,
                 "examples": {name: len(split.labels) for name, split in self.data.splits.items()},
+                "beside": os.path.relpath(self.data.directory, self.directory),
             },
             "command": machine.command(),
             "devices": self.devices,

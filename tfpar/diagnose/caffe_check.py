@@ -1,15 +1,17 @@
 """A converted network beside OpenCV's reading of the same files, layer by layer."""
 
 import math
-import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import keras
 import numpy as np
+from google.protobuf import text_format
 
 from tfpar import errors
-from tfpar.models.caffe import conversion
-from tfpar.models.caffe.selection import Selection, is_by_batch
+from tfpar.models.caffe import building, conversion
+from tfpar.models.caffe.files import File
+from tfpar.models.caffe.selection import Selection
 
 BOUND = 5e-6  # of the largest value of a layer
 OTHERWISE = {
@@ -18,13 +20,11 @@ OTHERWISE = {
     "beta": lambda layer: layer.swish_param.beta != 1,
     "concat_dim": lambda layer: layer.concat_param.concat_dim > 1,
     "slice_dim": lambda layer: layer.slice_param.slice_dim > 1,
-    "use_global_stats: false": is_by_batch,
+    "use_global_stats: false": building.is_by_batch,
 }
 
 
-def differences(
-    net: str | os.PathLike, weights: str | os.PathLike, image: str | os.PathLike | None = None
-) -> Iterator[tuple[str, float]]:
+def differences(net: File, weights: File, image: File | None = None) -> Iterator[tuple[str, float]]:
     """Send one image through both, and yield each layer with its largest difference, as a part of its largest value.
 
     Args:
@@ -65,17 +65,24 @@ def _by_opencv(net, weights, x: np.ndarray, names: list[str]) -> dict[str, np.nd
         import cv2
     if not hasattr(cv2.dnn, "readNetFromCaffe"):
         raise errors.Unavailable(f"nothing was compared: OpenCV {cv2.__version__} no longer reads Caffe. {install}")
-    layers = Selection(net, "TEST", x.shape[1:]).layers
-    for name, word in ((layer.name, word) for layer in layers for word, is_odd in OTHERWISE.items() if is_odd(layer)):
-        why = f"OpenCV does not compute {word} of layer {name} as Caffe does"
-        raise errors.Unavailable(f"nothing was compared: {why}; compare a copy of {net} without that word")
+    selection = Selection(net, "TEST")
+    layers = selection.needed(selection.last())
+    for layer in layers:
+        for word in (word for word, is_odd in OTHERWISE.items() if is_odd(layer)):
+            why = f"OpenCV does not compute {word} of layer {layer.name} as Caffe does"
+            raise errors.Unavailable(f"nothing was compared: {why}; compare a copy of {net} without that word")
+        layer.ClearField("include")  # OpenCV ignores both
+        layer.ClearField("exclude")
+    shape = {"dim": [1, x.shape[3], *x.shape[1:3]]}
+    text = type(selection.net.message)(input=[selection.input], input_shape=[shape], layer=layers)
+    content = text_format.MessageToString(text).encode(), Path(weights).read_bytes()
     why = f"nothing was compared: OpenCV cannot read {net}: {errors.REASON}"
     with errors.translated(cv2.error, errors.Unavailable, why):
-        there = cv2.dnn.readNetFromCaffe(os.fspath(net), os.fspath(weights))
+        there = cv2.dnn.readNetFromCaffe(*(np.frombuffer(each, np.uint8) for each in content))
         there.enableWinograd(False)  # it adds up to 3e-6
         there.enableFusion(False)
         there.setInput(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))
-        tops = {layer.name: layer.top[0] for layer in layers if layer.top}
+        tops = {layer.name: layer.top[0] for layer in layers}
         known = {*there.getLayerNames()}  # by the name of a layer, or of its output
         called = {name: name if name in known else tops.get(name) for name in names}
         called = {name: other for name, other in called.items() if other in known}

@@ -1,6 +1,7 @@
 """A solver of Caffe as an optimizer, regularizers and one stage."""
 
 import functools
+import itertools
 import math
 import os
 from pathlib import Path
@@ -34,7 +35,7 @@ READ = {
     "solver_type",
 }  # besides the fields of its policy and of its optimizer  # fmt: skip
 OUTSIDE = ("AdaGrad", "RMSProp")  # whose delta is outside of the root; Keras' epsilon is inside, so it is the square
-NUMBERS = ("weight_decay", "momentum", "momentum2", "delta", "rms_decay")  # from 0
+ABOVE_0, FROM_0 = ("max_iter", "base_lr", "iter_size"), ("weight_decay", "momentum", "momentum2", "delta", "rms_decay")
 
 
 class Solver(NamedTuple):
@@ -90,21 +91,27 @@ def solver(file: str | os.PathLike, model: keras.Model, *, examples: int) -> Sol
         raise errors.DataError(f"model {model.name}: lr_mult and decay_mult must be from 0; correct its prototxt")
     examples = validate.integer("examples", examples, 1, validate.MOST_POSITION)
     if given.HasField("solver_type"):  # the older field
+        if given.HasField("type"):
+            raise errors.DataError(f"{file}: type and solver_type are one setting; leave solver_type out")
         given.type = [*OPTIMIZERS][given.solver_type]
     words = {"type": OPTIMIZERS, "lr_policy": POLICIES, "regularization_type": ("L1", "L2")}
     for what, known in words.items():
         if getattr(given, what) not in known:
             raise errors.DataError(f"{file}: {what} {getattr(given, what)!r}; give one of {', '.join(known)}")
-    if given.max_iter < 1 or not 0 < given.base_lr < math.inf or given.iter_size < 1:
-        raise errors.DataError(f"{file}: max_iter, base_lr and iter_size must be above 0; correct the file")
-    if wrong := [name for name in NUMBERS if not 0 <= getattr(given, name) < math.inf]:
-        raise errors.DataError(f"{file}: {wrong[0]} must be a number from 0; correct the file")
-    if given.clip_gradients >= 0 and (given.weight_decay or given.iter_size > 1):
+    wrong = [name for name in ABOVE_0 if not 0 < getattr(given, name) < math.inf]
+    wrong += ["clip_gradients"] * (given.clip_gradients == 0)  # Caffe would stop learning
+    wrong += [name for name in FROM_0 if not 0 <= getattr(given, name) < math.inf]
+    if wrong:
+        rule = "a number from 0" if wrong[0] in FROM_0 else "above 0"
+        raise errors.DataError(f"{file}: {wrong[0]} must be {rule}; correct the file")
+    if given.clip_gradients > 0 and (given.weight_decay or given.iter_size > 1):
         why = "Caffe clips before it adds the decay and divides, Keras after; leave one of them out"
         raise errors.SettingsError(f"{file}: clip_gradients with weight_decay or iter_size: {why}")
     batch = (facts.batch_size or _batch_size_beside(Path(file), given)) * given.iter_size
     policy, of_steps = POLICIES[given.lr_policy]
-    steps = tuple(np.atleast_1d(getattr(given, of_steps) if of_steps else []).tolist())
+    stated = np.atleast_1d(getattr(given, of_steps) if of_steps else []).tolist()
+    # As Caffe, which takes one step in an iteration, so that of two equal ones the second comes an iteration later.
+    steps = tuple(itertools.accumulate(stated, lambda before, step: max(step, before + 1)))
     if of_steps and not any(steps):
         raise errors.DataError(f"{file}: lr_policy {given.lr_policy} needs {of_steps}; add it")
     numbers = {name: getattr(given, name) for name in schedule.POLICIES[policy][0] if name != "steps"}
@@ -119,20 +126,18 @@ def solver(file: str | os.PathLike, model: keras.Model, *, examples: int) -> Sol
     unused = [field.name for field, _ in given.ListFields() if field.name not in used]
     notes = [f"not used: {', '.join(unused)}"] if unused else []
     if given.type in OUTSIDE:
-        notes.append(
-            f"{given.type}: delta is squared, for Keras adds it inside of the root; gradients as small as delta move the weights more"
-        )
+        why = "delta is squared, for Keras adds it inside of the root"
+        notes.append(f"{given.type}: {why}; gradients as small as delta move the weights more")
     return Solver(optimizer, [stage], batch, given.weight_decay, factors, notes)
 
 
 def _batch_size_beside(file: Path, given) -> int:
     """Return the batch size of the network that a solver names, if it lies beside the solver."""
-    named = given.net or given.train_net
-    path = files.beside(file, named) if named else None
-    size = Selection(path, "TRAIN", (1, 1, 1)).batch_size if path else None
+    path = files.beside(file, given.net or given.train_net)
+    size = Selection(path, "TRAIN").batch_size if path else None
     if not size:
-        why = f"no batch size is known (the network has no data layer, and {named or 'net'} is not there or has none)"
-        raise errors.SettingsError(f"{file}: {why}; load the prototxt for training, or put it beside the solver")
+        why = "no batch size is known: the network has no data layer, and none is beside the solver"
+        raise errors.SettingsError(f"{file}: {why}; load the prototxt for training")
     return size
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory, text_format
+from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory, text_format, unknown_fields
 
 from tfpar import errors, validate
 
@@ -206,10 +206,12 @@ def _parse_binary(path: File, kind: str):
 
 def _array(blob, where: str) -> np.ndarray:
     """Return the numbers of a blob in the shape it states."""
-    content, kind = (blob.data, "<f4") if blob.data else (blob.double_data, "<f8")
+    kind, fields = "<f8" if blob.double_data else "<f4", unknown_fields.UnknownFieldSet(blob)
+    singly = np.array([it.data for it in fields if it.field_number == it.wire_type == 5], "<u4")  # not packed
+    content = b"".join(filter(None, [*blob.data, *blob.double_data, singly.tobytes()]))
     sides = blob.num, blob.channels, blob.height, blob.width  # of old files
     shape = sides if any(sides) else tuple(blob.shape.dim)  # a single number has neither
-    content, size = b"".join(content), math.prod(shape) * np.dtype(kind).itemsize
+    size = math.prod(shape) * np.dtype(kind).itemsize
     if min(shape, default=1) < 0 or len(content) != size:
         found = f"a blob of shape {list(shape)} with {len(content):,} bytes instead of {size:,}"
         raise errors.DataError(f"{where}: {found}; damaged")

@@ -10,8 +10,8 @@ from google.protobuf import text_format
 
 from tfpar import errors
 from tfpar.models.caffe import building, conversion
-from tfpar.models.caffe.files import File
-from tfpar.models.caffe.selection import Selection
+from tfpar.models.caffe.files import File, refuse
+from tfpar.models.caffe.selection import Selection, computes
 
 BOUND = 5e-6  # of the largest value of a layer
 OTHERWISE = {
@@ -35,11 +35,10 @@ def differences(net: File, weights: File, image: File | None = None) -> Iterator
         errors.Unavailable: OpenCV below 5 is not installed, it cannot read the files, or it does not compute a layer as Caffe does.
     """
     model = conversion.network(net, weights)
-    outputs = conversion.facts(model).outputs
+    outputs = conversion.network_of(model).outputs
     x = _input(model.input_shape[1:], image)
     theirs = _by_opencv(net, weights, x, list(outputs))
-    if not theirs:
-        raise errors.Unavailable(f"nothing was compared: OpenCV knows no layer of {net} by its name")
+    refuse(not theirs, f"nothing was compared: OpenCV knows no layer of {net} by its name", errors.Unavailable)
     ours = keras.Model(model.input, [outputs[name] for name in theirs]).predict(x, verbose=0)
     for (name, there), here in zip(theirs.items(), ours, strict=True):
         there = there.transpose(0, 2, 3, 1) if there.ndim == 4 else there
@@ -58,24 +57,30 @@ def _input(shape: tuple[int, int, int], image) -> np.ndarray:
     return np.ascontiguousarray(pixels[np.newaxis, ..., ::-1], dtype=np.float32)
 
 
+def _without_rules(selection: Selection, layers: list) -> bytes:
+    """Return a prototxt of some layers alone: OpenCV takes no notice of `include` and `exclude`."""
+    for layer in layers:
+        layer.ClearField("include")
+        layer.ClearField("exclude")
+    return text_format.MessageToString(type(selection.net.message)(input=[selection.input], layer=layers)).encode()
+
+
 def _by_opencv(net, weights, x: np.ndarray, names: list[str]) -> dict[str, np.ndarray]:
     install = "Type: pip install 'opencv-python-headless>=4.8,<5'"
     missing = f"nothing was compared: OpenCV is not installed. {install}"
     with errors.translated(ImportError, errors.Unavailable, missing):
         import cv2
-    if not hasattr(cv2.dnn, "readNetFromCaffe"):
-        raise errors.Unavailable(f"nothing was compared: OpenCV {cv2.__version__} no longer reads Caffe. {install}")
+    why = f"nothing was compared: OpenCV {cv2.__version__} no longer reads Caffe. {install}"
+    refuse(not hasattr(cv2.dnn, "readNetFromCaffe"), why, errors.Unavailable)
     selection = Selection(net, "TEST")
     layers = selection.needed(selection.last())
     for layer in layers:
-        for word in (word for word, is_odd in OTHERWISE.items() if is_odd(layer)):
-            why = f"OpenCV does not compute {word} of layer {layer.name} as Caffe does"
-            raise errors.Unavailable(f"nothing was compared: {why}; compare a copy of {net} without that word")
-        layer.ClearField("include")  # OpenCV ignores both
-        layer.ClearField("exclude")
-    shape = {"dim": [1, x.shape[3], *x.shape[1:3]]}
-    text = type(selection.net.message)(input=[selection.input], input_shape=[shape], layer=layers)
-    content = text_format.MessageToString(text).encode(), Path(weights).read_bytes()
+        words = [word for word, is_odd in OTHERWISE.items() if is_odd(layer)]
+        why = f"OpenCV does not compute {' and '.join(words)} of layer {layer.name} as Caffe does"
+        refuse(words, f"nothing was compared: {why}; compare a copy of {net} without that word", errors.Unavailable)
+    content = [Path(net).read_bytes(), Path(weights).read_bytes()]
+    if any(computes(layer) and layer not in selection.there for layer in selection.net.layers):
+        content[0] = _without_rules(selection, layers)
     why = f"nothing was compared: OpenCV cannot read {net}: {errors.REASON}"
     with errors.translated(cv2.error, errors.Unavailable, why):
         there = cv2.dnn.readNetFromCaffe(*(np.frombuffer(each, np.uint8) for each in content))

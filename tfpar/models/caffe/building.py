@@ -12,8 +12,9 @@ import numpy as np
 import tensorflow as tf
 
 from tfpar import errors
-from tfpar.models.caffe.files import Net
-from tfpar.models.caffe.layers import INPUTS, SUM, TABLE, WITH_WEIGHTS, refuse
+from tfpar.models.caffe.files import refuse
+from tfpar.models.caffe.layers import INPUTS, SUM, TABLE, WITH_WEIGHTS
+from tfpar.models.caffe.selection import Selection
 
 # What a layer raises that Keras cannot express: errors of `layers`, and of Keras about parameters and shapes.
 UNSUPPORTED = (ValueError, MemoryError, tf.errors.ResourceExhaustedError)
@@ -24,6 +25,7 @@ class Network:
     """A network while it is built.
 
     Attributes:
+        batch_size: of its data layer for training.
         blobs: the tensors by their names; a layer in place gives its name to a new one.
         outputs: what each layer gives, by the layer's name.
         made: the Keras layer with the weights of each layer, by the layer's name.
@@ -33,37 +35,30 @@ class Network:
             weights are averages.
     """
 
-    def __init__(self, net: Net, weights: dict[str, list[np.ndarray]], source: object):
-        """Begin a network.
-
-        Args:
-            net: for messages.
-            weights: from `files.read_weights`.
-            source: the path of the weights, for messages.
-        """
+    def __init__(self, selection: Selection, source: object):
+        """Begin a network; `source` is the path of the weights, for messages."""
+        self.net, self.batch_size, self.source = selection.net, selection.batch_size, source
         self.blobs: dict[str, keras.KerasTensor] = {}
         self.outputs: dict[str, keras.KerasTensor] = {}
         self.made: dict[str, keras.Layer] = {}
         self.unfilled: list[str] = []
         self.notes: dict[str, list[str]] = collections.defaultdict(list)
         self.multipliers: dict[keras.Layer, list] = {}
-        self.net, self.weights, self.source = net, weights, source
         self.names = {"images", "scaled", "minus_mean"}
         self.shared: dict[str, tuple[keras.Layer, int]] = {}
 
-    def add(self, layer) -> None:
-        """Add the Keras layers of a layer of Caffe.
+    def add(self, layer, weights: list[np.ndarray] | None) -> None:
+        """Add the Keras layers of a layer of Caffe, whose blobs of the file, if it has some, are `weights`.
 
         Raises:
             errors.DataError: its type or a parameter is not supported.
             errors.SettingsError: the weights have other shapes.
         """
         where = self.net.where(layer)
-        if layer.type not in TABLE:
-            raise errors.DataError(f"{where} is not supported; supported are {', '.join(TABLE)}")
+        refuse(layer.type not in TABLE, f"{where} is not supported; supported are {', '.join(TABLE)}")
         function, parameters = TABLE[layer.type]
         inputs, name = [self.blobs[blob] for blob in layer.bottom], self._free_name(layer)
-        first = [functools.partial(self.weigh, layer)] if function in WITH_WEIGHTS else []
+        first = [functools.partial(self.weigh, layer, weights)] if function in WITH_WEIGHTS else []
         first += [len(layer.top)] if layer.type == "Slice" else []
         try:
             refuse(len(inputs) not in INPUTS.get(function, (1,)), f"{len(inputs)} inputs")
@@ -95,11 +90,12 @@ class Network:
         self.names.add(name)
         return name
 
-    def weigh(self, layer, own: keras.Layer, x, shapes: Sequence[tuple], fillers: Sequence, convert: Callable):
+    def weigh(self, layer, found, own: keras.Layer, x, shapes: Sequence[tuple], fillers: Sequence, convert: Callable):
         """Call a Keras layer, and give it weights: those of the file, else what the fillers draw.
 
         Args:
             layer: of Caffe.
+            found: its blobs of the file, or None.
             own: of Keras; that of an earlier layer takes its place if both share their weights.
             x: its input.
             shapes: of its blobs in Caffe; those of blobs without a filler do not count.
@@ -109,7 +105,7 @@ class Network:
         refuse(layer.name in self.made, "a second layer with weights of this name")
         shapes = [shape for shape, _ in zip(shapes, fillers, strict=False)]
         made = own if layer.type == "BatchNorm" else self._shared(layer, own, len(shapes))  # Caffe clears its `param`
-        y, blobs = made(x), self._blobs_of(layer, shapes)
+        y, blobs = made(x), found and self._fitted(layer, found, shapes)
         if blobs is None and made not in self.made.values():
             self.unfilled += [layer.name] * (fillers[0] is None)
             blobs = [_drawn(filler, shape) for filler, shape in zip(fillers, shapes, strict=True)]
@@ -137,16 +133,13 @@ class Network:
             stated.MergeFrom(param)
         return made
 
-    def _blobs_of(self, layer, shapes: Sequence[tuple]) -> list[np.ndarray] | None:
-        """Return a layer's blobs of the file; ones in front may be missing or be there, as Caffe compares shapes."""
-        found = self.weights.get(layer.name)
-        if found is None:
-            return None
+    def _fitted(self, layer, found: list[np.ndarray], shapes: Sequence[tuple]) -> list[np.ndarray]:
+        """Return blobs in the shapes of a layer; ones in front may be missing or be there, as Caffe compares shapes."""
         there, here = [list(blob.shape) for blob in found], [list(shape) for shape in shapes]
-        if [*map(_without_ones, there)] != [*map(_without_ones, here)]:
-            why = f"its weights have the shapes {there} in {self.source}, {here} in the network"
-            todo = "give the file of this network, and images of the size that it was trained on"
-            raise errors.SettingsError(f"{self.net.where(layer)}: {why}; {todo}")
+        why = f"its weights have the shapes {there} in {self.source}, {here} in the network"
+        todo = "give the file of this network, and images of the size that it was trained on"
+        alike = [*map(_without_ones, there)] == [*map(_without_ones, here)]
+        refuse(not alike, f"{self.net.where(layer)}: {why}; {todo}", errors.SettingsError)
         return [blob.reshape(shape) for blob, shape in zip(found, shapes, strict=True)]
 
 

@@ -4,7 +4,6 @@ import contextlib
 import re
 import weakref
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -13,26 +12,11 @@ from tfpar import errors, validate
 from tfpar.models import networks
 from tfpar.models.caffe import files
 from tfpar.models.caffe.building import Network
-from tfpar.models.caffe.files import File
+from tfpar.models.caffe.files import File, refuse
 from tfpar.models.caffe.layers import in_float32
 from tfpar.models.caffe.selection import Selection
 
-
-class Facts(NamedTuple):
-    """What a solver needs to know of a network, and no Keras model holds.
-
-    Attributes:
-        batch_size: of its data layer for training.
-        multipliers: by the Keras layer, for each of its weights a message with `lr_mult` and `decay_mult`.
-        outputs: the tensor that each layer gives, by its name in Caffe.
-    """
-
-    batch_size: int | None
-    multipliers: dict[keras.Layer, list]
-    outputs: dict[str, keras.KerasTensor]
-
-
-_facts: weakref.WeakKeyDictionary[keras.Model, Facts] = weakref.WeakKeyDictionary()
+_built: weakref.WeakKeyDictionary[keras.Model, Network] = weakref.WeakKeyDictionary()
 
 
 def network(
@@ -115,27 +99,25 @@ def load(
     outputs = built.blobs[logits]
     if len(outputs.shape) == 4 and outputs.shape[1] == outputs.shape[2] == 1:
         outputs = keras.layers.Flatten(dtype="float32", name="logits.flat")(outputs)
-    if len(outputs.shape) != 2:
-        why = f"for images of {shape} it gives {tuple(outputs.shape[1:])} instead of one number a class"
-        raise errors.SettingsError(f"{net}: {why}; give the image_shape that it was made for, or take caffe.network")
-    if num_classes not in (None, outputs.shape[-1]):
-        why = f"it gives {outputs.shape[-1]} logits for {num_classes} classes"
-        raise errors.SettingsError(f"{net}: {why}; give its last layers that many outputs")
+    why = f"for images of {shape} it gives {tuple(outputs.shape[1:])} instead of one number a class"
+    todo = "give the image_shape that it was made for, or take caffe.network"
+    refuse(len(outputs.shape) != 2, f"{net}: {why}; {todo}", errors.SettingsError)
+    why = f"it gives {outputs.shape[-1]} logits for {num_classes} classes; give its last layers that many outputs"
+    refuse(num_classes not in (None, outputs.shape[-1]), f"{net}: {why}", errors.SettingsError)
     if outputs.dtype != "float32":
         outputs = keras.layers.Activation("linear", dtype="float32", name="logits.float32")(outputs)
     return _model(selection, inputs, outputs, built)
 
 
-def facts(model: keras.Model) -> Facts:
-    """Return what a solver needs to know of a network.
+def network_of(model: keras.Model) -> Network:
+    """Return what a network was built of, which no Keras model holds.
 
     Raises:
         errors.SettingsError: it was not made by `load` or `network` in this process.
     """
-    if model not in _facts:
-        why = f"model {getattr(model, 'name', model)} was not made by caffe.load, which knows its lr_mult"
-        raise errors.SettingsError(f"{why}; load the prototxt")
-    return _facts[model]
+    why = f"model {getattr(model, 'name', model)} was not made by caffe.load, which knows its lr_mult"
+    refuse(model not in _built, f"{why}; load the prototxt", errors.SettingsError)
+    return _built[model]
 
 
 @in_float32()
@@ -157,16 +139,15 @@ def _preprocessed(x, scale: float, mean: np.ndarray, order: str):
 def _build(selection: Selection, x, blobs: dict, weights, needed: list, head=None) -> Network:
     """Build the layers that are needed, from the head on in float32, and note what fits no weights."""
     networks.check_data_format()
-    built = Network(selection.net, blobs, weights)
+    built = Network(selection, weights)
     built.blobs[selection.input] = x
     with contextlib.ExitStack() as stack:
         for layer in needed:
             if layer is head:
                 stack.enter_context(in_float32())
-            built.add(layer)
-    if blobs and not built.made.keys() & blobs.keys():
-        why = f"none of its layers ({_some(blobs)}) is in {selection.net.path}"
-        raise errors.SettingsError(f"{weights}: {why}; give the file of this network")
+            built.add(layer, blobs.get(layer.name))
+    why = f"none of its layers ({_some(blobs)}) is in {selection.net.path}; give the file of this network"
+    refuse(blobs and not built.made.keys() & blobs.keys(), f"{weights}: {why}", errors.SettingsError)
     for name, made in built.made.items():
         if made in built.multipliers and not any(param.lr_mult for param in built.multipliers[made]):
             made.trainable = False
@@ -196,7 +177,7 @@ def _model(selection: Selection, inputs, outputs, built: Network) -> keras.Model
     ):
         name = re.sub(r"[^\w.-]", "_", selection.net.message.name, flags=re.ASCII).lstrip("_-")
         model = keras.Model(inputs, outputs, name=name or "caffe")
-    _facts[model] = Facts(selection.batch_size, built.multipliers, built.outputs)
+    _built[model] = built
     for note in selection.notes:
         print(f"{selection.net.path}: {note}")
     return model

@@ -34,6 +34,12 @@ TYPES = {
 }  # fmt: skip
 
 
+def refuse(condition, message: str, kind: type = errors.DataError) -> None:
+    """Raise an error where a condition holds."""
+    if condition:
+        raise kind(message)
+
+
 class Net(NamedTuple):
     """A parsed prototxt.
 
@@ -93,19 +99,16 @@ def read_weights(path: File) -> dict[str, list[np.ndarray]]:
     named = [(layer.name, layer.blobs) for layer in parsed.layer]
     named += [(layer.name or layer.layer.name, layer.blobs or layer.layer.blobs) for layer in parsed.layers]
     found = {str(name): [_array(blob, f"{path}: layer {name}") for blob in blobs] for name, blobs in named if blobs}
-    if not found:
-        why = "no weights in it, so it is no caffemodel (HDF5 is not supported)"
-        raise errors.DataError(f"{path}: {why}; give the file that Caffe has written")
+    why = "no weights in it, so it is no caffemodel (HDF5 is not supported)"
+    refuse(not found, f"{path}: {why}; give the file that Caffe has written")
     return found
 
 
 def read_mean(path: File) -> np.ndarray:
     """Read a mean picture (a .binaryproto) as `float32[height, width, channels]`; raises as `read_weights`."""
     mean = _array(_parse_binary(path, "Blob"), f"{path}")
-    if mean.ndim < 3 or mean.size != math.prod(mean.shape[-3:]):
-        raise errors.DataError(
-            f"{path}: no mean picture in it; give the .binaryproto that Caffe has written, or numbers"
-        )
+    is_picture = mean.ndim >= 3 and mean.size == math.prod(mean.shape[-3:])
+    refuse(not is_picture, f"{path}: no mean picture in it; give the .binaryproto that Caffe has written, or numbers")
     return mean.reshape(mean.shape[-3:]).transpose(1, 2, 0)
 
 
@@ -131,8 +134,7 @@ def _classes() -> dict[str, type]:
 def _parse(path: File, kind: str):
     """Return the text of a file and the message in it."""
     text = _content(path).decode("utf-8-sig", errors="replace")  # comments may be in another encoding
-    if "\0" in text and "\ufffd" in text:
-        raise errors.DataError(f"{path}: a binary file; give a prototxt")
+    refuse("\0" in text and "\ufffd" in text, f"{path}: a binary file; give a prototxt")
     parsed = _classes()[f"{TEXT}.{kind}"]()
     try:
         text_format.Parse(text, parsed)
@@ -212,7 +214,6 @@ def _array(blob, where: str) -> np.ndarray:
     sides = blob.num, blob.channels, blob.height, blob.width  # of old files
     shape = sides if any(sides) else tuple(blob.shape.dim)  # a single number has neither
     size = math.prod(shape) * np.dtype(kind).itemsize
-    if min(shape, default=1) < 0 or len(content) != size:
-        found = f"a blob of shape {list(shape)} with {len(content):,} bytes instead of {size:,}"
-        raise errors.DataError(f"{where}: {found}; damaged")
+    found = f"a blob of shape {list(shape)} with {len(content):,} bytes instead of {size:,}"
+    refuse(min(shape, default=1) < 0 or len(content) != size, f"{where}: {found}; damaged")
     return np.frombuffer(content, kind).astype(np.float32, copy=False).reshape(shape)

@@ -12,15 +12,11 @@ import keras
 import numpy as np
 from keras import layers, ops
 
+from tfpar.models.caffe.files import refuse
+
 AXES = {1: 3, 2: 1, 3: 2}  # of a picture: Caffe's and ours
 LOWEST = -3.4028235e38  # of float32; minus infinity is no JSON
 MAX, STOCHASTIC, CEIL, PROD, SUM, ACROSS_CHANNELS = 0, 2, 0, 0, 1, 0  # Caffe's numbers
-
-
-def refuse(condition, what: str) -> None:
-    """Raise an error where a layer has parameters or inputs, named by `what`, that Keras cannot express."""
-    if condition:
-        raise ValueError(what)
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import numpy as np
 
 from tfpar import errors, validate
 from tfpar.models.caffe import files
+from tfpar.models.caffe.files import refuse
 from tfpar.models.caffe.layers import TABLE
 
 DATA = ("Data", "ImageData", "MemoryData", "HDF5Data", "WindowData", "DummyData", "Input")
@@ -34,13 +35,12 @@ class Selection:
         self.net, self.notes = files.read_net(validate.path("net", path)), []
         self.there = [layer for layer in self.net.layers if self._takes_part(layer, phase)]
         self.layers = [*filter(computes, self.there)]
-        if not self.layers:
-            raise errors.DataError(f"{path}: no layer of phase {phase} computes anything; correct the file")
+        refuse(not self.layers, f"{path}: no layer of phase {phase} computes anything; correct the file")
         given = set()
         for layer in self.there:
-            if computes(layer) and (not layer.top or given & {*layer.top} - {*layer.bottom[:1]}):
-                why = f"has the tops {[*layer.top]}; give it one that no other layer has"
-                raise errors.DataError(f"{self.net.where(layer)} {why}")
+            odd = not layer.top or given & {*layer.top} - {*layer.bottom[:1]}
+            why = f"has the tops {[*layer.top]}; give it one that no other layer has"
+            refuse(odd and computes(layer), f"{self.net.where(layer)} {why}")
             given |= {*layer.top}
 
     @property
@@ -68,9 +68,8 @@ class Selection:
             judge = max(here, key=lambda it: (weights.get(it.bottom[0], 0.0), it.bottom[0] in judged))
             blob, loss = judge.bottom[0], judge.loss_param
             self.layers = [*filter(computes, self.there[: self.there.index(judge)])]
-            if loss.HasField("ignore_label") or loss.normalization == loss.NONE:
-                why = "ignore_label and normalization NONE are not supported; leave them out"
-                raise errors.DataError(f"{self.net.where(judge)}: {why}")
+            why = "ignore_label and normalization NONE are not supported; leave them out"
+            refuse(loss.HasField("ignore_label") or loss.normalization == loss.NONE, f"{self.net.where(judge)}: {why}")
             if len(weights) == 1 and judge.loss_weight[:1] not in ([], [1]):
                 self.notes.append(f"loss_weight {judge.loss_weight[0]:g} is not used; multiply the learning rate by it")
         others = {it.type for it in self.there if it.type.endswith("Loss")} - {*JUDGES, "MultinomialLogisticLoss"}
@@ -95,12 +94,10 @@ class Selection:
                 wanted = (wanted - {*layer.top}) | {*layer.bottom}
         sources = [layer for layer in (*self.there, *self.net.layers) if layer.type in DATA]
         tops = [(layer, top) for layer in sources for top in layer.top if top in wanted]
-        if not tops and not wanted:
-            raise errors.DataError(f"{self.net.path}: no layer reads an input; add `input` and `input_shape`")
+        refuse(not tops and not wanted, f"{self.net.path}: no layer reads an input; add `input` and `input_shape`")
         self.source, self.input = [*tops, (None, None)][0]
-        if missing := wanted - {self.input}:
-            layer, blob = next((it, blob) for it in self.there for blob in it.bottom if blob in missing)
-            why = f"reads {blob}, which no layer before it gives; correct it, or give one input alone"
+        for layer, missing in ((it, blob) for it in self.there for blob in it.bottom if blob in wanted - {self.input}):
+            why = f"reads {missing}, which no layer before it gives; correct it, or give one input alone"
             raise errors.DataError(f"{self.net.where(layer)} {why}")
         left = [it for it in self.there if it not in kept and it.type not in (*DATA, "Silence")]
         if left:
@@ -114,10 +111,9 @@ class Selection:
         shapes = [it.dim for it in self.source.input_param.shape or dummy.shape] or [[1, *sides]]
         dims = shapes[min([*self.source.top].index(self.input), len(shapes) - 1)]
         stated = (*dims[2:], dims[1]) if len(dims) == 4 and min(dims[1:]) > 0 else None
-        if given is None and stated is None:
-            why = f"the shape of its input {self.input} is {[*dims]}, which says no size of images"
-            todo = "give image_shape=(height, width, channels), or a file with its input"
-            raise errors.SettingsError(f"{self.net.path}: {why}; {todo}")
+        why = f"the shape of its input {self.input} is {[*dims]}, which says no size of images"
+        todo = "give image_shape=(height, width, channels), or a file with its input"
+        refuse(given is None and stated is None, f"{self.net.path}: {why}; {todo}", errors.SettingsError)
         shape = stated if given is None else validate.image_shape(given)
         if stated not in (None, shape):
             self.notes.append(f"images of {shape} instead of {stated}")
@@ -168,8 +164,7 @@ class Selection:
         with errors.translated((TypeError, ValueError), errors.SettingsError, rule):
             mean = np.atleast_1d(np.float64(mean))
             np.broadcast_to(mean, shape)
-        if not np.isfinite(mean).all():
-            raise errors.SettingsError(rule)
+            refuse(not np.isfinite(mean).all(), rule, ValueError)
         return validate.number("scale", stated.scale if scale is None else scale, -1e30, 1e30), mean
 
     def _mean_file(self, named: str, needed: bool):
@@ -177,8 +172,7 @@ class Selection:
         path = files.beside(self.net.path, named) if named else None
         if named and not path:
             missing = f"its mean_file {named} is not there; put it beside the prototxt, or give mean"
-            if needed:
-                raise errors.InputNotFound(f"{self.net.path}: {missing}")
+            refuse(needed, f"{self.net.path}: {missing}", errors.InputNotFound)
             self.notes.append(missing)
         return path
 

@@ -85,7 +85,7 @@ class Network:
     def _free_name(self, layer) -> str:
         """Return the name of a layer in Keras, which allows no name twice, and TensorFlow's scopes few characters."""
         wanted = re.sub(r"[^\w.>-]", ".", layer.name, flags=re.ASCII) or layer.type
-        names = itertools.chain([wanted], (f"{wanted}.{number}" for number in itertools.count(2)))
+        names = (wanted + f".{number}" * (number > 1) for number in itertools.count(1))
         name = next(it for it in names if it not in self.names and not re.fullmatch(NAMES_OF_OPERATIONS, it))
         self.names.add(name)
         return name

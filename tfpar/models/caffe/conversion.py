@@ -44,7 +44,7 @@ def network(
         >>> features = keras.Model(model.input, model.get_layer("ip1").output)
     """
     selection = Selection(net, phase)
-    blob = selection.last()
+    blob = selection.layers[-1].top[0]
     needed, blobs = selection.needed(blob), files.read_weights(weights) if weights is not None else {}
     inputs = keras.Input(selection.image_shape(image_shape), dtype="float32", name="images")
     with in_float32():

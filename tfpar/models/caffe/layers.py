@@ -124,7 +124,10 @@ def _scale(weigh, p, name, x, by=None):
     refuse(not channels_alone, f"{p.num_axes} axes from axis {p.axis} of {len(x.shape)}")
     x = layers.Reshape((1, 1, channels), name=f"{name}.picture")(x) if flat else x
     made = layers.DepthwiseConv2D(1, use_bias=p.bias_term, name=f"{name}.factor" if flat else name)
-    convert = lambda by, *bias: [by.reshape(1, 1, channels, 1), *bias]  # noqa: E731
+
+    def convert(by, *bias):
+        return [by.reshape(1, 1, channels, 1), *bias]
+
     y = weigh(made, x, [(channels,)] * 2, _fillers(p, "filler", 1.0), convert)
     return layers.Reshape((channels,), name=name)(y) if flat else y
 
@@ -176,9 +179,9 @@ def _pooling(p, name, x):
     kind = layers.MaxPooling2D if p.pool == MAX else layers.AveragePooling2D
     divisors = np.outer(*sizes)
     clipped = p.pool != MAX and (divisors != math.prod(kernel)).any()
-    lowest = LOWEST if x.dtype == "float32" else -6e4
     if np.any(around):
-        x = ops.pad(x, [(0, 0), *around, (0, 0)], constant_values=lowest if p.pool == MAX else 0.0)
+        fill = 0.0 if p.pool != MAX else LOWEST if x.dtype == "float32" else -6e4
+        x = ops.pad(x, [(0, 0), *around, (0, 0)], constant_values=fill)
     y = kind(kernel, strides=stride, name=f"{name}.mean" if clipped else name)(x)
     # Caffe divides by the part of a window that lies in the picture or its padding.
     factors = (math.prod(kernel) / np.maximum(divisors, 1))[..., np.newaxis]
@@ -275,7 +278,7 @@ def _shape(x) -> list[int]:
 
 def _reshaped(name, x, shape: list[int]):
     """Return a tensor in another shape; both are in Caffe's order."""
-    refuse(shape[:1] != [-1] or min(shape) < -1, f"the shape {shape} of other batches")
+    refuse(shape[:1] != [-1] or min(shape) < -1, f"the shape {shape}, which changes the batch")
     if _is_picture(x):
         x = layers.Permute((3, 1, 2), name=f"{name}.channels_first")(x)
     if len(shape) != 4:

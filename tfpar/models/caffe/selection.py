@@ -50,10 +50,6 @@ class Selection:
         sizes = [getattr(layer, name).batch_size for layer in sources for name in files.DATA_PARAMS]
         return next(filter(None, sizes), None)
 
-    def last(self) -> str:
-        """Return the blob of the last layer that computes."""
-        return self.layers[-1].top[0]
-
     def logits(self) -> str:
         """Return the blob of the logits, and let the values pass a Softmax at its end.
 
@@ -63,7 +59,7 @@ class Selection:
         judges = [layer for layer in self.net.layers if layer.type in JUDGES and layer.bottom]
         weights = {it.bottom[0]: [*it.loss_weight, 1.0][0] for it in judges if it.type == "SoftmaxWithLoss"}
         judged = {it.bottom[0] for it in judges if it.type == "Accuracy"}
-        here, blob = [layer for layer in reversed(self.there) if layer in judges], self.last()
+        here, blob = [layer for layer in reversed(self.there) if layer in judges], self.layers[-1].top[0]
         if here:
             judge = max(here, key=lambda it: (weights.get(it.bottom[0], 0.0), it.bottom[0] in judged))
             blob, loss = judge.bottom[0], judge.loss_param

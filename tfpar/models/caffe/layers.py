@@ -290,7 +290,8 @@ def _activation(function: str) -> Callable:
     return lambda _, name, x: layers.Activation(function, name=name)(x)
 
 
-# The function of each type, and the field of its parameters.
+# The function of each type, and the field of its parameters. Axpy, ConvolutionDepthwise (a group for each channel), DepthwiseConvolution
+# (its groups as stated) and ReLU6 are of Caffe's forks.
 TABLE: dict[str, tuple[Callable, str]] = {
     "AbsVal": (lambda _, name, x: ops.absolute(x), ""),
     "Axpy": (_axpy, ""),

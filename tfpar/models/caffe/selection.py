@@ -90,7 +90,10 @@ class Selection:
                 wanted = (wanted - {*layer.top}) | {*layer.bottom}
         sources = [layer for layer in (*self.there, *self.net.layers) if layer.type in DATA]
         tops = [(layer, top) for layer in sources for top in layer.top if top in wanted]
-        refuse(not tops and not wanted, f"{self.net.path}: no layer reads an input; add `input` and `input_shape`")
+        refuse(
+            not tops and not wanted,
+            f"{self.net.path}: neither an input nor a data layer; add `input` and `input_shape`",
+        )
         self.source, self.input = [*tops, (None, None)][0]
         for layer, missing in ((it, blob) for it in self.there for blob in it.bottom if blob in wanted - {self.input}):
             why = f"reads {missing}, which no layer before it gives; correct it, or give one input alone"

@@ -73,7 +73,7 @@ def _by_opencv(net, weights, x: np.ndarray, names: list[str]) -> dict[str, np.nd
     why = f"nothing was compared: OpenCV {cv2.__version__} no longer reads Caffe. {install}"
     refuse(not hasattr(cv2.dnn, "readNetFromCaffe"), why, errors.Unavailable)
     selection = Selection(net, "TEST")
-    layers = selection.needed(selection.last())
+    layers = selection.needed(selection.layers[-1].top[0])
     for layer in layers:
         words = [word for word, is_odd in OTHERWISE.items() if is_odd(layer)]
         why = f"OpenCV does not compute {' and '.join(words)} of layer {layer.name} as Caffe does"

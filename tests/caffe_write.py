@@ -50,6 +50,7 @@ V0_FIELDS = {"kernel_size": "kernelsize", "bias_term": "biasterm"}
 
 def parameter(kind):
     """Return the name of a layer type's parameter message: inner_product_param, lrn_param, relu_param."""
+    kind = {"DepthwiseConvolution": "Convolution", "ConvolutionDepthwise": "Convolution"}.get(kind, kind)
     words = re.sub(r"(?<=[a-z])(?=[A-Z][a-z])", "_", kind)
     return f"{words.lower()}_param"
 
@@ -182,13 +183,15 @@ def part(field, content):
     return varint(field << 3 | 2) + varint(len(content)) + content
 
 
-def blob(array, old=False, double=False):
+def blob(array, old=False, double=False, packed=True):
     """Return a BlobProto; `old` gives four numbers instead of the shape, ones before what is there. A single number has neither."""
     array = np.asarray(array)
     if old:
         shape = b"".join(integer(i + 1, dim) for i, dim in enumerate((1,) * (4 - array.ndim) + array.shape))
     else:
         shape = part(7, part(1, b"".join(varint(dim) for dim in array.shape))) if array.ndim else b""
+    if not packed:  # each number is a field of four bytes
+        return shape + b"".join(varint(5 << 3 | 5) + value.tobytes() for value in array.astype("<f4").ravel())
     return shape + part(*((8, array.astype("<f8").tobytes()) if double else (5, array.astype("<f4").tobytes())))
 
 

@@ -168,7 +168,9 @@ def _is_printed(message: str, templates: str) -> bool:
 
     `N`, `NAME`, numbers and the like are values. A message may be joined from two texts, at a `;` or in the middle of a part.
     """
-    values = r"\b(?:N|NAME|SIG\w+|train_step|gradient_accumulation_steps)\b|\b\d[\d.,]*\b|\([^)]*\)|'[^']*'"
+    values = (
+        r"\b(?:N|NAME|SIG\w+|train_step|gradient_accumulation_steps|steps_per_epoch)\b|\b\d[\d.,]*\b|\([^)]*\)|'[^']*'"
+    )
     words = [part.split() for part in re.split(rf"{values}|;|=", message) if len(part.split()) > 1]
     return bool(words) and all(_pieces(part, templates) <= 1 + (len(part) + 2) // 5 for part in words)
 

@@ -94,12 +94,10 @@ def _predict(given) -> int:
         if not pixels:
             continue
         _import_tensorflow(given)
-        from tfpar.steps import accepted, normalization
+        from tfpar.steps import normalization
 
         with stderr_silenced(not given.verbose), normalization.computed(run.settings["batch_norm"], training=False):
-            if model is None:
-                model = accepted.check_dtypes(run.model(compile=False))
-                model.jit_compile = run.settings.get("jit_compile")
+            model = model or _model_of(run)
             probabilities = predictions.softmax(model.predict(np.stack(pixels), verbose=0))
         for path, row in zip(readable, probabilities, strict=True):
             best = {run.class_names[i]: float(row[i]) for i in (-row).argsort(kind="stable")[: given.top]}
@@ -113,6 +111,15 @@ def _predict(given) -> int:
     if unreadable:
         say(f"tfpar: {unreadable} of {len(paths)} pictures cannot be read; the others are labelled")
     return errors.DataError.exit_code if unreadable else 0
+
+
+def _model_of(run):
+    """Return the final model of a run, which predicts with XLA where it was trained so."""
+    from tfpar.steps import accepted
+
+    model = accepted.check_dtypes(run.model(compile=False))
+    model.jit_compile = run.settings.get("jit_compile")
+    return model
 
 
 def _evaluate(given) -> None:

@@ -91,7 +91,7 @@ def _caffe(given, data):
     )  # fmt: skip
     if trained:
         networks.transfer(model, given.weights)
-    params = [param for of_layer in conversion.facts(model).multipliers.values() for param in of_layer]
+    params = [param for of_layer in conversion.network_of(model).multipliers.values() for param in of_layer]
     if not given.solver and any((param.lr_mult, param.decay_mult) != (1, 1) for param in params):
         print(f"{given.model.removeprefix(CAFFE)}: its lr_mult and decay_mult take effect with --solver only")
     return model

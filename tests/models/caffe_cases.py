@@ -86,6 +86,10 @@ CASES = {
     "depthwise, strides 1 and 2": net(conv(6, group=3, stride=[1, 2], pad=1)),
     "depthwise, dilation 2": net(conv(3, group=3, dilation=2)),
     "depthwise, dilation 2 and stride 2": net(conv(6, group=3, dilation=2, stride=2, pad=2)),
+    "depthwise, of forks": net(
+        layer("DepthwiseConvolution", num_output=3, group=3, kernel_size=3, pad=1),
+        layer("ConvolutionDepthwise", num_output=3, kernel_size=3, stride=2),
+    ),
     "convolution, one group of one channel": net(conv(4, group=1), shape=(1, 8, 7)),
     "two convolutions": net(conv(), relu(), conv(5, pad=1)),
     # Pooling: 4 parts of the rule, both kinds
@@ -158,6 +162,7 @@ CASES = {
     "swish": net(layer("Swish")),
     "swish, beta 2": net(layer("Swish", beta=2.0)),
     "clip, as ReLU6": net(conv(), layer("Power", scale=4.0), layer("Clip", min=0.0, max=6.0)),
+    "relu 6": net(conv(), layer("Power", scale=4.0), layer("ReLU6")),
     "bnll": net(layer("BNLL")),
     "absval": net(layer("AbsVal")),
     "exp": net(layer("Exp")),
@@ -223,6 +228,19 @@ CASES = {
         layer("Flatten", top="gate"),
         layer("Scale", ["a", "gate"], axis=0),
         dense(),
+    ),
+    "axpy": net(
+        conv(top="x"),
+        conv(bottom="data", top="y"),
+        layer("Pooling", "x", pool="AVE", global_pooling=True),
+        layer("Sigmoid", top="gate"),
+        layer("Axpy", ["gate", "x", "y"]),
+    ),
+    "axpy of a vector": net(
+        conv(top="x"),
+        conv(bottom="data", top="y"),
+        dense(4, bottom="x", top="gate"),
+        layer("Axpy", ["gate", "x", "y"]),
     ),
     # Several bottoms and tops
     "eltwise": net(conv(top="a"), conv(bottom="data", top="b"), layer("Eltwise", ["a", "b"])),

@@ -146,8 +146,14 @@ def softmax(p, _, x):
     return powers / powers.sum(one(p, "axis", 1), keepdims=True)
 
 
+def depthwise(p, blobs, x):
+    return convolution(p | {"group": x.shape[1]}, blobs, x)
+
+
 RULES = {
     "Convolution": convolution,
+    "DepthwiseConvolution": convolution,
+    "ConvolutionDepthwise": depthwise,
     "Pooling": pooling,
     "InnerProduct": inner_product,
     "Flatten": flatten,
@@ -158,6 +164,8 @@ RULES = {
     "Sigmoid": lambda p, _, x: 1 / (1 + np.exp(-x)),
     "TanH": lambda p, _, x: np.tanh(x),
     "Swish": lambda p, _, x: x / (1 + np.exp(-one(p, "beta", 1) * x)),
+    "ReLU6": lambda p, _, x: np.clip(x, 0, 6),
+    "Axpy": lambda p, _, factor, x, y: factor.reshape(*x.shape[:2], 1, 1) * x + y,
     "Clip": lambda p, _, x: np.clip(x, one(p, "min"), one(p, "max")),
     "BNLL": lambda p, _, x: np.logaddexp(0, x),
     "AbsVal": lambda p, _, x: np.abs(x),
@@ -227,8 +235,9 @@ def drawer(seed, factor=2.5, scale_bias=0.0):
     def draw(layer, bottoms):
         p, x = layer["p"], bottoms[0] if bottoms else None
         bias = [normal(one(p, "num_output"), 0.3)] if one(p, "bias_term", True) and "num_output" in p else []
-        if layer["type"] == "Convolution":
-            shape = (one(p, "num_output"), x.shape[1] // one(p, "group", 1), *pair(p, "kernel_size", "kernel", None))
+        if "Convolution" in layer["type"]:
+            groups = x.shape[1] if layer["type"] == "ConvolutionDepthwise" else one(p, "group", 1)
+            shape = (one(p, "num_output"), x.shape[1] // groups, *pair(p, "kernel_size", "kernel", None))
             return [normal(shape, np.sqrt(2 / np.prod(shape[1:]))), *bias]
         if layer["type"] == "InnerProduct":
             shape = (one(p, "num_output"), x[0].size)

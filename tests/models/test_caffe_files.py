@@ -10,6 +10,7 @@ import pytest
 
 from tfpar import errors
 from tfpar.models import caffe
+from tfpar.models.caffe import files as caffe_files
 
 GOOD = """\
 name: "good"
@@ -207,6 +208,25 @@ def test_a_missing_file(kind, tmp_path):
         one_line(error)
     with pytest.raises(errors.InputNotFound):
         caffe.network(tmp_path)
+
+
+def test_fields_of_one_name_and_type_have_one_number():
+    """So a layer of V1 or V0 is read as one of today by its bytes."""
+    today = {
+        "kernelsize": "kernel_size", "biasterm": "bias_term", "batchsize": "batch_size", "cropsize": "crop_size", "meanfile": "mean_file",
+    }  # fmt: skip
+    numbers = {}
+    for kind in (kind for name, kind in caffe_files._classes().items() if name.startswith(caffe_files.TEXT)):
+        for field in kind.DESCRIPTOR.fields:
+            types = {
+                field.CPPTYPE_STRING: "text",
+                field.CPPTYPE_DOUBLE: "number",
+                field.CPPTYPE_MESSAGE: field.message_type,
+            }
+            key = today.get(field.name, field.name), types.get(field.cpp_type, "varint")
+            numbers.setdefault(field.number, set()).add(key)
+    assert len(numbers) > 200 and all(len(keys) == 1 for keys in numbers.values())
+    assert len({key for keys in numbers.values() for key in keys}) == len(numbers)
 
 
 UNSUPPORTED = [

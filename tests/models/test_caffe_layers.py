@@ -144,9 +144,11 @@ def test_a_padding_layer_of_v0(kind, tmp_path):
     assert_close(np.asarray(model(channels_last(x))), channels_last(expected))
 
 
-@pytest.mark.parametrize("how", [{"old": True}, {"double": True}, {"old": True, "double": True}], ids=str)
-def test_blobs_of_older_files(how, tmp_path):
-    """Four numbers in place of a shape, and double precision."""
+@pytest.mark.parametrize(
+    "how", [{"old": True}, {"double": True}, {"old": True, "double": True}, {"packed": False}], ids=str
+)
+def test_blobs_of_other_files(how, tmp_path):
+    """Four numbers in place of a shape, double precision, and a field for each number."""
     layers, blobs = caffe_cases.CASES["two inner products"], {}
     x = picture(layers)
     expected, _ = caffe_rules.forward(layers, blobs, x, caffe_rules.drawer(5))

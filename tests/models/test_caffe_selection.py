@@ -48,10 +48,15 @@ def last_layer(model):
         (layer("SoftmaxWithLoss", "ip label", "a") + layer("SoftmaxWithLoss", "last label", "b", "loss_weight: 0.3"), "TEST", "ip"),
         (layer("SoftmaxWithLoss", "last label", "loss", "include { phase: TRAIN }") + layer("Softmax", "last", "prob"), "TRAIN", "last"),
         (layer("ReLU", "last", "last", name="relu") + layer("Softmax", "last", "prob"), "TEST", "relu"),
+        (layer("Softmax", "last", "prob") + layer("Flatten", "prob", "flat"), "TEST", "flat"),
+        (layer("Softmax", "last", "last", name="prob") + layer("Dropout", "last", "last", name="drop"), "TEST", "drop"),
+        (layer("Softmax", "last", "prob") + layer("Reshape", "prob", "flat", "reshape_param { shape { dim: [0, 4] } }"), "TEST", "flat"),
     ],
 )  # fmt: skip
 def test_the_logits_are_found(rest, phase, expected, load):
-    assert last_layer(load(INPUT + FIRST + LAST + rest, phase=phase)) == expected
+    model = load(INPUT + FIRST + LAST + rest, phase=phase)
+    assert last_layer(model) == expected
+    assert not any(isinstance(layer, keras.layers.Softmax) for layer in model.layers)
 
 
 @pytest.mark.parametrize("kind", ["SoftmaxWithLoss", "Accuracy"])
@@ -121,6 +126,10 @@ def test_the_logits_are_float32_in_mixed_precision(load):
         (FIRST + layer("AbsVal", "data", "ip", name="again"), r"again of type AbsVal has the tops \['ip'\]; give it one that no other"),
         (layer("Scale", "data data data", "x"), "x of type Scale is not supported here: 3 inputs"),
         (layer("Eltwise", "data data", "x", "eltwise_param { operation: PROD coeff: 1 coeff: 2 }"), "with 2 coefficients"),
+        (layer("Eltwise", "data data", "data", name="x"), "x of type Eltwise is not supported here: a sum in place"),
+        (layer("Axpy", "data data", "x"), "x of type Axpy is not supported here: 2 inputs"),
+        (FIRST + layer("Axpy", "ip data data", "x"), r"x of type Axpy is not supported here: inputs of \(6,\) and \(8, 8, 1\)"),
+        (layer("Slice", "data", "p q", "slice_param { slice_point: 1 }"), "1 values cut at"),
         (layer("Pooling", "data", "p mask", "pooling_param { kernel_size: 2 }"), "2 outputs"),
         (layer("Convolution", "data", "c", 'param { name: "w" } convolution_param { num_output: 1 kernel_size: 3 bias_term: false }')
          + layer("Convolution", "c", "d", 'param { name: "w" } convolution_param { num_output: 1 kernel_size: 3 stride: 2 bias_term: false }'),

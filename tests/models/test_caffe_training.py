@@ -173,6 +173,10 @@ def test_real_networks_give_the_same_bits(name, shared, write, tmp_path):
             'lr_policy: "multistep" gamma: 0.5 stepvalue: 20 stepvalue: 30',
             Schedule("multistep", 0.5, steps=(20, 30), end=50),
         ),
+        (  # Caffe takes one step in an iteration
+            'lr_policy: "multistep" gamma: 0.5 stepvalue: [20, 20, 20, 30]',
+            Schedule("multistep", 0.5, steps=(20, 21, 22, 30), end=50),
+        ),
         ('lr_policy: "poly" power: 0.5', Schedule("poly", power=0.5, steps=(50,), end=50)),
         ('lr_policy: "sigmoid" gamma: -0.1 stepsize: 20', Schedule("sigmoid", gamma=-0.1, steps=(20,), end=50)),
     ],
@@ -191,6 +195,7 @@ def test_each_policy_becomes_a_schedule_that_ends_at_max_iter(lines, schedule, w
         ('base_lr: 0.1 max_iter: 5 lr_policy: "cosine"', 65, "lr_policy 'cosine'"),
         ('base_lr: 0.1 max_iter: 5 lr_policy: "fixed" type: "LARS"', 65, "LARS"),
         ('base_lr: 0.1 lr_policy: "fixed"', 65, "max_iter"),
+        ('base_lr: 0.1 max_iter: 5 lr_policy: "fixed" clip_gradients: 0', 65, "clip_gradients must be above 0"),
         ('base_lr: 0.1 max_iter: 5 lr_policy: "fixed" type: "SGD" solver_type: ADAM', 65, "type and solver_type"),
         ('base_lr: 0.1 max_iter: 5 lr_policy: "fixed" clip_gradients: 1 weight_decay: 0.1', 78, "clip_gradients"),
     ],
@@ -289,6 +294,11 @@ def test_check_compares_with_opencv_and_names_the_first_layer_that_differs(convo
         (text + cut, "slice_dim of layer cut"),
         (text + swish, "beta of layer swish"),
         (text + of_training, ""),
+        (
+            text
+            + 'layer { name: "twice" type: "Power" bottom: "a" top: "a" include { phase: TRAIN } power_param { scale: 2 } }',
+            "",
+        ),
     ):
         odd.write_text(changed)
         assert cli.main(["caffe", "check", str(odd), convolution[1]]) == (69 if said else 0)

@@ -1,15 +1,17 @@
 """A converted network beside OpenCV's reading of the same files, layer by layer."""
 
 import math
-import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import keras
 import numpy as np
+from google.protobuf import text_format
 
 from tfpar import errors
-from tfpar.models.caffe import conversion
-from tfpar.models.caffe.selection import Selection, is_by_batch
+from tfpar.models.caffe import building, conversion
+from tfpar.models.caffe.files import File, refuse
+from tfpar.models.caffe.selection import Selection, computes
 
 BOUND = 5e-6  # of the largest value of a layer
 OTHERWISE = {
@@ -18,13 +20,11 @@ OTHERWISE = {
     "beta": lambda layer: layer.swish_param.beta != 1,
     "concat_dim": lambda layer: layer.concat_param.concat_dim > 1,
     "slice_dim": lambda layer: layer.slice_param.slice_dim > 1,
-    "use_global_stats: false": is_by_batch,
+    "use_global_stats: false": building.is_by_batch,
 }
 
 
-def differences(
-    net: str | os.PathLike, weights: str | os.PathLike, image: str | os.PathLike | None = None
-) -> Iterator[tuple[str, float]]:
+def differences(net: File, weights: File, image: File | None = None) -> Iterator[tuple[str, float]]:
     """Send one image through both, and yield each layer with its largest difference, as a part of its largest value.
 
     Args:
@@ -35,11 +35,10 @@ def differences(
         errors.Unavailable: OpenCV below 5 is not installed, it cannot read the files, or it does not compute a layer as Caffe does.
     """
     model = conversion.network(net, weights)
-    outputs = conversion.facts(model).outputs
+    outputs = conversion.network_of(model).outputs
     x = _input(model.input_shape[1:], image)
     theirs = _by_opencv(net, weights, x, list(outputs))
-    if not theirs:
-        raise errors.Unavailable(f"nothing was compared: OpenCV knows no layer of {net} by its name")
+    refuse(not theirs, f"nothing was compared: OpenCV knows no layer of {net} by its name", errors.Unavailable)
     ours = keras.Model(model.input, [outputs[name] for name in theirs]).predict(x, verbose=0)
     for (name, there), here in zip(theirs.items(), ours, strict=True):
         there = there.transpose(0, 2, 3, 1) if there.ndim == 4 else there
@@ -58,24 +57,37 @@ def _input(shape: tuple[int, int, int], image) -> np.ndarray:
     return np.ascontiguousarray(pixels[np.newaxis, ..., ::-1], dtype=np.float32)
 
 
+def _without_rules(selection: Selection, layers: list) -> bytes:
+    """Return a prototxt of some layers alone: OpenCV takes no notice of `include` and `exclude`."""
+    for layer in layers:
+        layer.ClearField("include")
+        layer.ClearField("exclude")
+    return text_format.MessageToString(type(selection.net.message)(input=[selection.input], layer=layers)).encode()
+
+
 def _by_opencv(net, weights, x: np.ndarray, names: list[str]) -> dict[str, np.ndarray]:
     install = "Type: pip install 'opencv-python-headless>=4.8,<5'"
     missing = f"nothing was compared: OpenCV is not installed. {install}"
     with errors.translated(ImportError, errors.Unavailable, missing):
         import cv2
-    if not hasattr(cv2.dnn, "readNetFromCaffe"):
-        raise errors.Unavailable(f"nothing was compared: OpenCV {cv2.__version__} no longer reads Caffe. {install}")
-    layers = Selection(net, "TEST", x.shape[1:]).layers
-    for name, word in ((layer.name, word) for layer in layers for word, is_odd in OTHERWISE.items() if is_odd(layer)):
-        why = f"OpenCV does not compute {word} of layer {name} as Caffe does"
-        raise errors.Unavailable(f"nothing was compared: {why}; compare a copy of {net} without that word")
+    why = f"nothing was compared: OpenCV {cv2.__version__} no longer reads Caffe. {install}"
+    refuse(not hasattr(cv2.dnn, "readNetFromCaffe"), why, errors.Unavailable)
+    selection = Selection(net, "TEST")
+    layers = selection.needed(selection.layers[-1].top[0])
+    for layer in layers:
+        words = [word for word, is_odd in OTHERWISE.items() if is_odd(layer)]
+        why = f"OpenCV does not compute {' and '.join(words)} of layer {layer.name} as Caffe does"
+        refuse(words, f"nothing was compared: {why}; compare a copy of {net} without that word", errors.Unavailable)
+    content = [Path(net).read_bytes(), Path(weights).read_bytes()]
+    if any(computes(layer) and layer not in selection.there for layer in selection.net.layers):
+        content[0] = _without_rules(selection, layers)
     why = f"nothing was compared: OpenCV cannot read {net}: {errors.REASON}"
     with errors.translated(cv2.error, errors.Unavailable, why):
-        there = cv2.dnn.readNetFromCaffe(os.fspath(net), os.fspath(weights))
+        there = cv2.dnn.readNetFromCaffe(*(np.frombuffer(each, np.uint8) for each in content))
         there.enableWinograd(False)  # it adds up to 3e-6
         there.enableFusion(False)
         there.setInput(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))
-        tops = {layer.name: layer.top[0] for layer in layers if layer.top}
+        tops = {layer.name: layer.top[0] for layer in layers}
         known = {*there.getLayerNames()}  # by the name of a layer, or of its output
         called = {name: name if name in known else tops.get(name) for name in names}
         called = {name: other for name, other in called.items() if other in known}

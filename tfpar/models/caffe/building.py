@@ -1,5 +1,6 @@
 """A network while it is built: its blobs, and the weights of its layers."""
 
+import collections
 import functools
 import itertools
 import math
@@ -11,10 +12,12 @@ import numpy as np
 import tensorflow as tf
 
 from tfpar import errors
-from tfpar.models.caffe.layers import INPUTS, TABLE, WITH_WEIGHTS, Unsupported
+from tfpar.models.caffe.files import refuse
+from tfpar.models.caffe.layers import INPUTS, SUM, TABLE, WITH_WEIGHTS
+from tfpar.models.caffe.selection import Selection
 
-# What a layer raises that Keras cannot express; the last three come from Keras, about shapes.
-UNSUPPORTED = (Unsupported, ValueError, MemoryError, tf.errors.ResourceExhaustedError)
+# What a layer raises that Keras cannot express: errors of `layers`, and of Keras about parameters and shapes.
+UNSUPPORTED = (ValueError, MemoryError, tf.errors.ResourceExhaustedError)
 NAMES_OF_OPERATIONS = r"(abs(olute)?|clip|flip|pad|power|split|square)(_\d+)?"  # of keras.ops, which count them up
 
 
@@ -22,122 +25,127 @@ class Network:
     """A network while it is built.
 
     Attributes:
+        batch_size: of its data layer for training.
         blobs: the tensors by their names; a layer in place gives its name to a new one.
         outputs: what each layer gives, by the layer's name.
         made: the Keras layer with the weights of each layer, by the layer's name.
         unfilled: layers with neither weights nor a filler for them.
+        notes: names of layers, by what is to be said about them.
         multipliers: by the Keras layer, the `param` of each of its weights, with `lr_mult` and `decay_mult`; not of `BatchNorm`, whose
             weights are averages.
     """
 
-    def __init__(self, weights: dict[str, list[np.ndarray]], *, source: object, where: Callable[[object], str]):
-        """Begin a network.
-
-        Args:
-            weights: from `files.read_weights`.
-            source: the path of the weights, for messages.
-            where: returns file, line, name and type of a layer, for messages.
-        """
+    def __init__(self, selection: Selection, source: object):
+        """Begin a network; `source` is the path of the weights, for messages."""
+        self.net, self.batch_size, self.source = selection.net, selection.batch_size, source
         self.blobs: dict[str, keras.KerasTensor] = {}
         self.outputs: dict[str, keras.KerasTensor] = {}
         self.made: dict[str, keras.Layer] = {}
         self.unfilled: list[str] = []
+        self.notes: dict[str, list[str]] = collections.defaultdict(list)
         self.multipliers: dict[keras.Layer, list] = {}
-        self.weights, self.source, self.where = weights, source, where
         self.names = {"images", "scaled", "minus_mean"}
         self.shared: dict[str, tuple[keras.Layer, int]] = {}
 
-    def add(self, layer) -> None:
-        """Add the Keras layers of a layer of Caffe.
+    def add(self, layer, weights: list[np.ndarray] | None) -> None:
+        """Add the Keras layers of a layer of Caffe, whose blobs of the file, if it has some, are `weights`.
 
         Raises:
             errors.DataError: its type or a parameter is not supported.
             errors.SettingsError: the weights have other shapes.
         """
-        if layer.type not in TABLE:
-            raise errors.DataError(f"{self.where(layer)} is not supported; supported are {', '.join(TABLE)}")
+        where = self.net.where(layer)
+        refuse(layer.type not in TABLE, f"{where} is not supported; supported are {', '.join(TABLE)}")
         function, parameters = TABLE[layer.type]
         inputs, name = [self.blobs[blob] for blob in layer.bottom], self._free_name(layer)
+        first = [functools.partial(self.weigh, layer, weights)] if function in WITH_WEIGHTS else []
+        first += [len(layer.top)] if layer.type == "Slice" else []
         try:
-            Unsupported.where(len(inputs) not in INPUTS.get(function, (1,)), f"{len(inputs)} inputs")
-            Unsupported.where(len(layer.top) > 1 and layer.type not in ("Slice", "Split"), f"{len(layer.top)} outputs")
-            first = [functools.partial(self.weigh, layer)] if function in WITH_WEIGHTS else []
-            first += [len(layer.top)] if layer.type == "Slice" else []
+            refuse(len(inputs) not in INPUTS.get(function, (1,)), f"{len(inputs)} inputs")
+            refuse(len(layer.top) > 1 and layer.type not in ("Slice", "Split"), f"{len(layer.top)} outputs")
+            is_sum = layer.type == "Eltwise" and layer.eltwise_param.operation == SUM
+            refuse(is_sum and layer.top[0] == layer.bottom[0], "a sum in place, to which Caffe adds no first input")
             found = function(*first, getattr(layer, parameters or "name"), name, *inputs)
-            found = found if isinstance(found, list) else [found] * len(layer.top)
         except errors.SettingsError:
             raise
         except UNSUPPORTED as error:
-            raise errors.DataError(f"{self.where(layer)} is not supported here: {errors.first_line(error)}") from error
+            raise errors.DataError(f"{where} is not supported here: {errors.first_line(error)}") from error
+        found = found if isinstance(found, list) else [found] * len(layer.top)
         for number, (top, tensor) in enumerate(zip(layer.top, found, strict=True)):
             called = name + f".{number}" * (layer.type == "Slice")
             if tensor._keras_history.operation.name != called and layer.type != "Split":
                 tensor = keras.layers.Identity(name=called)(tensor)  # every layer keeps its name
             self.blobs[top] = tensor
             self.outputs.setdefault(layer.name, tensor)
+        if is_by_batch(layer):
+            self.notes["use_global_stats false is not used at prediction, which takes the averages"].append(layer.name)
+        if not all(layer.propagate_down):
+            self.notes["propagate_down false is not used, so what they read is trained"].append(layer.name)
 
     def _free_name(self, layer) -> str:
         """Return the name of a layer in Keras, which allows no name twice, and TensorFlow's scopes few characters."""
         wanted = re.sub(r"[^\w.>-]", ".", layer.name, flags=re.ASCII) or layer.type
-        names = itertools.chain([wanted], (f"{wanted}.{number}" for number in itertools.count(2)))
+        names = (wanted + f".{number}" * (number > 1) for number in itertools.count(1))
         name = next(it for it in names if it not in self.names and not re.fullmatch(NAMES_OF_OPERATIONS, it))
         self.names.add(name)
         return name
 
-    def weigh(self, layer, made: keras.Layer, x, shapes: Sequence[tuple], fillers: Sequence, convert: Callable):
+    def weigh(self, layer, found, own: keras.Layer, x, shapes: Sequence[tuple], fillers: Sequence, convert: Callable):
         """Call a Keras layer, and give it weights: those of the file, else what the fillers draw.
 
         Args:
-            layer: of Caffe. Layers whose `param` have the same names are one Keras layer.
-            made: of Keras.
+            layer: of Caffe.
+            found: its blobs of the file, or None.
+            own: of Keras; that of an earlier layer takes its place if both share their weights.
             x: its input.
-            shapes: of its blobs in Caffe.
+            shapes: of its blobs in Caffe; those of blobs without a filler do not count.
             fillers: of each blob; a number is a constant, None is xavier.
             convert: `convert(*blobs)` returns the weights of the Keras layer.
         """
-        names = [param.name for param in layer.param if layer.type != "BatchNorm"]  # Caffe clears those of BatchNorm
-        owners = [self.shared.get(name) for name in names]
-        if any(owners):
-            own, (made, _) = made, next(filter(None, owners))
-            whole = owners == [(made, number) for number in range(len(shapes))]
-            Unsupported.where(not whole, f"some weights are shared ({', '.join(names)}); share all of them or none")
-            both = [it.get_config() | {"name": "", "rows": getattr(it, "rows", "")} for it in (made, own)]
-            Unsupported.where(both[0] != both[1], "shared weights with other parameters")
-        self.shared |= {name: (made, number) for number, name in enumerate(names) if name}
-        Unsupported.where(layer.name in self.made, "a second layer with weights of this name")
-        y, blobs = made(x), self._blobs_of(layer, shapes)
+        refuse(layer.name in self.made, "a second layer with weights of this name")
+        shapes = [shape for shape, _ in zip(shapes, fillers, strict=False)]
+        made = own if layer.type == "BatchNorm" else self._shared(layer, own, len(shapes))  # Caffe clears its `param`
+        y, blobs = made(x), found and self._fitted(layer, found, shapes)
         if blobs is None and made not in self.made.values():
             self.unfilled += [layer.name] * (fillers[0] is None)
             blobs = [_drawn(filler, shape) for filler, shape in zip(fillers, shapes, strict=True)]
         if blobs:  # of layers that share them the last that has some, as Caffe copies them
             made.set_weights(convert(*blobs))
-        if layer.type != "BatchNorm":
-            self._multiply(made, layer, len(shapes))
         self.made[layer.name] = made
         return y
 
-    def _multiply(self, made, layer, count: int) -> None:
-        """Note what a layer states of `lr_mult` and `decay_mult`, of which layers that share weights must state the same, or nothing."""
-        for _ in range(count - len(layer.param)):
-            layer.param.add()
-        for stated, param in zip(self.multipliers.setdefault(made, layer.param[:count]), layer.param, strict=False):
+    def _shared(self, layer, own: keras.Layer, count: int) -> keras.Layer:
+        """Return the Keras layer whose `count` weights have the names in `param`, else `own`, and note its multipliers."""
+        params = [*layer.param, *(type(layer)().param.add() for _ in range(count))][:count]
+        owners = [self.shared.get(param.name) for param in params]
+        made = next((owner for owner, _ in filter(None, owners)), own)
+        if made is not own:
+            names = ", ".join(param.name for param in params if param.name)
+            whole = owners == [(made, number) for number in range(count)]
+            refuse(not whole, f"some weights are shared ({names}); share all of them or none")
+            both = [it.get_config() | {"name": "", "rows": getattr(it, "rows", "")} for it in (made, own)]
+            refuse(both[0] != both[1], "shared weights with other parameters")
+        self.shared |= {param.name: (made, number) for number, param in enumerate(params) if param.name}
+        for stated, param in zip(self.multipliers.setdefault(made, params), params, strict=True):
             for field in ("lr_mult", "decay_mult"):
                 said = {str(getattr(it, field)) for it in (stated, param) if it.HasField(field)}  # NaN is NaN
-                Unsupported.where(len(said) > 1, f"shared weights with another {field}; give the same to all")
-                if param.HasField(field):
-                    setattr(stated, field, getattr(param, field))
+                refuse(len(said) > 1, f"shared weights with another {field}; give the same to all")
+            stated.MergeFrom(param)
+        return made
 
-    def _blobs_of(self, layer, shapes: Sequence[tuple]) -> list[np.ndarray] | None:
-        """Return a layer's blobs of the file; ones in front may be missing or be there, as Caffe compares shapes."""
-        if layer.name not in self.weights:
-            return None
-        found = self.weights[layer.name]
+    def _fitted(self, layer, found: list[np.ndarray], shapes: Sequence[tuple]) -> list[np.ndarray]:
+        """Return blobs in the shapes of a layer; ones in front may be missing or be there, as Caffe compares shapes."""
         there, here = [list(blob.shape) for blob in found], [list(shape) for shape in shapes]
-        if [*map(_without_ones, there)] != [*map(_without_ones, here)]:
-            why = f"its weights have the shapes {there} in {self.source}, {here} in the network"
-            todo = "give the file of this network, and images of the size that it was trained on"
-            raise errors.SettingsError(f"{self.where(layer)}: {why}; {todo}")
+        why = f"its weights have the shapes {there} in {self.source}, {here} in the network"
+        todo = "give the file of this network, and images of the size that it was trained on"
+        alike = [*map(_without_ones, there)] == [*map(_without_ones, here)]
+        refuse(not alike, f"{self.net.where(layer)}: {why}; {todo}", errors.SettingsError)
         return [blob.reshape(shape) for blob, shape in zip(found, shapes, strict=True)]
+
+
+def is_by_batch(layer) -> bool:
+    """Tell whether a layer takes the statistics of the batch even in prediction, by `use_global_stats: false`."""
+    return layer.batch_norm_param.HasField("use_global_stats") and not layer.batch_norm_param.use_global_stats
 
 
 def _without_ones(shape: list[int]) -> list[int]:
@@ -147,16 +155,17 @@ def _without_ones(shape: list[int]) -> list[int]:
 
 def _drawn(filler, shape: tuple) -> np.ndarray:
     """Return a blob that a filler has filled."""
-    kind = "constant" if isinstance(filler, float) else "xavier" if filler is None else filler.type
+    if isinstance(filler, float):
+        return np.full(shape, filler, np.float32)
+    kind = filler.type if filler else "xavier"
     fans = math.prod(shape[1:]), math.prod(shape) / shape[min(1, len(shape) - 1)]
-    n = (*fans, sum(fans) / 2)[filler.variance_norm if hasattr(filler, "variance_norm") else 0]
-    random = {
-        "constant": lambda: keras.initializers.Constant(filler if isinstance(filler, float) else filler.value),
+    n = (*fans, sum(fans) / 2)[filler.variance_norm if filler else 0]
+    makers = {
+        "constant": lambda: keras.initializers.Constant(filler.value),
         "xavier": lambda: keras.initializers.RandomUniform(-math.sqrt(3 / n), math.sqrt(3 / n)),
         "msra": lambda: keras.initializers.RandomNormal(0.0, math.sqrt(2 / n)),
         "gaussian": lambda: keras.initializers.RandomNormal(filler.mean, filler.std),
         "uniform": lambda: keras.initializers.RandomUniform(filler.min, filler.max),
     }
-    sparse = getattr(filler, "sparse", -1) >= 0
-    Unsupported.where(sparse or kind not in random, f"the filler {kind}{' with sparse' * sparse}")
-    return keras.ops.convert_to_numpy(random[kind]()(shape))
+    refuse(kind not in makers or (filler and filler.sparse >= 0), f"the filler {kind}, or its field sparse")
+    return keras.ops.convert_to_numpy(makers[kind]()(shape))

@@ -1,11 +1,9 @@
 """From Caffe's files to Keras models."""
 
 import contextlib
-import os
 import re
 import weakref
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -14,33 +12,15 @@ from tfpar import errors, validate
 from tfpar.models import networks
 from tfpar.models.caffe import files
 from tfpar.models.caffe.building import Network
+from tfpar.models.caffe.files import File, refuse
 from tfpar.models.caffe.layers import in_float32
-from tfpar.models.caffe.selection import Selection, is_by_batch
+from tfpar.models.caffe.selection import Selection
 
-
-class Facts(NamedTuple):
-    """What a solver needs to know of a network, and no Keras model holds.
-
-    Attributes:
-        batch_size: of its data layer for training.
-        multipliers: by the Keras layer, for each of its weights a message with `lr_mult` and `decay_mult`.
-        outputs: the tensor that each layer gives, by its name in Caffe.
-    """
-
-    batch_size: int | None
-    multipliers: dict[keras.Layer, list]
-    outputs: dict[str, keras.KerasTensor]
-
-
-_facts: weakref.WeakKeyDictionary[keras.Model, Facts] = weakref.WeakKeyDictionary()
+_built: weakref.WeakKeyDictionary[keras.Model, Network] = weakref.WeakKeyDictionary()
 
 
 def network(
-    net: str | os.PathLike,
-    weights: str | os.PathLike | None = None,
-    *,
-    image_shape: tuple[int, int, int] | None = None,
-    phase: str = "TEST",
+    net: File, weights: File | None = None, *, image_shape: tuple[int, int, int] | None = None, phase: str = "TEST"
 ) -> keras.Model:
     """Return the bare network as Caffe computes it, for its features or to compare it.
 
@@ -63,23 +43,23 @@ def network(
         >>> model = caffe.network("lenet.prototxt", "lenet.caffemodel")
         >>> features = keras.Model(model.input, model.get_layer("ip1").output)
     """
-    selection = Selection(net, phase, image_shape)
-    number, blob = selection.last()
-    needed = selection.needed(number + 1, blob)
+    selection = Selection(net, phase)
+    blob = selection.layers[-1].top[0]
+    needed, blobs = selection.needed(blob), files.read_weights(weights) if weights is not None else {}
+    inputs = keras.Input(selection.image_shape(image_shape), dtype="float32", name="images")
     with in_float32():
-        inputs = keras.Input(selection.image_shape, name="images")
-        built = _build(selection, inputs, weights, needed)
+        built = _build(selection, inputs, blobs, weights, needed)
     return _model(selection, inputs, built.blobs[blob], built)
 
 
 def load(
-    net: str | os.PathLike,
-    weights: str | os.PathLike | None = None,
+    net: File,
+    weights: File | None = None,
     *,
     image_shape: tuple[int, int, int] | None = None,
     num_classes: int | None = None,
     scale: float | None = None,
-    mean: float | Sequence[float] | str | os.PathLike | None = None,
+    mean: float | Sequence[float] | File | None = None,
     order: str = "bgr",
     phase: str = "TEST",
 ) -> keras.Model:
@@ -108,42 +88,39 @@ def load(
         >>> model = caffe.load("lenet.prototxt", "lenet.caffemodel", scale=1 / 256)
     """
     validate.choice("order", order, ("bgr", "rgb"))
-    selection = Selection(net, phase, image_shape)
-    end, logits = selection.logits()
-    needed = selection.needed(end, logits)
-    head, is_new = selection.head(needed, num_classes)
-    inputs = keras.Input(selection.image_shape, dtype="uint8", name="images")
-    with in_float32():
-        scale, mean = selection.preprocessing(scale, mean, order, trained=weights is not None)
-        x = _preprocessed(inputs, scale, mean, order)
-    built = _build(selection, x, weights, needed, head=head, is_new=is_new)
+    selection, blobs = Selection(net, phase), files.read_weights(weights) if weights is not None else {}
+    logits = selection.logits()
+    needed = selection.needed(logits)
+    head = selection.head(needed, num_classes, blobs)
+    shape = selection.image_shape(image_shape)
+    scale, mean = selection.preprocessing(shape, scale, mean, order, trained=weights is not None)
+    inputs = keras.Input(shape, dtype="uint8", name="images")
+    built = _build(selection, _preprocessed(inputs, scale, mean, order), blobs, weights, needed, head)
     outputs = built.blobs[logits]
     if len(outputs.shape) == 4 and outputs.shape[1] == outputs.shape[2] == 1:
         outputs = keras.layers.Flatten(dtype="float32", name="logits.flat")(outputs)
-    if len(outputs.shape) != 2:
-        why = f"for images of {selection.image_shape} it gives {tuple(outputs.shape[1:])} instead of one number a class"
-        todo = "give the image_shape that it was made for, or take caffe.network for its features"
-        raise errors.SettingsError(f"{net}: {why}; {todo}")
-    if num_classes not in (None, outputs.shape[-1]):
-        why = f"it gives {outputs.shape[-1]} logits for {num_classes} classes, and no single layer makes them"
-        raise errors.SettingsError(f"{net}: {why}; give its last layers that many outputs")
+    why = f"for images of {shape} it gives {tuple(outputs.shape[1:])} instead of one number a class"
+    todo = "give the image_shape that it was made for, or take caffe.network"
+    refuse(len(outputs.shape) != 2, f"{net}: {why}; {todo}", errors.SettingsError)
+    why = f"it gives {outputs.shape[-1]} logits for {num_classes} classes; give its last layers that many outputs"
+    refuse(num_classes not in (None, outputs.shape[-1]), f"{net}: {why}", errors.SettingsError)
     if outputs.dtype != "float32":
         outputs = keras.layers.Activation("linear", dtype="float32", name="logits.float32")(outputs)
     return _model(selection, inputs, outputs, built)
 
 
-def facts(model: keras.Model) -> Facts:
-    """Return what a solver needs to know of a network.
+def network_of(model: keras.Model) -> Network:
+    """Return what a network was built of, which no Keras model holds.
 
     Raises:
         errors.SettingsError: it was not made by `load` or `network` in this process.
     """
-    if model not in _facts:
-        why = f"model {getattr(model, 'name', model)} was not made by caffe.load, which knows its lr_mult"
-        raise errors.SettingsError(f"{why}; load the prototxt")
-    return _facts[model]
+    why = f"model {getattr(model, 'name', model)} was not made by caffe.load, which knows its lr_mult"
+    refuse(model not in _built, f"{why}; load the prototxt", errors.SettingsError)
+    return _built[model]
 
 
+@in_float32()
 def _preprocessed(x, scale: float, mean: np.ndarray, order: str):
     """Return `(pixel - mean) * scale` of images whose channels are red, green, blue, in the network's order."""
     if x.shape[-1] == 3 and order == "bgr":
@@ -155,44 +132,32 @@ def _preprocessed(x, scale: float, mean: np.ndarray, order: str):
         minus.finalize_state()
         x = minus(x)
     elif mean.any():
-        x = keras.layers.Rescaling(1.0, (-mean).tolist() if len(mean) > 1 else -mean[0].item(), name="minus_mean")(x)
-    return keras.layers.Rescaling(scale, name="scaled")(x) if scale != 1 or x.dtype == "uint8" else x
+        x = keras.layers.Rescaling(1.0, (-mean).tolist(), name="minus_mean")(x)
+    return keras.layers.Rescaling(scale, name="scaled")(x)
 
 
-def _build(selection: Selection, x, weights, needed: list, *, head=None, is_new: bool = False) -> Network:
+def _build(selection: Selection, x, blobs: dict, weights, needed: list, head=None) -> Network:
     """Build the layers that are needed, from the head on in float32, and note what fits no weights."""
     networks.check_data_format()
-    blobs = files.read_weights(weights) if weights is not None else {}
-    if is_new:
-        blobs.pop(head.name, None)
-    built = Network(blobs, source=weights, where=selection.where)
+    built = Network(selection, weights)
     built.blobs[selection.input] = x
     with contextlib.ExitStack() as stack:
         for layer in needed:
             if layer is head:
                 stack.enter_context(in_float32())
-            built.add(layer)
-    if blobs and not built.made.keys() & blobs.keys():
-        why = f"none of its layers ({_some(blobs)}) is in {selection.net.path}"
-        raise errors.SettingsError(f"{weights}: {why}; give the file of this network")
-    rates = {name: [param.lr_mult for param in built.multipliers.get(made, ())] for name, made in built.made.items()}
-    frozen = [name for name, of_layer in rates.items() if of_layer and not any(of_layer)]
-    for name in frozen:
-        built.made[name].trainable = False
+            built.add(layer, blobs.get(layer.name))
+    why = f"none of its layers ({_some(blobs)}) is in {selection.net.path}; give the file of this network"
+    refuse(blobs and not built.made.keys() & blobs.keys(), f"{weights}: {why}", errors.SettingsError)
+    for name, made in built.made.items():
+        if made in built.multipliers and not any(param.lr_mult for param in built.multipliers[made]):
+            made.trainable = False
+            built.notes["frozen by lr_mult 0"].append(name)
     given = [made for name, made in built.made.items() if name in blobs]
     filled = [name for name, made in built.made.items() if made not in given and (blobs or name in built.unfilled)]
     by_xavier = " (by xavier, the file has no weight_filler)"
-    by_batch = [layer.name for layer in needed if is_by_batch(layer)]
-    apart = [layer.name for layer in needed if not all(layer.propagate_down)]
-    for what, names in (
-        (f"weights of {weights} that no layer takes", [name for name in blobs if name not in built.made]),
-        ("without weights, so initialized", [name + by_xavier * (name in built.unfilled) for name in filled]),
-        ("frozen by lr_mult 0", frozen),
-        ("use_global_stats false is not used at prediction, which takes the averages", by_batch),
-        ("propagate_down false is not used, so what they read is trained", apart),
-    ):
-        if names:
-            selection.notes.append(f"{what}: {_some(names)}")
+    built.notes["without weights, so initialized"] = [name + by_xavier * (name in built.unfilled) for name in filled]
+    built.notes[f"weights of {weights} that no layer takes"] = [name for name in blobs if name not in built.made]
+    selection.notes += [f"{what}: {_some(names)}" for what, names in built.notes.items() if names]
     return built
 
 
@@ -212,7 +177,7 @@ def _model(selection: Selection, inputs, outputs, built: Network) -> keras.Model
     ):
         name = re.sub(r"[^\w.-]", "_", selection.net.message.name, flags=re.ASCII).lstrip("_-")
         model = keras.Model(inputs, outputs, name=name or "caffe")
-    _facts[model] = Facts(selection.batch_size, built.multipliers, built.outputs)
+    _built[model] = built
     for note in selection.notes:
         print(f"{selection.net.path}: {note}")
     return model

@@ -1,8 +1,8 @@
 """A solver of Caffe as an optimizer, regularizers and one stage."""
 
 import functools
+import itertools
 import math
-import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +12,8 @@ import numpy as np
 from tfpar import errors, schedule, validate
 from tfpar.models import decay
 from tfpar.models.caffe import conversion, files
+from tfpar.models.caffe.building import Network
+from tfpar.models.caffe.files import File, refuse
 from tfpar.models.caffe.selection import Selection
 from tfpar.schedule import Schedule, Stage
 
@@ -34,7 +36,6 @@ READ = {
     "solver_type",
 }  # besides the fields of its policy and of its optimizer  # fmt: skip
 OUTSIDE = ("AdaGrad", "RMSProp")  # whose delta is outside of the root; Keras' epsilon is inside, so it is the square
-NUMBERS = ("weight_decay", "momentum", "momentum2", "delta", "rms_decay")  # from 0
 
 
 class Solver(NamedTuple):
@@ -62,7 +63,7 @@ class Solver(NamedTuple):
         return told | {"warmup_epochs": 0, "scale_learning_rate": False}
 
 
-def solver(file: str | os.PathLike, model: keras.Model, *, examples: int) -> Solver:
+def solver(file: File, model: keras.Model, *, examples: int) -> Solver:
     """Read a solver for a network that `load` has made, and give the network's layers its weight decay.
 
     Caffe adds the decay to the gradient, so it passes through the momentum: an L2 regularizer, not the decoupled decay of Keras'
@@ -84,62 +85,67 @@ def solver(file: str | os.PathLike, model: keras.Model, *, examples: int) -> Sol
         >>> solver.stages
         [Stage(epochs=2, learning_rate=0.01, ..., schedule=Schedule(policy='inv', ..., end=40))]
     """
-    facts, given = conversion.facts(model), files.read_solver(file)
-    params = [param for of_layer in facts.multipliers.values() for param in of_layer]
-    if not all(0 <= number < math.inf for param in params for number in (param.lr_mult, param.decay_mult)):
-        raise errors.DataError(f"model {model.name}: lr_mult and decay_mult must be from 0; correct its prototxt")
+    network, given = conversion.network_of(model), files.read_solver(file)
+    params = [param for of_layer in network.multipliers.values() for param in of_layer]
+    fit = all(0 <= number < math.inf for param in params for number in (param.lr_mult, param.decay_mult))
+    refuse(not fit, f"model {model.name}: lr_mult and decay_mult must be from 0; correct its prototxt")
     examples = validate.integer("examples", examples, 1, validate.MOST_POSITION)
-    if given.HasField("solver_type"):  # the older field
-        given.type = [*OPTIMIZERS][given.solver_type]
-    words = {"type": OPTIMIZERS, "lr_policy": POLICIES, "regularization_type": ("L1", "L2")}
-    for what, known in words.items():
-        if getattr(given, what) not in known:
-            raise errors.DataError(f"{file}: {what} {getattr(given, what)!r}; give one of {', '.join(known)}")
-    if given.max_iter < 1 or not 0 < given.base_lr < math.inf or given.iter_size < 1:
-        raise errors.DataError(f"{file}: max_iter, base_lr and iter_size must be above 0; correct the file")
-    if wrong := [name for name in NUMBERS if not 0 <= getattr(given, name) < math.inf]:
-        raise errors.DataError(f"{file}: {wrong[0]} must be a number from 0; correct the file")
-    if given.clip_gradients >= 0 and (given.weight_decay or given.iter_size > 1):
-        why = "Caffe clips before it adds the decay and divides, Keras after; leave one of them out"
-        raise errors.SettingsError(f"{file}: clip_gradients with weight_decay or iter_size: {why}")
-    batch = (facts.batch_size or _batch_size_beside(Path(file), given)) * given.iter_size
+    _check(file, given)
+    batch = (network.batch_size or _batch_size_beside(Path(file), given)) * given.iter_size
     policy, of_steps = POLICIES[given.lr_policy]
-    steps = tuple(np.atleast_1d(getattr(given, of_steps) if of_steps else []).tolist())
-    if of_steps and not any(steps):
-        raise errors.DataError(f"{file}: lr_policy {given.lr_policy} needs {of_steps}; add it")
+    stated = np.atleast_1d(getattr(given, of_steps) if of_steps else []).tolist()
+    # As Caffe, which takes one step in an iteration, so that of two equal ones the second comes an iteration later.
+    steps = tuple(itertools.accumulate(stated, lambda before, step: max(step, before + 1)))
+    refuse(of_steps and not any(steps), f"{file}: lr_policy {given.lr_policy} needs {of_steps}; add it")
     numbers = {name: getattr(given, name) for name in schedule.POLICIES[policy][0] if name != "steps"}
     why = f"{file}: lr_policy {given.lr_policy}, type {given.type}: {errors.REASON}; correct the file"
     with errors.translated(ValueError, errors.DataError, why):
         rates = Schedule(policy, **numbers, steps=steps, end=given.max_iter)
         stage = schedule.checked(Stage(-(-given.max_iter * batch // examples), given.base_lr, schedule=rates))
         optimizer = _optimizer(given)
-    if factors := _regularize(facts, given):
+    if factors := _regularize(network, given):
         _multiply_rates(optimizer, factors)
     used = READ | {*OPTIMIZERS[given.type][1].values(), *numbers, of_steps}
     unused = [field.name for field, _ in given.ListFields() if field.name not in used]
     notes = [f"not used: {', '.join(unused)}"] if unused else []
     if given.type in OUTSIDE:
-        notes.append(
-            f"{given.type}: delta is squared, for Keras adds it inside of the root; gradients as small as delta move the weights more"
-        )
+        why = "delta is squared, for Keras adds it inside of the root"
+        notes.append(f"{given.type}: {why}; gradients as small as delta move the weights more")
     return Solver(optimizer, [stage], batch, given.weight_decay, factors, notes)
+
+
+def _check(file: File, given) -> None:
+    """Raise an error where a solver says nonsense, or what Keras computes otherwise; set `type` where the older field states it."""
+    if given.HasField("solver_type"):  # the older field
+        refuse(given.HasField("type"), f"{file}: type and solver_type are one setting; leave solver_type out")
+        given.type = [*OPTIMIZERS][given.solver_type]
+    words = {"type": OPTIMIZERS, "lr_policy": POLICIES, "regularization_type": ("L1", "L2")}
+    for what, known in words.items():
+        word = getattr(given, what)
+        refuse(word not in known, f"{file}: {what} {word!r}; give one of {', '.join(known)}")
+    for name in ("max_iter", "base_lr", "iter_size"):
+        refuse(not 0 < getattr(given, name) < math.inf, f"{file}: {name} must be above 0; correct the file")
+    for name in ("weight_decay", "momentum", "momentum2", "delta", "rms_decay"):
+        refuse(not 0 <= getattr(given, name) < math.inf, f"{file}: {name} must be a number from 0; correct the file")
+    refuse(given.clip_gradients == 0, f"{file}: clip_gradients must be above 0, for 0 stops learning; correct the file")
+    clips = given.clip_gradients > 0 and (given.weight_decay or given.iter_size > 1)
+    why = "Caffe clips before it adds the decay and divides, Keras after; leave one of them out"
+    refuse(clips, f"{file}: clip_gradients with weight_decay or iter_size: {why}", errors.SettingsError)
 
 
 def _batch_size_beside(file: Path, given) -> int:
     """Return the batch size of the network that a solver names, if it lies beside the solver."""
-    named = given.net or given.train_net
-    path = files.beside(file, named) if named else None
-    size = Selection(path, "TRAIN", (1, 1, 1)).batch_size if path else None
-    if not size:
-        why = f"no batch size is known (the network has no data layer, and {named or 'net'} is not there or has none)"
-        raise errors.SettingsError(f"{file}: {why}; load the prototxt for training, or put it beside the solver")
+    path = files.beside(file, given.net or given.train_net)
+    size = Selection(path, "TRAIN").batch_size if path else None
+    why = "no batch size is known: the network has no data layer, and none is beside the solver"
+    refuse(not size, f"{file}: {why}; load the prototxt for training", errors.SettingsError)
     return size
 
 
-def _regularize(facts: conversion.Facts, given) -> dict[str, float]:
+def _regularize(network: Network, given) -> dict[str, float]:
     """Give the weights the decay as regularizers, and return the factors on their rates."""
     rates = {}
-    for layer, params in facts.multipliers.items():
+    for layer, params in network.multipliers.items():
         for weight, param in zip(layer.weights, params, strict=True):
             by = given.weight_decay * param.decay_mult
             kind = keras.regularizers.L1(by) if given.regularization_type == "L1" else keras.regularizers.L2(by / 2)

@@ -185,6 +185,7 @@ def test_on_bad_image_fail_stops_and_leaves_nothing(photos, tmp_path):
         (lambda p: write_pictures(p / "cat", 3), errors.DataError, "at least two"),
         (lambda p: [write_pictures(p / name, 1) for name in "ab"], errors.DataError, "no image is left for validation"),
         (lambda p: [write_pictures(p / "train" / n, 2) for n in "ab"] + [write_pictures(p / "val" / "c", 2)], errors.DataError, "class c is in validation"),
+        (lambda p: [write_pictures(p / "train" / n, 2) for n in "ab"] + [(p / "val").mkdir()], errors.DataError, "validation; add .* or remove it"),
         (lambda p: [write_pictures(p / name, 1) for name in "ab"] + [(p / "a" / f"{i}.x").write_text("x") for i in range(3)], errors.DataError, "3 of 5"),
     ],
 )  # fmt: skip

@@ -278,6 +278,12 @@ def test_groups_that_cannot_be_kept_apart_are_refused(pictures, tmp_path):
         prepare.dataset(written(pictures / "a.csv", rows), tmp_path / "d")
 
 
+def test_weights_that_are_all_zero_are_refused(pictures, tmp_path):
+    rows = rows_of(pictures, weight=lambda i: i // 6, split=lambda i: "train" if i < 6 else "val")
+    with pytest.raises(errors.DataError, match="every image of train has the weight 0"):
+        prepare.dataset(written(pictures / "a.csv", rows), tmp_path / "d")
+
+
 @pytest.mark.parametrize("option", [{"group_by": "(x)"}, {"splits": True}, {"tfds_manual_dir": "."}])
 def test_an_option_that_a_source_does_not_take_is_refused(option, tmp_path):
     with pytest.raises(errors.SettingsError, match=f"{next(iter(option))} was given"):

@@ -179,13 +179,16 @@ def _hold_out(source: Source, splits: dict[str, SplitWriter], class_names: list[
     if largest >= UNBALANCED * smallest:
         both = f"class {class_names[most]} has {largest} images and {class_names[least]} has {smallest}"
         print(f"{both}: consider train --class-weights balanced")
+    if all(item.weight == 0 for item in train.items):
+        raise errors.DataError(f"{source.name}: every image of train has the weight 0; give some a larger weight")
+    todo = "give more images, more groups, or a larger validation fraction"
     if "validation" in splits:
         holdout.check_groups(splits)
+        todo = "add images to that split, or remove it, so that a part of train is held out"
     else:
         chosen = holdout.chosen(train, class_names, fraction=settings["validation_fraction"], seed=settings["seed"])
         splits["validation"] = train.move(chosen, train.directory.with_name("validation"))
     if not splits["validation"].items:
-        todo = "give more images, more groups, or a larger validation fraction"
         raise errors.DataError(f"{source.name}: no image is left for validation; {todo}")
 
 

@@ -84,6 +84,8 @@ def _trace_file() -> str:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    # Neither the system's loader of libraries nor C code always says so.
-    limited = 0 < resource.getrlimit(resource.RLIMIT_AS)[0] < LEAST_ADDRESS_SPACE
-    return limited or isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError"
+    if isinstance(error, ImportError):  # of the system's loader of libraries
+        return "map segment" in str(error) or "allocate memory" in str(error)
+    if isinstance(error, SystemError):  # C code that got no memory, and did not say so
+        return 0 < resource.getrlimit(resource.RLIMIT_AS)[0] < LEAST_ADDRESS_SPACE
+    return isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError"  # of TensorFlow

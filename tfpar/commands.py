@@ -13,7 +13,7 @@ from tfpar.screen import quiet, say, stderr_silenced
 
 OF_BOTH_FORMS = ("command", "arguments", "usage", "verbose", "data", "devices", "all_reduce")  # of `scaling`
 PREDICTED_TOGETHER = 64  # pictures
-LEAST_TO_IMPORT = 5 << 29  # bytes of address space; with less TensorFlow crashes
+LEAST_TO_IMPORT = 3 << 30  # bytes of address space; with less TensorFlow crashes
 
 
 def _prepare(given) -> None:
@@ -342,7 +342,9 @@ def require_tensorflow() -> None:
 def _import_tensorflow(given) -> None:
     """Import TensorFlow and keep its start-up chatter off the screen."""
     if 0 < resource.getrlimit(resource.RLIMIT_AS)[0] < LEAST_TO_IMPORT:
-        raise MemoryError
+        raise errors.Unavailable(
+            "out of memory: TensorFlow cannot start in this address space; raise the limit (ulimit -v)"
+        )
     if not given.verbose:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     # TensorFlow turns oneDNN on by itself on some processors only; on others its convolutions are as much faster.

@@ -126,7 +126,7 @@ def test_the_logits_are_float32_in_mixed_precision(load):
         (FIRST + layer("AbsVal", "data", "ip", name="again"), r"again of type AbsVal has the tops \['ip'\]; give it one that no other"),
         (layer("Scale", "data data data", "x"), "x of type Scale is not supported here: 3 inputs"),
         (layer("Eltwise", "data data", "x", "eltwise_param { operation: PROD coeff: 1 coeff: 2 }"), "with 2 coefficients"),
-        (layer("Eltwise", "data data", "data", name="x"), "x of type Eltwise is not supported here: a sum in place"),
+        (layer("Eltwise", "data data", "data", name="x"), "x of type Eltwise is not supported here: Caffe sets its first bottom to 0"),
         (layer("Axpy", "data data", "x"), "x of type Axpy is not supported here: 2 inputs"),
         (FIRST + layer("Axpy", "ip data data", "x"), r"x of type Axpy is not supported here: inputs of \(6,\) and \(8, 8, 1\)"),
         (layer("Slice", "data", "p q", "slice_param { slice_point: 1 }"), "1 values cut at"),

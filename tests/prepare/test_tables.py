@@ -278,6 +278,15 @@ def test_groups_that_cannot_be_kept_apart_are_refused(pictures, tmp_path):
         prepare.dataset(written(pictures / "a.csv", rows), tmp_path / "d")
 
 
+def test_a_label_in_decomposed_unicode_is_the_same_table_as_for_an_earlier_version(pictures):
+    found = []
+    for form in ("NFC", "NFD"):
+        rows = [row | {"label": unicodedata.normalize(form, "\xe9")} for row in rows_of(pictures)]
+        found.append(tables.source(written(pictures / f"{form}.csv", rows), None, None))
+    assert found[0].class_names == found[1].class_names == ["\xe9"]
+    assert found[0].stamp["table"] != found[1].stamp["table"]
+
+
 def test_weights_that_are_all_zero_are_refused(pictures, tmp_path):
     rows = rows_of(pictures, weight=lambda i: i // 6, split=lambda i: "train" if i < 6 else "val")
     with pytest.raises(errors.DataError, match="every image of train has the weight 0"):

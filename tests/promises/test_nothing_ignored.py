@@ -809,7 +809,7 @@ def test_a_source_that_changed_moved_or_went_away(tmp_path, monkeypatch):
     assert moved.class_names == ["cat", "dog", "hen"]
     with open("photos/hen/2.png", "ab") as file:
         file.write(b"more")
-    with pytest.raises(errors.SettingsError, match="older than its source photos: pictures changed"):
+    with pytest.raises(errors.SettingsError, match=r"source is .*, asked for .*/project/photos"):
         prepare.dataset("photos", "data")
 
 
@@ -824,6 +824,14 @@ def test_another_source_of_the_same_name_is_not_taken_for_one_that_moved(tmp_pat
     assert prepare.dataset("c/photos", "data").fingerprint == first.fingerprint
     with pytest.raises(errors.SettingsError, match=r"source is .*a/photos, asked for .*b/photos.*tfpar train data$"):
         prepare.dataset("b/photos", "data")
+    for name in ("hen", "owl"):
+        pictures(f"d/photos/train/{name}")
+        pictures(f"d/photos/val/{name}")
+        pictures(f"d/photos/Val/{name}")
+    shutil.rmtree("a")
+    for splits in (None, True):
+        with pytest.raises(errors.SettingsError, match=r"source is .*a/photos, asked for .*d/photos"):
+            prepare.dataset("d/photos", "data", splits=splits)
 
 
 def test_the_command_in_a_message_works_when_it_is_pasted(tmp_path, monkeypatch, capsys):

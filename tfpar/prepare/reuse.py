@@ -41,10 +41,15 @@ def _is_of(there: dict, directory: Path, source, identity: str) -> bool:
         return False
     classes = folders.read_like_splits(there["class_names"])  # as an earlier version took them
     splits = there.get("folders_are_splits", False if classes else None)
-    found = sources.find(source, splits=splits, group_by=there.get("group_by"))
-    moved_away = not os.path.exists(place)
+    try:
+        found = sources.find(source, splits=splits, group_by=there.get("group_by"))
+    except errors.DataError:
+        if elsewhere:  # another source, which these splits do not suit
+            return False
+        raise
+    moved_away = elsewhere and not os.path.exists(place)
     said = inputs.changes(found, there["source_files"], arrays.names_of(directory, there), moved_away=moved_away)
-    if said and (moved_away or not elsewhere):  # otherwise it is another source, not the same or a copy
+    if said and not elsewhere:
         place = files.printable(source)
         again = f"Prepare it again: {_command(there, place, directory)} (the old one is kept beside, for earlier runs)"
         todo = f"{again}, or use what is there by its name: tfpar train {files.word(directory)}"

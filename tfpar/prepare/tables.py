@@ -49,7 +49,9 @@ def source(table: Path, splits: bool | None, group_by: str | None) -> Source:
     with_splits = splits is not False and any(_text(row.get("split")) for row in found)
     # The header is row 1.
     rows = [_row(table, number, row, with_splits, group_by or "group") for number, row in enumerate(found, 2)]
-    folders.tell_spellings(_text(row["label"]) for row in found)
+    content = [repr((item.source, item.label, split, item.weight, item.group)) for split, item in rows]
+    folders.tell_spellings(item.label for _, item in rows)
+    rows = [(split, item._replace(label=folders.composed(item.label))) for split, item in rows]
     seen: dict[str, int] = {}
     for number, (_, item) in enumerate(rows, 2):
         if (first := seen.setdefault(os.path.abspath(item.picture), number)) != number:
@@ -58,7 +60,6 @@ def source(table: Path, splits: bool | None, group_by: str | None) -> Source:
     rows.sort(key=_place_in_a_folder)
     by_split = _by_split(place, rows) if with_splits else {"train": [item for _, item in rows]}
     stamp = stamp_of([item.picture for _, item in rows])
-    content = [repr((item.source, item.label, split, item.weight, item.group)) for split, item in rows]
     stamp["table"] = files.fingerprint(sorted(content))
     return Source(
         name=files.name_of(table),
@@ -123,8 +124,7 @@ def _row(table: Path, number: int, row: dict, with_splits: bool, group_by: str) 
     path = PurePosixPath(_text(row["path"]))
     if "\\" in str(path) and not os.path.lexists(table.parent / path):
         path = PurePosixPath(*PureWindowsPath(path).parts)
-    label = folders.composed(_text(row["label"]))
-    return split, Input(files.printable(path), label, table.parent / path, weight=weight, group=group)
+    return split, Input(files.printable(path), _text(row["label"]), table.parent / path, weight=weight, group=group)
 
 
 def _text(value) -> str:

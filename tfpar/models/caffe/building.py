@@ -64,7 +64,10 @@ class Network:
             refuse(len(inputs) not in INPUTS.get(function, (1,)), f"{len(inputs)} inputs")
             refuse(len(layer.top) > 1 and layer.type not in ("Slice", "Split"), f"{len(layer.top)} outputs")
             is_sum = layer.type == "Eltwise" and layer.eltwise_param.operation == SUM
-            refuse(is_sum and layer.top[0] == layer.bottom[0], "a sum in place, to which Caffe adds no first input")
+            refuse(
+                is_sum and layer.top[0] == layer.bottom[0],
+                "Caffe sets its first bottom to 0 before it adds, because it is the top as well; name another top",
+            )
             found = function(*first, getattr(layer, parameters or "name"), name, *inputs)
         except errors.SettingsError:
             raise
@@ -167,5 +170,6 @@ def _drawn(filler, shape: tuple) -> np.ndarray:
         "gaussian": lambda: keras.initializers.RandomNormal(filler.mean, filler.std),
         "uniform": lambda: keras.initializers.RandomUniform(filler.min, filler.max),
     }
-    refuse(kind not in makers or (filler and filler.sparse >= 0), f"the filler {kind}, or its field sparse")
+    sparse = bool(filler) and filler.sparse >= 0
+    refuse(sparse or kind not in makers, f"the filler {kind}{' with sparse' * sparse}")
     return keras.ops.convert_to_numpy(makers[kind]()(shape))

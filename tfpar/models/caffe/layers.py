@@ -71,12 +71,15 @@ def _convolution(weigh, p, name, x):
     kernel, stride, pad = _size(p, "kernel_size", "kernel", None), _size(p, "stride"), _size(p, "pad", default=(0, 0))
     dilation = _size(p, "dilation")
     channels, filters, groups = x.shape[-1], p.num_output, p.group
+    empty = not kernel or 0 in (*kernel, *stride, *dilation, filters, groups)
+    stated = f"{filters} outputs of kernel {kernel}, stride {stride}, {groups} groups for {channels} channels"
+    refuse(empty or channels % groups or filters % groups, stated)
     if any(pad):
         x = layers.ZeroPadding2D(((pad[0],) * 2, (pad[1],) * 2), name=f"{name}.pad")(x)
     apart = stride != (1, 1) and dilation != (1, 1)  # Keras refuses both at once
     options = {"strides": (1, 1) if apart else stride, "dilation_rate": dilation, "use_bias": p.bias_term}
     options["name"] = f"{name}.dense" if apart else name
-    depthwise = groups == channels > 1 and filters % groups == 0 and len({*options["strides"]}) == 1
+    depthwise = groups == channels > 1 and len({*options["strides"]}) == 1
     if depthwise:
         made = layers.DepthwiseConv2D(kernel, depth_multiplier=filters // groups, **options)
     else:
@@ -96,7 +99,7 @@ def _depthwise(weigh, p, name, x):
 
 
 def _inner_product(weigh, p, name, x):
-    refuse(_place(x, p.axis) != 1, f"axis {p.axis}")
+    refuse(_place(x, p.axis) != 1 or not p.num_output, f"{p.num_output} outputs along axis {p.axis}")
     sides, outputs = x.shape[1:], p.num_output
     inputs = math.prod(sides)
 
@@ -179,9 +182,10 @@ def _pooling(p, name, x):
     kind = layers.MaxPooling2D if p.pool == MAX else layers.AveragePooling2D
     divisors = np.outer(*sizes)
     clipped = p.pool != MAX and (divisors != math.prod(kernel)).any()
-    if np.any(around):
-        fill = 0.0 if p.pool != MAX else LOWEST if x.dtype == "float32" else -6e4
-        x = ops.pad(x, [(0, 0), *around, (0, 0)], constant_values=fill)
+    if np.any(around) and p.pool == MAX:
+        x = ops.pad(x, [(0, 0), *around, (0, 0)], constant_values=LOWEST if x.dtype == "float32" else -6e4)
+    elif np.any(around):
+        x = layers.ZeroPadding2D(around, name=f"{name}.pad")(x)
     y = kind(kernel, strides=stride, name=f"{name}.mean" if clipped else name)(x)
     # Caffe divides by the part of a window that lies in the picture or its padding.
     factors = (math.prod(kernel) / np.maximum(divisors, 1))[..., np.newaxis]
@@ -253,12 +257,14 @@ def _slice(parts: int, p, name, x):
     axis = _axis(x, p.slice_dim if p.HasField("slice_dim") else p.axis)
     sizes = np.diff([0, *p.slice_point, x.shape[axis]])
     stated = f"{x.shape[axis]} values cut at {[*p.slice_point]} into {parts}"
-    refuse(p.slice_point and (len(sizes) != parts or min(sizes) < 1), stated)
+    refuse((len(sizes) != parts or min(sizes) < 1) if p.slice_point else x.shape[axis] % parts, stated)
     return [*ops.split(x, [*p.slice_point] or parts, axis=axis)]
 
 
 def _flatten(p, name, x):
     shape, first, last = _shape(x), _place(x, p.axis), _place(x, p.end_axis)
+    if (first, last) == (1, len(shape) - 1):
+        return layers.Flatten(name=name)(_in_caffes_order(name, x))
     return _reshaped(name, x, [*shape[:first], -1, *shape[last + 1 :]])
 
 
@@ -276,11 +282,16 @@ def _shape(x) -> list[int]:
     return [-1, x.shape[3], *x.shape[1:3]] if _is_picture(x) else [-1, *x.shape[1:]]
 
 
+def _in_caffes_order(name, x):
+    """Return a picture with its channels first, where that is another order."""
+    same = not _is_picture(x) or x.shape[1] == x.shape[2] == 1 or x.shape[3] == 1
+    return x if same else layers.Permute((3, 1, 2), name=f"{name}.channels_first")(x)
+
+
 def _reshaped(name, x, shape: list[int]):
     """Return a tensor in another shape; both are in Caffe's order."""
     refuse(shape[:1] != [-1] or min(shape) < -1, f"the shape {shape}, which changes the batch")
-    if _is_picture(x):
-        x = layers.Permute((3, 1, 2), name=f"{name}.channels_first")(x)
+    x = _in_caffes_order(name, x)
     if len(shape) != 4:
         return layers.Reshape(shape[1:], name=name)(x)
     return layers.Permute((2, 3, 1), name=name)(layers.Reshape(shape[1:], name=f"{name}.shape")(x))

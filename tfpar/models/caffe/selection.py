@@ -35,7 +35,7 @@ class Selection:
         self.net, self.notes = files.read_net(validate.path("net", path)), []
         self.there = [layer for layer in self.net.layers if self._takes_part(layer, phase)]
         self.layers = [*filter(computes, self.there)]
-        refuse(not self.layers, f"{path}: no layer of phase {phase} computes anything; correct the file")
+        refuse(not self.layers, f"{path}: no layer of phase {phase} computes anything; give the prototxt of a network")
         given = set()
         for layer in self.there:
             odd = not layer.top or given & {*layer.top} - {*layer.bottom[:1]}

@@ -130,6 +130,24 @@ def test_every_setting_of_the_layers_reaches_the_circuit(extra, shape, inner, tm
 
 
 @pytest.mark.extra
+def test_a_twin_that_is_sequential_and_one_of_a_model_in_16_bits(extra, tmp_path):
+    images = pictures(16, 4, 4, 1)
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    built = keras.Sequential(
+        [keras.Input((4, 4, 1)), layers.Rescaling(1 / 256), layers.MaxPooling2D(2), layers.Flatten()]
+    )
+    keras.config.set_dtype_policy("float32")
+    built.add(layers.Dense(3))
+    twin = fpga.quantized(built)
+    assert twin.input.dtype == "uint8" and {layer.compute_dtype for layer in twin.layers} <= {"float32", "uint8"}
+    fpga.fit(twin, images, np.arange(16) % 3, epochs=0, beta=0)
+    copies = [type(layer).from_config(layer.get_config()) for layer in twin.layers[1:]]
+    sequential = keras.Sequential([keras.Input((4, 4, 1), dtype="uint8"), *copies])
+    sequential.set_weights(twin.get_weights())
+    fpga.circuit(sequential, tmp_path / "circuit", images=images)  # compares
+
+
+@pytest.mark.extra
 def test_fit_with_a_price_narrows_the_numbers(extra, digits):
     keras.utils.set_random_seed(0)
     built = model(layers.Flatten(), layers.Dense(10))
@@ -171,7 +189,7 @@ def test_a_program_that_differs_from_keras_becomes_no_circuit(extra, digits, tmp
         (lambda: model(layers.Flatten(), lambda x: x + 1, layers.Dense(2)), r"\(Add\) cannot become a circuit"),
         (lambda: model(layers.Conv2D(2, 3), shape=(None, None, 1)), "from images of one size"),
         (lambda: keras.Sequential([layers.Flatten(), layers.Dense(2)]), "from images of one size"),
-        (lambda: "twin.keras", "a keras.Model"),
+        (lambda: "twin.keras", "a functional or Sequential model"),
     ],
 )
 def test_a_model_that_cannot_become_a_circuit_is_refused_by_name(extra, build, named):

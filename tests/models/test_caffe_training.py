@@ -186,6 +186,7 @@ def test_each_policy_becomes_a_schedule_that_ends_at_max_iter(lines, schedule, w
     solver = caffe.solver(write(f"base_lr: 0.1 max_iter: 50 iter_size: 2 {lines}", "s"), model, examples=1000)
     assert solver.stages == [Stage(10, 0.1, schedule=schedule)] and solver.global_batch_size == 200
     assert solver.lr_mult == {"ip/bias": 2.0} and solver.weight_decay == 0
+    assert ("count as [20, 21, 22, 30]" in "".join(solver.notes)) == ("20, 20" in lines)
 
 
 @pytest.mark.parametrize(
@@ -195,7 +196,7 @@ def test_each_policy_becomes_a_schedule_that_ends_at_max_iter(lines, schedule, w
         ('base_lr: 0.1 max_iter: 5 lr_policy: "cosine"', 65, "lr_policy 'cosine'"),
         ('base_lr: 0.1 max_iter: 5 lr_policy: "fixed" type: "LARS"', 65, "LARS"),
         ('base_lr: 0.1 lr_policy: "fixed"', 65, "max_iter"),
-        ('base_lr: 0.1 max_iter: 5 lr_policy: "fixed" clip_gradients: 0', 65, "clip_gradients must be above 0"),
+        ('base_lr: 0.1 max_iter: 5 lr_policy: "fixed" clip_gradients: 0', 65, "give a number above 0, or leave it out"),
         ('base_lr: 0.1 max_iter: 5 lr_policy: "fixed" type: "SGD" solver_type: ADAM', 65, "type and solver_type"),
         ('base_lr: 0.1 max_iter: 5 lr_policy: "fixed" clip_gradients: 1 weight_decay: 0.1', 78, "clip_gradients"),
     ],

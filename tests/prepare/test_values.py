@@ -137,7 +137,7 @@ SIZES = ((IMAGES[i, : 6 - i % 2], LABELS[i]) for i in range(40))
         ((IMAGES, np.array([None] * 40)), "labels are object"),
         ((IMAGES, LABELS / 2), "labels are float64"),
         (zip(IMAGES, [0, "cat"] * 20, strict=True), "labels are of two kinds; give whole numbers or text"),
-        ((IMAGES, np.array(["", "cat"] * 20)), "labels are .*give one whole number, text"),
+        ((IMAGES, np.array(["cat", ""] * 20)), "label 1 is an empty text; give one whole number"),
         ((np.array([IMAGES[0], IMAGES[1][1:]], dtype=object), LABELS[:2]), "images are object.*all of one size"),
         ((IMAGES, LABELS, -LABELS), "weights are int64"),
         ((IMAGES, LABELS, LABELS[1:]), "weights are"),

@@ -58,7 +58,7 @@ def _input(shape: tuple[int, int, int], image) -> np.ndarray:
 
 
 def _without_rules(selection: Selection, layers: list) -> bytes:
-    """Return a prototxt of some layers alone: OpenCV takes no notice of `include` and `exclude`."""
+    """Return a prototxt of some layers alone: OpenCV takes no notice of `include` and `exclude`, and may crash on a branch that nothing reads."""
     for layer in layers:
         layer.ClearField("include")
         layer.ClearField("exclude")
@@ -79,7 +79,7 @@ def _by_opencv(net, weights, x: np.ndarray, names: list[str]) -> dict[str, np.nd
         why = f"OpenCV does not compute {' and '.join(words)} of layer {layer.name} as Caffe does"
         refuse(words, f"nothing was compared: {why}; compare a copy of {net} without that word", errors.Unavailable)
     content = [Path(net).read_bytes(), Path(weights).read_bytes()]
-    if any(computes(layer) and layer not in selection.there for layer in selection.net.layers):
+    if any(computes(layer) and layer not in layers for layer in selection.net.layers):
         content[0] = _without_rules(selection, layers)
     why = f"nothing was compared: OpenCV cannot read {net}: {errors.REASON}"
     with errors.translated(cv2.error, errors.Unavailable, why):

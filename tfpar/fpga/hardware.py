@@ -53,7 +53,7 @@ def circuit(model: keras.Model, directory, *, images: np.ndarray, levels_per_sta
 
     Source: Sun et al., da4ml: Distributed Arithmetic for Real-time Neural Networks on FPGAs, arXiv:2507.04535.
     """
-    images = check(model, images)
+    model, images = check(model, images)
     bit_operations(model)
     levels = validate.integer("levels_per_stage", levels_per_stage, 1, 1000)
     directory = _free(directory)
@@ -100,7 +100,7 @@ def simulate(circuit: Circuit, images: np.ndarray, *, netlist: bool = False) -> 
     """
     names = ["netlist.v"] if netlist else ["network.v", "top.v"]
     with _step(circuit, names[-1], simulation=True) as place:
-        images = check(circuit.twin, images)
+        _, images = check(circuit.twin, images)
         classes, pixels = circuit.twin.output_shape[1], images[0].size
         sources = [HERE / "bench.cpp", HERE / "bench.v", *(Path("..", name) for name in names)]
         options = "--cc --exe --build -Wno-lint -Wno-style -Wno-fatal --top-module bench -MAKEFLAGS OPT_FAST=-O0"

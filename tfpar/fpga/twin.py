@@ -41,7 +41,7 @@ def quantized(model: keras.Model, *, weight_bits: int = 5, fraction_bits: int = 
 
     def twin_of(layer):
         if type(layer) not in kinds:
-            return type(layer).from_config(layer.get_config())
+            return type(layer).from_config(layer.get_config() | {"dtype": "float32"})
         return kinds[type(layer)](**{name: value for name, value in layer.get_config().items() if name in COPIED})
 
     with (
@@ -49,7 +49,7 @@ def quantized(model: keras.Model, *, weight_bits: int = 5, fraction_bits: int = 
         QuantizerConfigScope(place="datalane", default_q_type="kif", overflow_mode="WRAP", f0=fraction_bits),
         LayerConfigScope(enable_ebops=True, beta0=0.0),
     ):
-        twin = keras.models.clone_model(model, clone_function=twin_of)
+        twin = keras.models.clone_model(model, keras.Input(model.input_shape[1:], dtype="uint8"), twin_of)
     for layer, own in zip(model.layers, twin.layers, strict=True):
         if type(layer) in kinds:
             own.kernel.assign(layer.kernel)
@@ -104,13 +104,13 @@ def load(path: str | os.PathLike) -> keras.Model:
     return networks.load(validate.path("twin", path), errors.DataError)
 
 
-def check(twin: keras.Model, images) -> np.ndarray:
-    """Return images as an array; check that it is a twin, and that it takes them."""
-    _checked(twin, _kinds().values(), "give a twin made by fpga.quantized")
+def check(twin: keras.Model, images) -> tuple[keras.Model, np.ndarray]:
+    """Return a twin as a functional model, and images as an array; check that it is one, and takes them."""
+    twin = _checked(twin, _kinds().values(), "give a twin made by fpga.quantized")
     images = np.asarray(images)
     if images.shape[1:] != twin.input_shape[1:] or images.dtype != np.uint8 or not len(images):
         raise errors.SettingsError(f"images={images.dtype}{[*images.shape]}: give uint8 images {twin.input_shape}")
-    return images
+    return twin, images
 
 
 def bit_operations(twin: keras.Model) -> int:
@@ -140,7 +140,7 @@ def _checked(model: keras.Model, kinds, remedy: str) -> keras.Model:
     rule = f"{remedy} of Rescaling(1/256) and then {', '.join(kind.__name__ for kind in known)}"
     ends = [*(getattr(model, "inputs", None) or ()), *(getattr(model, "outputs", None) or ())]
     if len(ends) != 2 or None in ends[0].shape[1:] or len(ends[1].shape) != 2:
-        validate.reject("model", model, f"a keras.Model from images of one size to logits; {rule}")
+        validate.reject("model", model, f"a functional or Sequential model from images of one size to logits; {rule}")
     model = keras.Model(*ends, name=model.name)
     for layer in model.operations[1:]:
         plain = getattr(layer, "activation", None) in (None, keras.activations.linear, keras.activations.relu)

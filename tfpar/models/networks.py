@@ -230,7 +230,7 @@ def load(path: str | os.PathLike, failed: type) -> keras.Model:
         failed: Keras cannot read it.
     """
     if not os.path.isfile(path):
-        raise errors.InputNotFound(f"{path}: no such file")
+        raise errors.InputNotFound(f"{path}: no such file; give one that model.save wrote")
     with errors.translated(_UNREADABLE, failed, f"{path}: cannot be loaded as a model ({errors.REASON})"):
         return keras.saving.load_model(path, compile=False)
 

@@ -108,7 +108,9 @@ def _labels(labels: np.ndarray) -> np.ndarray:
         raise errors.DataError(f"labels {_kind(labels)} are not one-hot rows; give {_TO_LABELS}")
     if labels.dtype.kind in "SOU":
         texts = [files.printable(label) if isinstance(label, bytes) else label for label in labels.ravel()]
-        if all(isinstance(text, str) and text for text in texts):
+        if empty := [i for i, text in enumerate(texts) if isinstance(text, str) and not text]:
+            raise errors.DataError(f"label {empty[0]} is an empty text; give {_TO_LABELS}")
+        if all(isinstance(text, str) for text in texts):
             return np.asarray(texts)
     if labels.dtype.kind not in "iub":
         raise errors.DataError(f"labels are {_kind(labels)}; give {_TO_LABELS}")

@@ -172,8 +172,8 @@ def _model(selection: Selection, inputs, outputs, built: Network) -> keras.Model
     twice = f"{selection.net.path}: {errors.REASON}; give that layer another name"  # as of `a/pad` beside a padded layer `a`
     deep = f"{selection.net.path}: more layers in a row than Keras can follow; in Python call sys.setrecursionlimit(10000) first"
     with (
-        errors.translated(ValueError, errors.DataError, twice),
         errors.translated(RecursionError, errors.DataError, deep),
+        errors.translated(ValueError, errors.DataError, twice),
     ):
         name = re.sub(r"[^\w.-]", "_", selection.net.message.name, flags=re.ASCII).lstrip("_-")
         model = keras.Model(inputs, outputs, name=name or "caffe")

@@ -99,8 +99,7 @@ def read_weights(path: File) -> dict[str, list[np.ndarray]]:
     named = [(layer.name, layer.blobs) for layer in parsed.layer]
     named += [(layer.name or layer.layer.name, layer.blobs or layer.layer.blobs) for layer in parsed.layers]
     found = {str(name): [_array(blob, f"{path}: layer {name}") for blob in blobs] for name, blobs in named if blobs}
-    why = "no weights in it, so it is no caffemodel (HDF5 is not supported)"
-    refuse(not found, f"{path}: {why}; give the file that Caffe has written")
+    refuse(not found, f"{path}: no weights in it, so it is no caffemodel; give the file that Caffe has written")
     return found
 
 
@@ -201,7 +200,8 @@ def _today(old):
 
 
 def _parse_binary(path: File, kind: str):
-    why = f"{path}: damaged, or not written by Caffe; copy it again from where it came"
+    hdf5 = "HDF5 is not supported, so give what Caffe writes with snapshot_format BINARYPROTO"
+    why = f"{path}: damaged, or not written by Caffe; copy it again from where it came ({hdf5})"
     with errors.translated((message.DecodeError, UnicodeDecodeError), errors.DataError, why):
         return _classes()[f"{BINARY}.{kind}"].FromString(_content(path))
 

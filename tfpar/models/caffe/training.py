@@ -108,6 +108,8 @@ def solver(file: File, model: keras.Model, *, examples: int) -> Solver:
     used = READ | {*OPTIMIZERS[given.type][1].values(), *numbers, of_steps}
     unused = [field.name for field, _ in given.ListFields() if field.name not in used]
     notes = [f"not used: {', '.join(unused)}"] if unused else []
+    if list(steps) != stated:
+        notes.append(f"{of_steps} {stated} count as {[*steps]}, because Caffe takes one step in an iteration")
     if given.type in OUTSIDE:
         why = "delta is squared, for Keras adds it inside of the root"
         notes.append(f"{given.type}: {why}; gradients as small as delta move the weights more")
@@ -127,7 +129,9 @@ def _check(file: File, given) -> None:
         refuse(not 0 < getattr(given, name) < math.inf, f"{file}: {name} must be above 0; correct the file")
     for name in ("weight_decay", "momentum", "momentum2", "delta", "rms_decay"):
         refuse(not 0 <= getattr(given, name) < math.inf, f"{file}: {name} must be a number from 0; correct the file")
-    refuse(given.clip_gradients == 0, f"{file}: clip_gradients must be above 0, for 0 stops learning; correct the file")
+    refuse(
+        given.clip_gradients == 0, f"{file}: clip_gradients 0 stops learning; give a number above 0, or leave it out"
+    )
     clips = given.clip_gradients > 0 and (given.weight_decay or given.iter_size > 1)
     why = "Caffe clips before it adds the decay and divides, Keras after; leave one of them out"
     refuse(clips, f"{file}: clip_gradients with weight_decay or iter_size: {why}", errors.SettingsError)

@@ -814,13 +814,14 @@ def test_a_source_that_changed_moved_or_went_away(tmp_path, monkeypatch):
 
 
 def test_another_source_of_the_same_name_is_not_taken_for_one_that_moved(tmp_path, monkeypatch):
-    """Its files have the same names and sizes; in a copy they have the same times as well."""
+    """Its files have the same names and sizes; those of a copy have the same bytes."""
     monkeypatch.chdir(tmp_path)
     for name in ("cat", "dog"):
         pictures(f"a/photos/{name}")
         pictures(f"b/photos/{name}", shade=1)
     first = prepare.dataset("a/photos", "data")
     shutil.copytree("a/photos", "c/photos")
+    os.utime("c/photos/cat/0.png")  # a copy by cp -r has other times
     assert prepare.dataset("c/photos", "data").fingerprint == first.fingerprint
     with pytest.raises(errors.SettingsError, match=r"source is .*a/photos, asked for .*b/photos.*tfpar train data$"):
         prepare.dataset("b/photos", "data")

@@ -7,6 +7,8 @@ from pathlib import Path
 from tfpar import errors, files
 from tfpar.prepare import arrays, folders, inputs, sources
 
+COMPARED = 100  # pictures of two sources with the same names and sizes
+
 
 def check(directory: Path, source, settings: dict, size: tuple[int, int] | None) -> None:
     """Refuse a directory that was prepared with other settings, or from what its source no longer is.
@@ -47,14 +49,23 @@ def _is_of(there: dict, directory: Path, source, identity: str) -> bool:
         if elsewhere:  # another source, which these splits do not suit
             return False
         raise
-    moved_away = elsewhere and not os.path.exists(place)
-    said = inputs.changes(found, there["source_files"], arrays.names_of(directory, there), moved_away=moved_away)
+    said = inputs.changes(found, there["source_files"], arrays.names_of(directory, there), moved_away=elsewhere)
     if said and not elsewhere:
         place = files.printable(source)
         again = f"Prepare it again: {_command(there, place, directory)} (the old one is kept beside, for earlier runs)"
         todo = f"{again}, or use what is there by its name: tfpar train {files.word(directory)}"
         raise errors.SettingsError(f"{directory} is older than its source {place}: {said}. {todo}")
-    return not said
+    return not said and not (elsewhere and _differ(found, Path(source), Path(place)))
+
+
+def _differ(found: inputs.Source, now: Path, earlier: Path) -> bool:
+    """Tell whether a picture has other bytes than the one of that name in the earlier source, where that is still there; some are read."""
+    paths = [item.picture for split in found.splits.values() for item in split()]
+    for path in paths[:: len(paths) // COMPARED + 1]:
+        before = earlier / path.relative_to(now) if now.is_dir() else earlier.parent / path.relative_to(now.parent)
+        if before.is_file() and path.is_file() and before.read_bytes() != path.read_bytes():
+            return True
+    return False
 
 
 def _command(there: dict, place: str, directory: Path) -> str:

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = sorted((ROOT / "tfpar").rglob("*.py"))
-MOST_CODE_LINES, MOST_LINES_OF_A_FILE, MOST_LINES_OF_A_FUNCTION = 8434, 400, 40
+MOST_CODE_LINES, MOST_LINES_OF_A_FILE, MOST_LINES_OF_A_FUNCTION = 8437, 400, 40
 WRITTEN_OUT = {"run", "manifests"}  # signatures that help and completion show
 
 # Each imports only what stands on earlier lines; what stands on one line may share a package, but is not one circle.

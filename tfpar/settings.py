@@ -123,9 +123,11 @@ class Settings:
         earlier = earlier or {}
         shards = self.shards or earlier.get("shards", replicas)
         if earlier.get("shards") == shards and shards % replicas:
-            s, fit = "s"[: shards > 1], " or ".join(str(n) for n in range(1, shards + 1) if shards % n == 0)
-            todo = f"continue on {fit} replica{s}, or start over with --shards {replicas} --fresh"
-            raise errors.SettingsError(f"this run has {shards} shard{s} for {replicas} replicas; {todo}")
+            fit = " or ".join(str(n) for n in range(1, shards + 1) if shards % n == 0)
+            todo = f"continue on {fit} replica{'s'[: shards > 1]}, or start over with --shards {replicas} --fresh"
+            raise errors.SettingsError(
+                f"this run has {shards} shard{'s'[: shards > 1]} for {replicas} replicas; {todo}"
+            )
         multiple(shards, replicas, f"{shards} shards cannot be divided evenly among {replicas} replicas")
         batch = self.global_batch_size or earlier.get("global_batch_size", -(-DEFAULT_BATCH // shards) * shards)
         multiple(batch, shards, f"global batch {batch} cannot be cut into {shards} equal shards")

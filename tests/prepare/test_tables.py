@@ -207,6 +207,15 @@ def test_a_table_that_changed_is_refused_and_one_that_moved_is_not(pictures, tmp
     assert moved.fingerprint == first.fingerprint
 
 
+def test_a_copy_of_a_table_of_pictures_that_lie_outside_of_its_folder_is_the_same_source(pictures, tmp_path):
+    rows = [row | {"path": str(pictures / row["path"])} for row in rows_of(pictures)]
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        written(tmp_path / name / "a.csv", rows)
+    first = prepare.dataset(tmp_path / "one" / "a.csv", tmp_path / "d")
+    assert prepare.dataset(tmp_path / "two" / "a.csv", tmp_path / "d").fingerprint == first.fingerprint
+
+
 def sides(data):
     return [{source.split("/")[-1][:2] for source in split.sources} for split in (data.train, data.validation)]
 

@@ -61,8 +61,9 @@ def _find(root: Path, splits: bool | None) -> tuple[list[str], dict[str, list[tu
         raise errors.DataError(_no_classes(root, roots["train"][0], pictures["train"]))
     folders = [(split, path / name) for split, paths in roots.items() for path in paths for name in _folders(path)]
     tell_spellings(path.name for _, path in folders)
+    filled = {(split, name) for split, found in listed.items() for name, _ in found}
     for split, path in folders:
-        if composed(path.name) not in {name for name, _ in listed[split]}:
+        if (split, composed(path.name)) not in filled:
             print(f"{files.printable(path)}: an empty folder, left out")
     return sorted({name for found in pictures.values() for name, _ in found if name}), listed
 

@@ -60,10 +60,10 @@ def _is_of(there: dict, directory: Path, source, identity: str) -> bool:
 
 def _differ(found: inputs.Source, now: Path, earlier: Path) -> bool:
     """Tell whether a picture has other bytes than the one of that name in the earlier source, where that is still there; some are read."""
-    paths = [item.picture for split in found.splits.values() for item in split()]
-    for path in paths[:: len(paths) // COMPARED + 1]:
-        before = earlier / path.relative_to(now) if now.is_dir() else earlier.parent / path.relative_to(now.parent)
-        if before.is_file() and path.is_file() and before.read_bytes() != path.read_bytes():
+    items = [item for split in found.splits.values() for item in split()]
+    for item in items[:: len(items) // COMPARED + 1]:
+        before = (earlier if now.is_dir() else earlier.parent) / item.source
+        if before.is_file() and item.picture.is_file() and before.read_bytes() != item.picture.read_bytes():
             return True
     return False
 

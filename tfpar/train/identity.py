@@ -120,7 +120,7 @@ def check_opens_again(model: keras.Model) -> None:
         kind, config, given = type(layer), layer.get_config(), getattr(layer._auto_config, "config", {})
         if getattr(kind.from_config, "__func__", None) is keras.Sequential.from_config.__func__:
             why = f"layer {layer.name}: Keras opens it as {kind.__name__}(name=...) and adds its layers; create them in a function, not in __init__"
-            with errors.translated(TypeError, errors.SettingsError, why):
+            with errors.translated((TypeError, ValueError), errors.SettingsError, why):
                 if kind(name=layer.name).layers:
                     raise TypeError
         if getattr(kind.from_config, "__func__", None) not in FROM_CONFIG or "layers" in config:

@@ -103,7 +103,8 @@ def _not_connected(reason: str) -> errors.Unavailable:
 class WorkerGroup:
     """Exchange values between the workers of a strategy; in a single process each method returns what it was given.
 
-    All workers must call the same methods in the same order: each call is collective, and blocks until every worker has made it.
+    Each method is a collective operation: all workers must call the methods in the same order, and a call returns when every worker has
+    made it.
 
     Attributes:
         index: of this worker; size: how many there are.
